@@ -1,0 +1,3 @@
+module dbconnector
+
+go 1.26.0

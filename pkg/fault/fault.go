@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fault sorts errors by what is to be done about them.
+//
+// A database driver speaks in SQLSTATEs and error numbers, the API server in HTTP codes, a parser in prose. The logic
+// above them (provision, rotation, main) must not know any of these languages, and must not guess from text: so whoever
+// meets a foreign error first gives it one of the few classes below, and everybody else asks Of. An error that nobody
+// classified is Unknown, which ends a run and leaves the next try to the kubelet.
+package fault
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Class says what is to be done about an error.
+type Class int
+
+// The classes. Their order has no meaning.
+const (
+	// Unknown: nobody classified it. Not repeated within a run; the kubelet's next try may help.
+	Unknown Class = iota
+	// Unavailable: nothing is wrong but the moment (no network, server starting, too many connections).
+	// Worth repeating, with backoff, within the time limit.
+	Unavailable
+	// WrongPassword: the server said that the password of this login is wrong, and nothing else
+	// (PostgreSQL 28P01, MySQL 1045). Note that both say so for a login that does not exist, too.
+	WrongPassword
+	// NoDatabase: the login is fine, the database is not there (PostgreSQL 3D000, MySQL 1049).
+	NoDatabase
+	// NoAccess: the login is fine, the database is not open to it (PostgreSQL 42501, 55000, 28000 after the fact; MySQL 1044).
+	// Either a provisioning that was cut short, or somebody took a right away.
+	NoAccess
+	// Refused: a human must change something: a setting, the connector, the server. Repeating is useless.
+	Refused
+)
+
+// Error is an error with its class.
+type Error struct {
+	Class Class
+	err   error
+}
+
+// New makes an error of class c. The format is fmt.Errorf's, %w included.
+func New(c Class, format string, args ...any) error {
+	return &Error{Class: c, err: fmt.Errorf(format, args...)}
+}
+
+func (e *Error) Error() string { return e.err.Error() }
+
+// Unwrap gives the error that was classified.
+func (e *Error) Unwrap() error { return e.err }
+
+// Of is the class of the outermost classified error in err's chain; Unknown where there is none.
+func Of(err error) Class {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Class
+	}
+	return Unknown
+}
+
+// Is tells whether err is of class c.
+func Is(err error, c Class) bool { return err != nil && Of(err) == c }
