@@ -47,11 +47,11 @@ const (
 )
 
 const (
-	maxName     = 253        // of a host: RFC 1035 with its dots
-	maxUser     = 128        // longer than any server's (PostgreSQL 63, MySQL 32, MariaDB 128)
-	maxPassword = 4096       // longer than any token that a cloud gives out as a password
-	maxCA       = 256 << 10  // bytes; the largest public bundle in use, that of RDS, has 165 KiB. A Secret holds 1 MiB
-	maxShown    = 64         // bytes of a bad value that an error repeats
+	maxName     = 253       // of a host: RFC 1035 with its dots
+	maxUser     = 128       // longer than any server's (PostgreSQL 63, MySQL 32, MariaDB 128)
+	maxPassword = 4096      // longer than any token that a cloud gives out as a password
+	maxCA       = 256 << 10 // bytes; the largest public bundle in use, that of RDS, has 165 KiB. A Secret holds 1 MiB
+	maxShown    = 64        // bytes of a bad value that an error repeats
 )
 
 // Connector is the content of a connector Secret: a server and the credential of its admin.

@@ -38,7 +38,8 @@ const (
 // Error is an error with its class.
 type Error struct {
 	Class Class
-	err   error
+	err   error // its words
+	cause error // what it was made from; nil where the words wrap it
 }
 
 // New makes an error of class c. The format is fmt.Errorf's, %w included.
@@ -46,10 +47,21 @@ func New(c Class, format string, args ...any) error {
 	return &Error{Class: c, err: fmt.Errorf(format, args...)}
 }
 
+// Translate makes an error of class c that says what the format says, and nothing of what cause says. errors.As still finds
+// cause. It is for foreign errors whose text is too long, too technical or not safe.
+func Translate(c Class, cause error, format string, args ...any) error {
+	return &Error{Class: c, err: fmt.Errorf(format, args...), cause: cause}
+}
+
 func (e *Error) Error() string { return e.err.Error() }
 
-// Unwrap gives the error that was classified.
-func (e *Error) Unwrap() error { return e.err }
+// Unwrap gives the words' error and the cause.
+func (e *Error) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.err}
+	}
+	return []error{e.err, e.cause}
+}
 
 // Of is the class of the outermost classified error in err's chain; Unknown where there is none.
 func Of(err error) Class {

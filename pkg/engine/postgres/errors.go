@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dbconnector/pkg/fault"
+)
+
+// SQLSTATEs that have a meaning for us (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+const (
+	invalidPassword       = "28P01"
+	invalidAuthorization  = "28000" // no pg_hba.conf entry, role may not log in
+	invalidCatalogName    = "3D000" // the database does not exist
+	insufficientPrivilege = "42501"
+	notInState            = "55000" // the database accepts no connections
+	objectInUse           = "55006"
+	readOnlyTransaction   = "25006"
+	duplicateDatabase     = "42P04"
+	duplicateObject       = "42710"
+	uniqueViolation       = "23505"
+	internalError         = "XX000" // "tuple concurrently updated" when two sessions change one catalog row
+)
+
+// lostRace says that somebody else did the same at the same time: whoever reads the catalog again finds it done, or can
+// try again. The codes are those that PostgreSQL gives for concurrent DDL (failures.md B40, B41).
+func lostRace(err error) bool {
+	switch code(err) {
+	case duplicateDatabase, duplicateObject, uniqueViolation, internalError, objectInUse, "40001", "40P01":
+		return true
+	}
+	return false
+}
+
+func code(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// classify gives a driver's error its class and a message of one line. A statement is never part of it.
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	if fault.Of(err) != fault.Unknown {
+		return err
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		class := fault.Unknown
+		switch pg.Code {
+		case invalidPassword:
+			class = fault.WrongPassword
+		case invalidCatalogName:
+			class = fault.NoDatabase
+		case insufficientPrivilege, notInState:
+			class = fault.NoAccess
+		case invalidAuthorization, readOnlyTransaction:
+			class = fault.Refused
+		case objectInUse, internalError, duplicateDatabase, duplicateObject, uniqueViolation:
+			class = fault.Unavailable // somebody else does the same at this moment
+		}
+		switch pg.Code[:2] {
+		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback
+			class = fault.Unavailable
+		}
+		return fault.Translate(class, pg, "the server says: %s (SQLSTATE %s)", oneLine(pg.Message), pg.Code)
+	}
+	var (
+		verification *tls.CertificateVerificationError
+		record       tls.RecordHeaderError
+		alert        tls.AlertError
+		network      net.Error
+		syscall      *os.SyscallError
+	)
+	switch {
+	case errors.As(err, &verification):
+		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
+			oneLine(verification.Err.Error()))
+	case errors.As(err, &alert):
+		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", oneLine(alert.Error()))
+	case errors.As(err, &record):
+		return fault.New(fault.Refused, "the server answers TLS with something else")
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return fault.New(fault.Unavailable, "no answer within the time limit")
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.As(err, &network):
+		return fault.New(fault.Unavailable, "%s", oneLine(network.Error()))
+	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return fault.New(fault.Unavailable, "the connection broke: %s", oneLine(innermost(err).Error()))
+	}
+	return fault.New(fault.Unknown, "%s", oneLine(innermost(err).Error()))
+}
+
+func innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// sniffer remembers the first bytes that a server sends. pgconn reports a server that refuses TLS, and one that does not
+// speak PostgreSQL at all, as plain text; these bytes tell without reading prose.
+type sniffer struct {
+	net.Conn
+	mu      sync.Mutex
+	first   []byte
+	pending []byte
+}
+
+// Read hands out what came, and the first time takes as much as there is, so that a foreign greeting is seen whole.
+func (s *sniffer) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.first == nil {
+		buf := make([]byte, 64)
+		n, err := s.Conn.Read(buf)
+		if n == 0 {
+			return n, err
+		}
+		s.first, s.pending = buf[:n], buf[:n]
+	}
+	if len(s.pending) > 0 {
+		n := copy(p, s.pending)
+		s.pending = s.pending[n:]
+		return n, nil
+	}
+	return s.Conn.Read(p)
+}
+
+// verdict is what the first bytes say about a connection that failed; nil where they say nothing.
+func (s *sniffer) verdict(wantTLS bool) error {
+	first := s.first
+	switch {
+	case len(first) == 0:
+		return nil
+	case len(first) > 4 && first[3] == 0 && (first[4] == 10 || first[4] == 0xff):
+		// A MySQL packet: three bytes of length, sequence number 0, protocol version 10 or an error.
+		return fault.New(fault.Refused, `the server speaks MySQL's protocol, not PostgreSQL's: see the connector's key "type"`)
+	case wantTLS && bytes.Equal(first, []byte("N")):
+		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+	case !bytes.ContainsAny(first[:1], "SNERv"): // SSL yes and no, error, authentication, protocol negotiation
+		return fault.New(fault.Refused, `the server does not speak PostgreSQL's protocol: see the connector's keys "type", "endpoint" and "port"`)
+	}
+	return nil
+}

@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package postgres does on a PostgreSQL server (13 to 18) what package engine asks for.
+//
+// The admin owns the tenant's database and the tenant does not, so that a managed service's admin, who is no superuser, never
+// needs SET ROLE, and the tenant can neither drop nor open its database. Both logins are members of an owner role without
+// login and begin their sessions as that role, so that either reads and writes what the other made (failures.md B4).
+//
+// The catalog is asked first and only what is missing runs, so a second run changes nothing, and no statement fails in the
+// ordinary course of things: the server's log stays clean, and a refused statement would stand in it in full. Passwords
+// travel as SCRAM verifiers, made here.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// maintenance is the database in which the admin works and holds his locks. It exists on every kind of server that we
+// support, and advisory locks are local to one database.
+const maintenance = "postgres"
+
+// attempts bounds how often a step is run again after a lost race. The advisory lock makes races rare: what is left are
+// people, and poolers that do not keep a session.
+const attempts = 5
+
+// Server is a PostgreSQL server.
+type Server struct {
+	server  connector.Server
+	program string
+}
+
+// New prepares for a server; it does not connect. program is the application_name that the server's admin sees.
+func New(server connector.Server, program string) *Server {
+	return &Server{server: server, program: program}
+}
+
+// DSN is kine's endpoint for a login.
+func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, login) }
+
+// connect opens one connection and does not try again.
+func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string) (*pgx.Conn, error) {
+	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
+	// matters is overwritten.
+	config, err := pgx.ParseConfig("sslmode=disable host=localhost")
+	if err != nil {
+		return nil, fault.New(fault.Refused, "reading the environment's PG variables failed: remove them")
+	}
+	config.Host, config.Port = s.server.Host, s.server.Port
+	config.User, config.Password, config.Database = user, password.Reveal(), database
+	config.Fallbacks = nil // no second try in clear text, no second host
+	config.ValidateConnect = nil
+	config.ConnectTimeout = 0 // the context's deadline counts
+	config.KerberosSrvName, config.KerberosSpn = "", ""
+	config.RuntimeParams = map[string]string{"application_name": s.program}
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip, no prepared statement: a pooler may be in between
+	if config.TLSConfig, err = s.server.TLSConfig(); err != nil {
+		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
+	}
+	var seen *sniffer
+	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		seen = &sniffer{Conn: conn}
+		return seen, nil
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		if seen != nil && code(err) == "" {
+			if verdict := seen.verdict(config.TLSConfig != nil); verdict != nil {
+				return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), verdict)
+			}
+		}
+		return nil, fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
+	}
+	return conn, nil
+}
+
+// hangUp ends a session politely, in bounded time and whatever the caller's context says.
+func hangUp(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx) // the session ends either way
+}
+
+// Login logs in as a tenant to its database and ends the session again. See package engine for the classes of its error.
+func (s *Server) Login(ctx context.Context, login tenant.Login) error {
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database)
+	if err != nil {
+		return err
+	}
+	hangUp(conn)
+	return nil
+}
+
+// Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
+// the answer is left behind.
+func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error) {
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database)
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp(conn)
+
+	var current string
+	var readOnly, creates bool
+	var mighty, foreign, open []string
+	err = conn.QueryRow(ctx, `
+		SELECT current_user::text,
+		       pg_catalog.current_setting('transaction_read_only') = 'on',
+		       pg_catalog.has_schema_privilege('public', 'CREATE') AND pg_catalog.has_schema_privilege('public', 'USAGE'),
+		       ARRAY(SELECT rolname::text FROM pg_catalog.pg_roles
+		             WHERE pg_catalog.pg_has_role(session_user, oid, 'MEMBER')
+		               AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls) ORDER BY 1),
+		       ARRAY(SELECT r.rolname::text FROM pg_catalog.pg_auth_members m
+		             JOIN pg_catalog.pg_roles r ON r.oid = m.roleid JOIN pg_catalog.pg_roles u ON u.oid = m.member
+		             WHERE u.rolname = session_user AND r.rolname <> $2 ORDER BY 1),
+		       ARRAY(SELECT datname::text FROM pg_catalog.pg_database
+		             WHERE datname ~ $1 AND datname <> pg_catalog.current_database() AND datallowconn
+		               AND pg_catalog.has_database_privilege(session_user, oid, 'CONNECT') ORDER BY 1)`,
+		tenant.NamePattern, names.Owner).Scan(&current, &readOnly, &creates, &mighty, &foreign, &open)
+	if err != nil {
+		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, classify(err))
+	}
+	switch {
+	case readOnly:
+		return nil, fault.New(fault.Refused, "login %q finds the server read-only: point the connector at the primary", login.User)
+	case current != names.Owner:
+		return nil, fault.New(fault.Refused, "login %q works as role %q and not as %q: what one slot creates, the other could not use", login.User, current, names.Owner)
+	case !creates:
+		return nil, fault.New(fault.Refused, "login %q may not create tables in schema public of database %q: grant USAGE and CREATE on it to %q", login.User, login.Database, names.Owner)
+	case len(mighty) > 0:
+		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User, strings.Join(mighty, ", "))
+	case len(open) > 0:
+		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC", login.User, strings.Join(open, ", "))
+	}
+	var warnings []string
+	if len(foreign) > 0 {
+		warnings = append(warnings, fmt.Sprintf("login %q is a member of role %s, which dbconnector did not grant", login.User, strings.Join(foreign, ", ")))
+	}
+	return warnings, nil
+}
+
+// Admin is a session of the admin in the maintenance database.
+type Admin struct {
+	server   *Server
+	conn     *pgx.Conn
+	password connector.Password
+	session  session
+}
+
+// Admin logs in as the admin and checks that he can do the work: the server takes writes, and he may create databases and
+// roles. The caller closes the session.
+func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (*Admin, error) {
+	conn, err := s.connect(ctx, user, password, maintenance)
+	if err != nil {
+		return nil, err
+	}
+	a := &Admin{server: s, conn: conn, password: password}
+	if err := a.introduce(ctx); err != nil {
+		hangUp(conn)
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Admin) introduce(ctx context.Context) error {
+	var recovery, readOnly bool
+	err := a.conn.QueryRow(ctx, `
+		SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(),
+		       pg_catalog.current_setting('transaction_read_only') = 'on',
+		       r.rolname::text, r.rolsuper, r.rolcreatedb, r.rolcreaterole
+		FROM pg_catalog.pg_roles r WHERE r.rolname = current_user`).
+		Scan(&a.session.version, &recovery, &readOnly, &a.session.user, &a.session.superuser, &a.session.createDB, &a.session.createRole)
+	if err != nil {
+		return fmt.Errorf("asking what the admin may do: %w", classify(err))
+	}
+	a.session.readOnly = recovery || readOnly
+	switch {
+	case a.session.version < 130000:
+		return fault.New(fault.Refused, "the server is PostgreSQL %d: the oldest supported version is 13", a.session.version/10000)
+	case recovery:
+		return fault.New(fault.Refused, "the server is a standby (pg_is_in_recovery): point the connector at the primary")
+	case readOnly:
+		return fault.New(fault.Refused, "the server is read-only (transaction_read_only): point the connector at the primary, or switch default_transaction_read_only off")
+	case !a.session.superuser && (!a.session.createDB || !a.session.createRole):
+		return fault.New(fault.Refused, `the admin %q may not create databases and roles: ALTER ROLE %s CREATEDB CREATEROLE`, a.session.user, quote(a.session.user))
+	}
+	return nil
+}
+
+// Close ends the session and with it its lock.
+func (a *Admin) Close() { hangUp(a.conn) }
+
+// Lock waits for the tenant's lock on the server. It lasts until Close.
+func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
+	// hashtextextended folds 26 characters into the lock's 64 bits; a collision would only make one tenant wait for another.
+	if _, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", "dbconnector/"+names.Database); err != nil {
+		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
+	}
+	return nil
+}
+
+// Ensure brings about what is wanted; see package engine.
+func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
+	var done tenant.Done
+	run := func(what func() error) error {
+		var err error
+		for range attempts {
+			if err = what(); !lostRace(err) {
+				break
+			}
+		}
+		return explain(err, a.session.user)
+	}
+
+	var seen catalog
+	if err := run(func() (err error) {
+		if seen, err = a.catalog(ctx, want.Names); err != nil {
+			return err
+		}
+		switch {
+		case seen.database == nil && want.Provisioned:
+			return fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
+		case seen.database != nil && !seen.ours(want):
+			return fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
+				want.Database, quote(want.Database), literal(want.Marker))
+		}
+		verifiers := map[tenant.Slot]string{}
+		for slot, password := range want.Passwords {
+			if verifiers[slot], err = verifier(password); err != nil {
+				return err
+			}
+		}
+		return a.transaction(ctx, a.conn, planRoles(seen, a.session, want, verifiers), &done)
+	}); err != nil {
+		return done, fmt.Errorf("ensuring the tenant's roles: %w", err)
+	}
+	if err := run(func() (err error) {
+		if seen, err = a.catalog(ctx, want.Names); err != nil {
+			return err
+		}
+		if seen.database == nil {
+			create := createDatabase(want)
+			if _, err := a.conn.Exec(ctx, create.sql); err != nil {
+				return fmt.Errorf("%s: %w", create.name, classify(err))
+			}
+			done.Changes = append(done.Changes, create.name)
+			if seen, err = a.catalog(ctx, want.Names); err != nil {
+				return err
+			}
+			if seen.database == nil {
+				return fault.New(fault.Unavailable, "database %q vanished while it was set up", want.Database)
+			}
+		}
+		return a.transaction(ctx, a.conn, planDatabase(*seen.database, want), &done)
+	}); err != nil {
+		return done, fmt.Errorf("ensuring the tenant's database: %w", err)
+	}
+	if seen.database.publicACL && seen.database.allowConn {
+		if err := a.expel(ctx, want.Names, &done); err != nil {
+			return done, err
+		}
+	}
+	if err := run(func() error { return a.ensureSchema(ctx, want, &done) }); err != nil {
+		return done, fmt.Errorf("ensuring the tenant's schema: %w", err)
+	}
+	warnings, err := a.openDoors(ctx)
+	done.Warnings = append(done.Warnings, warnings...)
+	return done, err
+}
+
+// explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
+func explain(err error, user string) error {
+	if fault.Is(err, fault.NoAccess) {
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; objects that another admin made have to be handed over to it", user, err)
+	}
+	return err
+}
+
+// transaction runs statements in one transaction; none at all where the plan is empty.
+func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statement, done *tenant.Done) error {
+	if len(plan) == 0 {
+		return nil
+	}
+	var names []string
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, s := range plan {
+			if _, err := tx.Exec(ctx, s.sql); err != nil {
+				return fmt.Errorf("%s: %w", s.name, classify(err))
+			}
+			names = append(names, s.name)
+		}
+		return nil
+	})
+	if err != nil {
+		return classify(err) // of BEGIN and COMMIT
+	}
+	done.Changes = append(done.Changes, names...)
+	return nil
+}
+
+// catalog asks the shared catalogs for everything about a tenant. pg_roles and not pg_authid, which managed services close.
+func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error) {
+	seen := catalog{roles: map[string]role{}}
+	users := []string{names.Owner, names.User(tenant.A), names.User(tenant.B)}
+
+	rows, err := a.conn.Query(ctx, `
+		SELECT r.rolname::text, COALESCE(pg_catalog.shobj_description(r.oid, 'pg_authid'), ''), COALESCE(r.rolconfig, '{}'),
+		       EXISTS (SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles o ON o.oid = m.roleid
+		               WHERE m.member = r.oid AND o.rolname = $2)
+		FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)`, users, names.Owner)
+	if err != nil {
+		return seen, fmt.Errorf("reading the roles: %w", classify(err))
+	}
+	var name string
+	var r role
+	if _, err := pgx.ForEachRow(rows, []any{&name, &r.marker, &r.settings, &r.member}, func() error {
+		seen.roles[name] = role{r.marker, slices.Clone(r.settings), r.member}
+		return nil
+	}); err != nil {
+		return seen, fmt.Errorf("reading the roles: %w", classify(err))
+	}
+
+	// From 16 on whoever creates a role keeps a grant of it with ADMIN OPTION alone, which is as it should be.
+	leftover := "true"
+	if a.session.version >= 160000 {
+		leftover = "(m.inherit_option OR m.set_option)"
+	}
+	var d database
+	err = a.conn.QueryRow(ctx, `
+		SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles o ON o.oid = m.roleid
+		               JOIN pg_catalog.pg_roles u ON u.oid = m.member
+		               WHERE o.rolname = $2 AND u.rolname = current_user AND `+leftover+`),
+		       d.oid IS NOT NULL, COALESCE(pg_catalog.shobj_description(d.oid, 'pg_database'), ''),
+		       COALESCE(d.datallowconn, false), COALESCE(d.datconnlimit, 0),
+		       EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x WHERE x.grantee = 0),
+		       ARRAY(SELECT x.privilege_type FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x
+		             JOIN pg_catalog.pg_roles g ON g.oid = x.grantee WHERE g.rolname = $2)
+		FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_database d ON d.datname = $1`, names.Database, names.Owner).
+		Scan(&seen.adminMember, &d.exists, &d.marker, &d.allowConn, &d.limit, &d.publicACL, &d.ownerACL)
+	if err != nil {
+		return seen, fmt.Errorf("reading the database: %w", classify(err))
+	}
+	if d.exists {
+		seen.database = &d
+	}
+	return seen, nil
+}
+
+// expel ends the sessions that others opened while the database was open to them: a REVOKE does not (failures.md B25).
+func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done) error {
+	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usename IS NOT NULL AND NOT usename = ANY($2)`
+	users := []string{names.User(tenant.A), names.User(tenant.B), a.session.user}
+	var n int
+	if err := a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database, users).Scan(&n); err != nil {
+		return fmt.Errorf("looking for foreign sessions in database %q: %w", names.Database, classify(err))
+	}
+	if n == 0 {
+		return nil
+	}
+	_, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_terminate_backend(pid) "+foreign, names.Database, users)
+	switch {
+	case code(err) == insufficientPrivilege:
+		done.Warnings = append(done.Warnings, fmt.Sprintf("database %q was open to PUBLIC, and %d foreign sessions are still in it, which the admin may not end", names.Database, n))
+	case err != nil:
+		return fmt.Errorf("ending foreign sessions in database %q: %w", names.Database, classify(err))
+	default:
+		done.Changes = append(done.Changes, "end foreign sessions")
+	}
+	return nil
+}
+
+// ensureSchema works inside the tenant's database, over a connection of its own.
+func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant.Done) error {
+	conn, err := a.server.connect(ctx, a.session.user, a.password, want.Database)
+	if err != nil {
+		return err
+	}
+	defer hangUp(conn)
+	var s schema
+	// pg_has_role 'USAGE' and not 'MEMBER': what counts is whether the owner's rights are in force, as for GRANT itself.
+	err = conn.QueryRow(ctx, `
+		SELECT pg_catalog.pg_has_role(current_user, n.nspowner, 'USAGE'),
+		       EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) x WHERE x.grantee = 0),
+		       ARRAY(SELECT x.privilege_type FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) x
+		             JOIN pg_catalog.pg_roles g ON g.oid = x.grantee WHERE g.rolname = $1)
+		FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'`, want.Owner).Scan(&s.changeable, &s.publicACL, &s.ownerACL)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fault.New(fault.Refused, "database %q has no schema public: CREATE SCHEMA public", want.Database)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the schema: %w", classify(err))
+	}
+	return a.transaction(ctx, conn, planSchema(s, want), done)
+}
+
+// openDoors names the databases that every login of the server may connect to: a tenant sees names there, and up to version
+// 14 may create tables. We do not close them, since others may rely on them.
+func (a *Admin) openDoors(ctx context.Context) ([]string, error) {
+	rows, err := a.conn.Query(ctx, `
+		SELECT d.datname::text FROM pg_catalog.pg_database d
+		WHERE d.datname IN ('postgres', 'template1') AND d.datallowconn
+		  AND EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x
+		              WHERE x.grantee = 0 AND x.privilege_type = 'CONNECT') ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("looking for open databases: %w", classify(err))
+	}
+	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("looking for open databases: %w", classify(err))
+	}
+	var warnings []string
+	for _, name := range open {
+		warnings = append(warnings, fmt.Sprintf("database %q is open to every login of this server: REVOKE CONNECT ON DATABASE %s FROM PUBLIC", name, quote(name)))
+	}
+	return warnings, nil
+}
+
+// InUse says whether a login has a session anywhere on the server. Every role sees whose sessions there are.
+func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
+	var used bool
+	if err := a.conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity WHERE usename = $1)", user).Scan(&used); err != nil {
+		return false, fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
+	}
+	return used, nil
+}
+
+// SetPassword sets the password of a login that exists.
+func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
+	v, err := verifier(password)
+	if err != nil {
+		return err
+	}
+	if _, err := a.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(user), literal(v))); err != nil {
+		return fmt.Errorf("setting the password of login %q: %w", user, explain(err, a.session.user))
+	}
+	return nil
+}
