@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package deploy_test
+
+import (
+	"fmt"
+	goversion "go/version"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"dbconnector/test/deploy"
+)
+
+// Facts about the vCluster chart and about the programs that the manifests rely on.
+const (
+	outputDir     = "/var/run/dbconnector" // default of DBCONNECTOR_OUTPUT_DIR
+	chartConfig   = "vcluster-config"      // the chart's volume with the vCluster's config.yaml
+	chartConfigAt = "/var/lib/vcluster"    // default directory of DBCONNECTOR_VCLUSTER_CONFIG
+	user          = int64(65532)           // USER of the Dockerfile
+	connectorKey  = "loft.sh/connector-type"
+	connectorType = "shared-database"
+)
+
+// values are the parts of the chart's values that ours set. They are decoded strictly: a key that is not here is a typo,
+// or an addition that somebody has to check against the chart.
+type values struct {
+	ControlPlane struct {
+		BackingStore struct {
+			Database struct {
+				Embedded store `json:"embedded"`
+				External store `json:"external"`
+			} `json:"database"`
+		} `json:"backingStore"`
+		StatefulSet struct {
+			Args             []string `json:"args"`
+			HighAvailability struct {
+				Replicas int `json:"replicas"`
+			} `json:"highAvailability"`
+			Security struct {
+				PodSecurityContext corev1.PodSecurityContext `json:"podSecurityContext"`
+			} `json:"security"`
+			Persistence struct {
+				VolumeClaim struct {
+					Enabled *bool `json:"enabled"`
+				} `json:"volumeClaim"`
+				AddVolumes      []corev1.Volume      `json:"addVolumes"`
+				AddVolumeMounts []corev1.VolumeMount `json:"addVolumeMounts"`
+			} `json:"persistence"`
+			InitContainers []corev1.Container `json:"initContainers"`
+		} `json:"statefulSet"`
+	} `json:"controlPlane"`
+}
+
+type store struct {
+	Enabled   bool     `json:"enabled"`
+	Connector string   `json:"connector"` // of external only
+	ExtraArgs []string `json:"extraArgs"`
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := deploy.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func read(t *testing.T, path ...string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func decode(t *testing.T, data []byte, into any) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict(data, into); err != nil {
+		t.Fatalf("%v in\n%s", err, data)
+	}
+}
+
+// vcluster is what the file vcluster.yaml of an example says.
+type vcluster struct{ release, namespace, connector, platform string }
+
+// grants holds the Roles and bindings that a directory renders, by namespace.
+type grants struct {
+	roles    map[string]rbacv1.Role
+	bindings map[string]rbacv1.RoleBinding
+}
+
+// rendered builds a directory and allows nothing in it but one Role and one RoleBinding in each namespace.
+func rendered(t *testing.T, dir string) grants {
+	t.Helper()
+	out, err := deploy.Build(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := grants{roles: map[string]rbacv1.Role{}, bindings: map[string]rbacv1.RoleBinding{}}
+	for doc := range strings.SplitSeq(string(out), "\n---\n") {
+		var kind metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
+			t.Fatal(err)
+		}
+		switch kind.Kind {
+		case "Role":
+			var role rbacv1.Role
+			decode(t, []byte(doc), &role)
+			if _, twice := got.roles[role.Namespace]; twice {
+				t.Errorf("two Roles in namespace %q", role.Namespace)
+			}
+			got.roles[role.Namespace] = role
+		case "RoleBinding":
+			var binding rbacv1.RoleBinding
+			decode(t, []byte(doc), &binding)
+			if _, twice := got.bindings[binding.Namespace]; twice {
+				t.Errorf("two RoleBindings in namespace %q", binding.Namespace)
+			}
+			got.bindings[binding.Namespace] = binding
+		default:
+			t.Errorf("unexpected %s: a vCluster needs Roles and RoleBindings, and nothing for the whole cluster", kind.Kind)
+		}
+	}
+	return got
+}
+
+// checkGrants compares what was rendered with the whole of what a vCluster may be granted. Nothing is left out: whoever
+// adds a right has to add it here, too.
+func checkGrants(t *testing.T, got grants, v vcluster) {
+	t.Helper()
+	core := []string{""}
+	want := map[string][]rbacv1.PolicyRule{
+		v.platform: {
+			{APIGroups: core, Resources: []string{"secrets"}, ResourceNames: []string{v.connector}, Verbs: []string{"get"}},
+		},
+		v.namespace: {
+			{APIGroups: core, Resources: []string{"namespaces"}, ResourceNames: []string{v.namespace}, Verbs: []string{"get"}},
+			{APIGroups: core, Resources: []string{"events"}, Verbs: []string{"create"}},
+		},
+	}
+	if g, w := slices.Sorted(maps.Keys(got.roles)), slices.Sorted(maps.Keys(want)); !slices.Equal(g, w) {
+		t.Fatalf("Roles in namespaces %q, want %q", g, w)
+	}
+	subject := []rbacv1.Subject{{Kind: "ServiceAccount", Name: "vc-" + v.release, Namespace: v.namespace}}
+	for namespace, rules := range want {
+		role, binding := got.roles[namespace], got.bindings[namespace]
+		if !reflect.DeepEqual(role.Rules, rules) {
+			t.Errorf("Role %s/%s grants\n%+v\nwant\n%+v", namespace, role.Name, role.Rules, rules)
+		}
+		ref := rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: role.Name}
+		if binding.RoleRef != ref {
+			t.Errorf("RoleBinding %s/%s refers to %+v, want %+v", namespace, binding.Name, binding.RoleRef, ref)
+		}
+		if !reflect.DeepEqual(binding.Subjects, subject) {
+			t.Errorf("RoleBinding %s/%s is for %+v, want %+v", namespace, binding.Name, binding.Subjects, subject)
+		}
+	}
+	// All vClusters meet in the platform's namespace: one must not overwrite the other's Role.
+	if g, w := got.roles[v.platform].Name, "dbconnector."+v.namespace+"."+v.release; g != w {
+		t.Errorf("Role in the platform's namespace is called %q, want %q", g, w)
+	}
+}
+
+func TestExamplesGrantOneConnectorSecret(t *testing.T) {
+	t.Parallel()
+	for _, example := range []string{"open-source", "licensed"} {
+		t.Run(example, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
+			var params corev1.ConfigMap
+			decode(t, read(t, dir, "vcluster.yaml"), &params)
+			checkGrants(t, rendered(t, dir), vcluster{
+				release: params.Data["release"], namespace: params.Data["namespace"],
+				connector: params.Data["connector"], platform: params.Data["platformNamespace"],
+			})
+		})
+	}
+}
+
+// Names contain the characters that the component splits its own names at.
+func TestAwkwardNamesAreFilledInWhole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	rbac, err := filepath.Rel(dir, filepath.Join(root(t), "deploy", "kustomize", "rbac"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := vcluster{release: "vc-my-v-c", namespace: "ns-x-y", connector: "pg-1.example", platform: "the-platform"}
+	files := map[string]string{
+		"kustomization.yaml": "resources: [vcluster.yaml]\ncomponents: [" + rbac + "]\n",
+		"vcluster.yaml": fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: dbconnector, annotations: {config.kubernetes.io/local-config: "true"}}
+data: {release: %q, namespace: %q, connector: %q, platformNamespace: %q}
+`, v.release, v.namespace, v.connector, v.platform),
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkGrants(t, rendered(t, dir), v)
+}
+
+func TestExampleConnectors(t *testing.T) {
+	t.Parallel()
+	out, err := deploy.Build(t.Context(), filepath.Join(root(t), "deploy", "kustomize", "examples", "connectors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := map[string]bool{}
+	for doc := range strings.SplitSeq(string(out), "\n---\n") {
+		var secret corev1.Secret
+		decode(t, []byte(doc), &secret)
+		types[secret.StringData["type"]] = true
+		if secret.Kind != "Secret" || secret.Namespace != "vcluster-platform" || secret.Labels[connectorKey] != connectorType {
+			t.Errorf("%s %s/%s with labels %v: want a Secret in vcluster-platform with %s: %s",
+				secret.Kind, secret.Namespace, secret.Name, secret.Labels, connectorKey, connectorType)
+		}
+		for _, key := range []string{"endpoint", "port", "user", "password"} {
+			if secret.StringData[key] == "" {
+				t.Errorf("connector %s: no key %q", secret.Name, key)
+			}
+		}
+		if secret.StringData["sslMode"] == "disable" {
+			t.Errorf("connector %s: an example must not switch TLS off", secret.Name)
+		}
+	}
+	if want := map[string]bool{"postgres": true, "mysql": true}; !maps.Equal(types, want) {
+		t.Errorf("connectors of types %v, want %v", types, want)
+	}
+}
+
+func TestValues(t *testing.T) {
+	t.Parallel()
+	variables := knownVariables(t)
+	containers := map[string]corev1.Container{}
+	for _, example := range []string{"open-source", "licensed"} {
+		t.Run(example, func(t *testing.T) {
+			dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
+			var v values
+			decode(t, read(t, dir, "values.yaml"), &v)
+			var params corev1.ConfigMap
+			decode(t, read(t, dir, "vcluster.yaml"), &params)
+
+			set := v.ControlPlane.StatefulSet
+			if len(set.InitContainers) != 1 {
+				t.Fatalf("%d init containers, want one", len(set.InitContainers))
+			}
+			c := set.InitContainers[0]
+			env := checkEnvironment(t, c, variables)
+			checkStore(t, v, env, example, params.Data["connector"])
+			checkHandOver(t, v)
+			checkRestricted(t, c)
+
+			if claim := set.Persistence.VolumeClaim.Enabled; claim == nil || *claim {
+				t.Error("persistence.volumeClaim.enabled must be false: a claim makes a StatefulSet with an unused volume")
+			}
+			if group := set.Security.PodSecurityContext.FSGroup; group == nil {
+				t.Error("security.podSecurityContext.fsGroup is not set: a rootless control plane cannot read the hand-over")
+			}
+
+			// What is the same in both must stay the same.
+			c.Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool { return e.Name == "DBCONNECTOR_CONNECTOR" })
+			containers[example] = c
+		})
+	}
+	if !reflect.DeepEqual(containers["open-source"], containers["licensed"]) {
+		t.Errorf("the containers differ in more than DBCONNECTOR_CONNECTOR:\n%+v\n%+v",
+			containers["open-source"], containers["licensed"])
+	}
+}
+
+// checkStore: one store is enabled, the connector is named once, and it is the one that RBAC allows.
+func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, connector string) {
+	t.Helper()
+	db := v.ControlPlane.BackingStore.Database
+	used, other, named := db.Embedded, db.External, env["DBCONNECTOR_CONNECTOR"].Value
+	if example == "licensed" {
+		used, other, named = db.External, db.Embedded, db.External.Connector
+		if _, twice := env["DBCONNECTOR_CONNECTOR"]; twice {
+			t.Error("the connector is named twice: DBCONNECTOR_CONNECTOR and external.connector")
+		}
+	}
+	if !used.Enabled || !reflect.DeepEqual(other, store{}) {
+		t.Errorf("stores %+v: want one of them, and nothing said of the other", db)
+	}
+	if db.Embedded.Connector != "" {
+		t.Error("the embedded store has no key `connector`: the chart refuses it")
+	}
+	if named != connector {
+		t.Errorf("values name the connector %q, vcluster.yaml allows to read %q", named, connector)
+	}
+	for _, flag := range []string{"--datastore-max-open-connections=", "--datastore-connection-max-lifetime="} {
+		if !slices.ContainsFunc(used.ExtraArgs, func(arg string) bool { return strings.HasPrefix(arg, flag) }) {
+			t.Errorf("extraArgs %q: no %s", used.ExtraArgs, flag)
+		}
+	}
+}
+
+// checkHandOver: what the init container writes is what the control plane reads.
+func checkHandOver(t *testing.T, v values) {
+	t.Helper()
+	set := v.ControlPlane.StatefulSet
+	if want := []string{"--config=" + outputDir + "/config.yaml"}; !slices.Equal(set.Args, want) {
+		t.Errorf("args %q, want %q", set.Args, want)
+	}
+	if len(set.Persistence.AddVolumes) != 1 {
+		t.Fatalf("addVolumes %+v: want one", set.Persistence.AddVolumes)
+	}
+	volume := set.Persistence.AddVolumes[0]
+	dir := volume.EmptyDir
+	if dir == nil || dir.Medium != corev1.StorageMediumMemory || dir.SizeLimit == nil {
+		t.Errorf("volume %+v: passwords belong in an emptyDir in memory, with a limit", volume)
+	}
+	reads := []corev1.VolumeMount{{Name: volume.Name, MountPath: outputDir, ReadOnly: true}}
+	if got := set.Persistence.AddVolumeMounts; !reflect.DeepEqual(got, reads) {
+		t.Errorf("the control plane mounts %+v, want %+v", got, reads)
+	}
+	writes := []corev1.VolumeMount{
+		{Name: volume.Name, MountPath: outputDir},
+		{Name: chartConfig, MountPath: chartConfigAt, ReadOnly: true},
+	}
+	if got := set.InitContainers[0].VolumeMounts; !reflect.DeepEqual(got, writes) {
+		t.Errorf("the init container mounts %+v, want %+v", got, writes)
+	}
+}
+
+// checkRestricted: the pod security standard `restricted` and a bit more, on the container itself, because the rest of
+// the pod is the chart's.
+func checkRestricted(t *testing.T, c corev1.Container) {
+	t.Helper()
+	yes, no, id := true, false, user
+	want := &corev1.SecurityContext{
+		RunAsNonRoot: &yes, RunAsUser: &id, RunAsGroup: &id,
+		AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+	if !reflect.DeepEqual(c.SecurityContext, want) {
+		t.Errorf("securityContext %+v, want %+v", c.SecurityContext, want)
+	}
+	if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+		t.Errorf("terminationMessagePolicy %q: the reason of a failure would not reach `kubectl describe pod`",
+			c.TerminationMessagePolicy)
+	}
+	if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().IsZero() {
+		t.Errorf("resources %+v: want requests for CPU and memory and a limit for memory", c.Resources)
+	}
+	if !regexp.MustCompile(`/dbconnector:[0-9]+\.[0-9]+\.[0-9]+$`).MatchString(c.Image) {
+		t.Errorf("image %q: want an exact version", c.Image)
+	}
+	if c.RestartPolicy != nil || len(c.Command) > 0 {
+		t.Error("an init container that runs the image's entry point needs neither restartPolicy nor command")
+	}
+}
+
+// checkEnvironment: every variable is one that the program reads, and none carries a secret.
+func checkEnvironment(t *testing.T, c corev1.Container, known map[string]bool) map[string]corev1.EnvVar {
+	t.Helper()
+	env := map[string]corev1.EnvVar{}
+	for _, e := range c.Env {
+		if _, twice := env[e.Name]; twice {
+			t.Errorf("%s is set twice", e.Name)
+		}
+		env[e.Name] = e
+		if !known[e.Name] {
+			t.Errorf("%s is no variable of pkg/config", e.Name)
+		}
+		if e.ValueFrom != nil && e.ValueFrom.FieldRef == nil {
+			t.Errorf("%s comes from %+v: passwords in an environment show up in dumps and in children", e.Name, e.ValueFrom)
+		}
+	}
+	fields := map[string]string{
+		"DBCONNECTOR_VCLUSTER_NAME": "metadata.labels['release']",
+		"DBCONNECTOR_NAMESPACE":     "metadata.namespace",
+		"DBCONNECTOR_POD_NAME":      "metadata.name",
+		"DBCONNECTOR_POD_UID":       "metadata.uid",
+	}
+	for name, path := range fields {
+		if from := env[name].ValueFrom; from == nil || from.FieldRef == nil || from.FieldRef.FieldPath != path {
+			t.Errorf("%s is %+v, want the field %s", name, env[name], path)
+		}
+	}
+	return env
+}
+
+// knownVariables reads the names from the tags in pkg/config, so that a renamed variable is noticed here.
+func knownVariables(t *testing.T) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(root(t), "pkg", "config", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := regexp.MustCompile(`envconfig:"(DBCONNECTOR_[A-Z_]+)"`)
+	known := map[string]bool{}
+	for _, file := range files {
+		for _, match := range tag.FindAllSubmatch(read(t, file), -1) {
+			known[string(match[1])] = true
+		}
+	}
+	if len(known) == 0 {
+		t.Fatal("no variables found in pkg/config: the tag envconfig:\"DBCONNECTOR_…\" is what this test looks for")
+	}
+	return known
+}
+
+// Commented lines are documentation: what they name must exist, too.
+func TestEveryVariableThatIsNamedExists(t *testing.T) {
+	t.Parallel()
+	known := knownVariables(t)
+	name := regexp.MustCompile(`DBCONNECTOR_[A-Z_]+`)
+	err := filepath.WalkDir(filepath.Join(root(t), "deploy"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		for _, variable := range name.FindAllString(string(read(t, path)), -1) {
+			if !known[variable] {
+				t.Errorf("%s names %s, which is no variable of pkg/config", path, variable)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDockerfile(t *testing.T) {
+	t.Parallel()
+	dockerfile := string(read(t, root(t), "Dockerfile"))
+
+	tag := regexp.MustCompile(`(?m)^FROM .*golang:([0-9.]+) AS build$`).FindStringSubmatch(dockerfile)
+	module := regexp.MustCompile(`(?m)^go ([0-9.]+)$`).FindSubmatch(read(t, root(t), "go.mod"))
+	if tag == nil || module == nil {
+		t.Fatalf("compiler of the Dockerfile %q, of go.mod %q: want a version of each", tag, module)
+	}
+	if goversion.Compare("go"+tag[1], "go"+string(module[1])) < 0 {
+		t.Errorf("the Dockerfile builds with Go %s, go.mod asks for %s", tag[1], module[1])
+	}
+
+	programs, err := filepath.Glob(filepath.Join(root(t), "cmd", "*", "main.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(programs) == 0 {
+		t.Error("no programs in cmd")
+	}
+	for _, main := range programs {
+		program := filepath.Base(filepath.Dir(main))
+		if want := "-o /out/dbconnector-" + program + " ./cmd/" + program; !strings.Contains(dockerfile, want) {
+			t.Errorf("cmd/%s is not in the image: no line with %q in the Dockerfile", program, want)
+		}
+	}
+
+	_, final, _ := strings.Cut(dockerfile, "\nFROM scratch\n")
+	if want := fmt.Sprintf("\nUSER %d:%d\n", user, user); !strings.Contains(final, want) {
+		t.Errorf("the final stage is not scratch, or does not say %q", strings.TrimSpace(want))
+	}
+}
