@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package handover writes what a control plane starts from: its DSN, the CA it verifies the server with, and a vCluster
+// config that carries both.
+//
+// The three files are a projection of the tenant's record: they can be made again at any time, and whoever wrote them last
+// wrote what the record said. Each is replaced at once. They are written in the order ca.crt, config.yaml, dsn, and what is
+// no longer wanted is removed last, so that whoever finds a dsn finds all that belongs to it.
+package handover
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"dbconnector/pkg/atomicfile"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+)
+
+// The names of the files.
+const (
+	DSNFile    = "dsn"
+	CAFile     = "ca.crt"
+	ConfigFile = "config.yaml"
+)
+
+const variable = "DBCONNECTOR_OUTPUT_DIR"
+
+// Files is the content of a hand-over.
+type Files struct {
+	// DSN is kine's endpoint.
+	DSN string
+	// CA is a PEM bundle; empty: no file.
+	CA string
+	// Config is the edited vCluster config; nil: no file.
+	Config []byte
+}
+
+// Write brings the directory to this state and tells whether anything in it changed. A file that has its content and mode
+// is not touched. The directory has to exist: it is a volume, and a directory made in its place would be a part of the
+// container that nobody else sees.
+func Write(dir string, mode fs.FileMode, files Files) (changed bool, err error) {
+	if files.DSN == "" || strings.ContainsAny(files.DSN, "\r\n\x00") {
+		return false, errors.New("writing the hand-over: the DSN is not one line") // its content is a secret
+	}
+	unlock, err := enter(dir)
+	if err != nil {
+		return false, classify(dir, err)
+	}
+	defer unlock()
+
+	type file struct {
+		name    string
+		content []byte
+		wanted  bool
+	}
+	ca := file{CAFile, []byte(files.CA), files.CA != ""}
+	config := file{ConfigFile, files.Config, files.Config != nil}
+	dsn := file{DSNFile, []byte(files.DSN), true}
+	for _, f := range []file{ca, config, dsn} {
+		if !f.wanted {
+			continue
+		}
+		did, err := atomicfile.Replace(filepath.Join(dir, f.name), f.content, mode)
+		if err != nil {
+			return changed, classify(dir, err)
+		}
+		changed = changed || did
+	}
+	for _, f := range []file{config, ca} {
+		if f.wanted {
+			continue
+		}
+		did, err := atomicfile.Remove(filepath.Join(dir, f.name))
+		if err != nil {
+			return changed, classify(dir, err)
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+// enter announces a writer in dir and, where it is the only one, removes what killed ones left behind. Writers share a lock
+// on the directory itself; who sweeps needs it alone, so that no temporary file is swept away under its owner. A file
+// system without flock costs the sweeping, and nothing else.
+func enter(dir string) (leave func(), err error) {
+	d, err := os.Open(dir) //nolint:gosec // the directory is the operator's setting
+	if err != nil {
+		return nil, err
+	}
+	leave = func() { _ = d.Close() } // lets go of the lock, too
+	if info, err := d.Stat(); err != nil || !info.IsDir() {
+		leave()
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		if err := atomicfile.Sweep(dir); err != nil {
+			leave()
+			return nil, err
+		}
+	}
+	_ = syscall.Flock(int(d.Fd()), syscall.LOCK_SH) // waits for nobody but a sweeper
+	return leave, nil
+}
+
+// classify names the setting and the rule, and says which errors a repetition cannot mend.
+func classify(dir string, err error) error {
+	class, rule := fault.Unknown, ""
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		class, rule = fault.Refused, ": its files must not be mounted one by one (subPath): they could not be replaced"
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		class, rule = fault.Refused, ": must be a directory that this user can write to"
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR):
+		class, rule = fault.Refused, ": must be a directory, and the hand-over in it regular files"
+	case errors.Is(err, fs.ErrNotExist):
+		class, rule = fault.Refused, ": must exist: mount an emptyDir there"
+	case errors.Is(err, syscall.ENOSPC):
+		rule = ": is full"
+	}
+	return fault.New(class, "writing the hand-over: %s=%s%s: %w", variable, connector.Show(dir), rule, err)
+}

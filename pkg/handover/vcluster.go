@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"regexp"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"dbconnector/pkg/fault"
+)
+
+// The paths in a vCluster config that matter here.
+const (
+	backingStore  = "controlPlane.backingStore"
+	database      = backingStore + ".database"
+	connectorPath = database + ".external.connector"
+)
+
+// stores are the stores that can be enabled, the ones that take a DSN first.
+var stores = []string{
+	database + ".external", database + ".embedded",
+	backingStore + ".etcd.embedded", backingStore + ".etcd.deploy", backingStore + ".etcd.external",
+}
+
+// EditConfig sets dataSource (and caFile, where it is not empty) in the store that the user enabled in his vCluster config,
+// and removes connector from it. Nothing else changes its meaning; order, comments, quoting, anchors and unknown fields
+// stay, too, but for an anchor that the edit would have changed under somebody who shares it. Which store is enabled is
+// the user's choice, and the licence's: none is enabled, and none is moved.
+//
+// Its error is of class fault.Refused. It never repeats a value, which may be a DSN with a password.
+func EditConfig(source []byte, dsn, caFile string) ([]byte, error) {
+	doc, err := parseConfig(source)
+	if err != nil {
+		return nil, err
+	}
+	path, err := enabledStore(doc)
+	if err != nil {
+		return nil, err
+	}
+	fields, err := own(doc, strings.Split(path, "."))
+	if err != nil {
+		return nil, err
+	}
+	store := fields[len(fields)-1]
+	if value := deref(find(store, "dataSource")); value != nil {
+		switch {
+		case value.Kind != yaml.ScalarNode:
+			return nil, refuse("%s.dataSource: must be a string", path)
+		case strings.Contains(value.Value, "://"):
+			return nil, refuse("%s.dataSource: is set and names a store already: a control plane with data there would start on an empty database; remove it if this is what you want", path)
+		}
+	}
+	// What is about to change or to vanish, and what contains it, must not be shared.
+	changing := fields
+	for i := 0; i+1 < len(store.Content); i += 2 {
+		if key := store.Content[i].Value; key == "dataSource" || key == "connector" || key == "caFile" || isMerge(store.Content[i]) {
+			changing = append(changing, subtree(store.Content[i])...)
+			changing = append(changing, subtree(store.Content[i+1])...)
+		}
+	}
+	unshare(doc, changing)
+	flatten(store)
+
+	edits := map[string]*string{"dataSource": &dsn, "connector": nil}
+	if caFile != "" {
+		edits["caFile"] = &caFile
+	}
+	set(store, "dataSource", dsn)
+	if caFile != "" {
+		set(store, "caFile", caFile)
+	}
+	remove(store, "connector")
+
+	var out bytes.Buffer
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2) // as Helm writes it
+	if err := errors.Join(encoder.Encode(doc), encoder.Close()); err != nil {
+		return nil, refuse("cannot be written again")
+	}
+	if err := verify(source, out.Bytes(), path, edits); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// ConnectorName is the name of the connector that a vCluster config asks for, empty where it asks for none. As on vCluster
+// Platform it does not matter whether the store is enabled.
+func ConnectorName(source []byte) (string, error) {
+	doc, err := parseConfig(source)
+	if err != nil {
+		return "", err
+	}
+	node, err := walk(doc, connectorPath)
+	switch {
+	case err != nil:
+		return "", err
+	case node == nil || isNull(node):
+		return "", nil
+	case node.Kind != yaml.ScalarNode || node.ShortTag() != "!!str":
+		return "", refuse("%s: must be a string", connectorPath)
+	}
+	return node.Value, nil
+}
+
+func refuse(format string, args ...any) error {
+	return fault.New(fault.Refused, "vCluster config: "+format, args...)
+}
+
+var lineNumber = regexp.MustCompile(`line [0-9]+`)
+
+// parseConfig reads the one document of source. It decodes it once for good, which finds what a tree of nodes hides:
+// duplicate keys, aliases that contain themselves or that multiply without end.
+func parseConfig(source []byte) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(source))
+	var doc yaml.Node
+	err := decoder.Decode(&doc)
+	if errors.Is(err, io.EOF) {
+		return &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.MappingNode}}}, nil
+	}
+	var content any
+	if err == nil {
+		err = doc.Decode(&content)
+	}
+	if err != nil {
+		rule, where := "is not YAML", ""
+		if strings.Contains(err.Error(), "already defined at line") {
+			rule = "has a key twice"
+		}
+		if line := lineNumber.FindString(err.Error()); line != "" {
+			where = ", " + line
+		}
+		return nil, refuse("%s%s", rule, where) // not err itself, which may repeat values
+	}
+	var more yaml.Node
+	if !errors.Is(decoder.Decode(&more), io.EOF) {
+		return nil, refuse("must be one YAML document, and nothing after it")
+	}
+	root := deref(doc.Content[0])
+	if isNull(root) {
+		doc.Content[0] = &yaml.Node{Kind: yaml.MappingNode}
+	} else if root.Kind != yaml.MappingNode {
+		return nil, refuse("must be a mapping")
+	}
+	return &doc, nil
+}
+
+// enabledStore is the path of the one store that the user enabled.
+func enabledStore(doc *yaml.Node) (string, error) {
+	var enabled []string
+	for _, path := range stores {
+		node, err := walk(doc, path+".enabled")
+		if err != nil {
+			return "", err
+		}
+		on, ok := boolean(node)
+		if !ok {
+			return "", refuse("%s.enabled: must be true or false", path)
+		}
+		if on {
+			enabled = append(enabled, path)
+		}
+	}
+	switch {
+	case len(enabled) == 0:
+		return "", refuse("no store is enabled: set %s.enabled or, with a licence, %s.enabled to true", stores[1], stores[0])
+	case len(enabled) > 1:
+		return "", refuse("more than one store is enabled: %s", strings.Join(enabled, ", "))
+	case !strings.HasPrefix(enabled[0], database+"."):
+		return "", refuse("%s is enabled, which takes no database: enable %s or, with a licence, %s instead", enabled[0], stores[1], stores[0])
+	}
+	return enabled[0], nil
+}
+
+// boolean is what vCluster's decoder, which reads YAML 1.1, takes for a boolean. Nothing and null are false.
+func boolean(node *yaml.Node) (on, ok bool) {
+	if node == nil || isNull(node) {
+		return false, true
+	}
+	if node.Kind != yaml.ScalarNode || node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		return false, false
+	}
+	switch strings.ToLower(node.Value) {
+	case "true", "yes", "on", "y":
+		return true, true
+	case "false", "no", "off", "n":
+		return false, true
+	}
+	return false, false
+}
+
+func isNull(node *yaml.Node) bool { return node.Kind == yaml.ScalarNode && node.ShortTag() == "!!null" }
+
+func isMerge(key *yaml.Node) bool { return key.ShortTag() == "!!merge" }
+
+// deref follows an alias.
+func deref(node *yaml.Node) *yaml.Node {
+	for node != nil && node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	return node
+}
+
+// walk finds what is at path, through aliases and merges; nil where nothing is there.
+func walk(doc *yaml.Node, path string) (*yaml.Node, error) {
+	node := deref(doc.Content[0])
+	done := ""
+	for _, key := range strings.Split(path, ".") {
+		if isNull(node) {
+			return nil, nil
+		}
+		if node.Kind != yaml.MappingNode {
+			return nil, refuse("%s: must be a mapping", done)
+		}
+		if node = deref(find(node, key)); node == nil {
+			return nil, nil
+		}
+		done = strings.TrimPrefix(done+"."+key, ".")
+	}
+	return node, nil
+}
+
+// find is the value of a key of a mapping, its own or else a merged one; nil where it has none.
+func find(mapping *yaml.Node, key string) *yaml.Node {
+	if i := index(mapping, key); i >= 0 {
+		return mapping.Content[i+1]
+	}
+	for _, merged := range merges(mapping) {
+		if value := find(merged, key); value != nil {
+			return value
+		}
+	}
+	return nil
+}
+
+// index is the place of a mapping's own key in its content, or -1.
+func index(mapping *yaml.Node, key string) int {
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if k := deref(mapping.Content[i]); k.Kind == yaml.ScalarNode && k.Value == key && k.ShortTag() == "!!str" {
+			return i
+		}
+	}
+	return -1
+}
+
+// merges are the mappings that are merged into one, the strongest first.
+func merges(mapping *yaml.Node) []*yaml.Node {
+	var list []*yaml.Node
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if !isMerge(mapping.Content[i]) {
+			continue
+		}
+		switch value := deref(mapping.Content[i+1]); value.Kind {
+		case yaml.MappingNode:
+			list = append(list, value)
+		case yaml.SequenceNode:
+			for _, item := range value.Content {
+				if item = deref(item); item.Kind == yaml.MappingNode {
+					list = append(list, item)
+				}
+			}
+		}
+	}
+	return list
+}
+
+// own walks along a path whose end is known to be a mapping and makes every mapping on it the document's own: what is an
+// alias becomes a copy, what is merged becomes a key of its own, which outweighs the merged one. It returns the mappings,
+// the one at the end last.
+func own(doc *yaml.Node, path []string) ([]*yaml.Node, error) {
+	if doc.Content[0].Kind == yaml.AliasNode {
+		return nil, refuse("must be a mapping")
+	}
+	node := doc.Content[0]
+	nodes := []*yaml.Node{node}
+	for _, key := range path {
+		i := index(node, key)
+		if i < 0 {
+			// After the merge keys: a decoder of YAML 1.1 lets the later one win.
+			node.Content = append(node.Content, scalar(key, 0), clone(find(node, key), nil))
+			i = len(node.Content) - 2
+		}
+		if node.Content[i+1].Kind == yaml.AliasNode {
+			node.Content[i+1] = clone(node.Content[i+1], nil)
+		}
+		node = node.Content[i+1]
+		nodes = append(nodes, node)
+	}
+	return nodes, nil
+}
+
+// clone copies a node without its anchors, an alias as what it stands for. Aliases inside of it stay aliases unless they
+// stand for one of expand.
+func clone(node *yaml.Node, expand map[*yaml.Node]bool) *yaml.Node {
+	c := *deref(node)
+	if node.Kind == yaml.AliasNode { // the comments of the place, not of the original
+		c.HeadComment, c.LineComment, c.FootComment = node.HeadComment, node.LineComment, node.FootComment
+	}
+	c.Anchor = ""
+	c.Content = make([]*yaml.Node, 0, len(c.Content))
+	for _, child := range deref(node).Content {
+		if child.Kind == yaml.AliasNode && !expand[child.Alias] {
+			alias := *child
+			c.Content = append(c.Content, &alias)
+			continue
+		}
+		c.Content = append(c.Content, clone(child, expand))
+	}
+	return &c
+}
+
+// subtree lists a node and all below it, not through aliases.
+func subtree(node *yaml.Node) []*yaml.Node {
+	list := []*yaml.Node{node}
+	for _, child := range node.Content {
+		list = append(list, subtree(child)...)
+	}
+	return list
+}
+
+// unshare puts a copy in the place of every alias of the given nodes, so that they can be changed alone. The anchors
+// themselves go: nobody refers to them any more.
+func unshare(doc *yaml.Node, nodes []*yaml.Node) {
+	changing := map[*yaml.Node]bool{}
+	for _, node := range nodes {
+		changing[node] = true
+	}
+	var visit func(*yaml.Node)
+	visit = func(node *yaml.Node) {
+		for i, child := range node.Content {
+			if child.Kind == yaml.AliasNode && changing[child.Alias] {
+				node.Content[i] = clone(child, changing)
+			} else {
+				visit(child)
+			}
+		}
+	}
+	visit(doc)
+	for node := range changing {
+		node.Anchor = ""
+	}
+}
+
+// flatten makes all that is merged into a mapping its own. The mapping is the one that is edited: a merged key can be
+// outweighed, but not removed.
+func flatten(mapping *yaml.Node) {
+	merged := merges(mapping)
+	content := mapping.Content
+	mapping.Content = nil
+	for i := 0; i+1 < len(content); i += 2 {
+		if !isMerge(content[i]) {
+			mapping.Content = append(mapping.Content, content[i], content[i+1])
+		}
+	}
+	for _, from := range merged {
+		from = clone(from, nil)
+		flatten(from)
+		for i := 0; i+1 < len(from.Content); i += 2 {
+			if index(mapping, deref(from.Content[i]).Value) < 0 {
+				mapping.Content = append(mapping.Content, from.Content[i], from.Content[i+1])
+			}
+		}
+	}
+}
+
+func scalar(value string, style yaml.Style) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value, Style: style}
+}
+
+// set gives a key a string, in quotes: no decoder takes it for anything else.
+func set(mapping *yaml.Node, key, value string) {
+	node := scalar(value, yaml.DoubleQuotedStyle)
+	i := index(mapping, key)
+	if i < 0 {
+		mapping.Content = append(mapping.Content, scalar(key, 0), node)
+		return
+	}
+	had := mapping.Content[i+1]
+	node.HeadComment, node.LineComment, node.FootComment = had.HeadComment, had.LineComment, had.FootComment
+	mapping.Content[i+1] = node
+}
+
+func remove(mapping *yaml.Node, key string) {
+	if i := index(mapping, key); i >= 0 {
+		mapping.Content = append(mapping.Content[:i], mapping.Content[i+2:]...)
+	}
+}
+
+// verify decodes what was read and what is to be written, and refuses a difference other than the edits. There are corners
+// of YAML that a library writes differently from how it read them; a control plane must not be started on such a one.
+func verify(source, result []byte, path string, edits map[string]*string) error {
+	const rule = "cannot be edited without changing its meaning: write it more simply (no anchors, no tags)"
+	var want, got any
+	if err := errors.Join(yaml.Unmarshal(source, &want), yaml.Unmarshal(result, &got)); err != nil {
+		return refuse(rule)
+	}
+	store := reflect.ValueOf(want) // its maps are map[string]any, or map[any]any where a key is no string
+	for _, key := range strings.Split(path, ".") {
+		store = store.MapIndex(reflect.ValueOf(key)).Elem()
+	}
+	for key, value := range edits {
+		if value == nil {
+			store.SetMapIndex(reflect.ValueOf(key), reflect.Value{})
+		} else {
+			store.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(*value))
+		}
+	}
+	// Compared as Go writes them: that shows every type, sorts the maps' keys, and finds .nan equal to itself.
+	if fmt.Sprintf("%#v", want) != fmt.Sprintf("%#v", got) {
+		return refuse(rule)
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"dbconnector/pkg/fault"
+)
+
+// call describes a request for its error.
+type call struct {
+	doing                           string
+	verb, resource, namespace, name string
+	// hint is where to find the rule that a refused request lacks.
+	hint string
+}
+
+// rule is the RBAC rule that allows the call.
+func (c call) rule() string {
+	name := ""
+	if c.name != "" && c.verb != "create" { // a create cannot be bound to a name: it is not known when RBAC is asked
+		name = fmt.Sprintf(" named %q", c.name)
+	}
+	return fmt.Sprintf("verb %q on resource %q%s in namespace %q", c.verb, c.resource, name, c.namespace)
+}
+
+// retry repeats do while its error is of class fault.Unavailable, until ctx ends. Then the error is the last that says
+// what is wrong, rather than that time is up. tries is how often do ran.
+func (c *Client) retry(ctx context.Context, call call, do func(context.Context) error) (tries int, err error) {
+	backoff := newBackoff()
+	var last error
+	for {
+		tries++
+		err := classify(do(ctx), call)
+		if !fault.Is(err, fault.Unavailable) {
+			return tries, err
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		if !pause(ctx, &backoff, err) {
+			return tries, last
+		}
+	}
+}
+
+// newBackoff waits 0.1 s to 0.2 s first and 5 s to 10 s at last: an API server that restarts is back in seconds, and many
+// pods that wait for it must not come back together.
+func newBackoff() wait.Backoff {
+	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 5 * time.Second}
+}
+
+// pause waits for the next try, at least as long as the server asked for in err; false when ctx ended.
+func pause(ctx context.Context, backoff *wait.Backoff, err error) bool {
+	delay := backoff.Step()
+	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
+		delay = max(delay, time.Duration(seconds)*time.Second)
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// classify gives an error of client-go its class, and its text the rule that was broken.
+// Not found, conflict and already exists stay what they are, for their meaning depends on the call.
+func classify(err error, call call) error {
+	var status apierrors.APIStatus
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &status):
+		return classifyStatus(err, status.Status(), call)
+	case isTLS(err):
+		return fault.New(fault.Refused, "%s: the API server's identity cannot be verified: %w", call.doing, err)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fault.New(fault.Refused, "%s: what answers is not an API server: %w", call.doing, err)
+	}
+	var transport *url.Error
+	if errors.As(err, &transport) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		// No network, no name, connection refused or reset, no answer in time.
+		return fault.New(fault.Unavailable, "%s: %w", call.doing, err)
+	}
+	return fmt.Errorf("%s: %w", call.doing, err)
+}
+
+func classifyStatus(err error, status metav1.Status, call call) error {
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
+		return fmt.Errorf("%s: %w", call.doing, err)
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return fault.New(fault.Refused, "%s: the namespace %q is being deleted", call.doing, call.namespace)
+	case status.Code == http.StatusUnauthorized:
+		return fault.New(fault.Refused, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %w", call.doing, err)
+	case status.Code == http.StatusForbidden && strings.Contains(status.Message, "cannot "+call.verb):
+		hint := ""
+		if call.hint != "" {
+			hint = " (" + call.hint + ")"
+		}
+		return fault.New(fault.Refused, "%s: an RBAC rule is missing, %s%s: %w", call.doing, call.rule(), hint, err)
+	case status.Code == http.StatusForbidden: // a quota, an admission policy
+		return fault.New(fault.Refused, "%s: the API server refuses it: %w", call.doing, err)
+	case status.Code == http.StatusTooManyRequests, status.Code == http.StatusRequestTimeout, status.Code >= http.StatusInternalServerError:
+		return fault.New(fault.Unavailable, "%s: %w", call.doing, err)
+	}
+	// 400, 413, 422: the server's words may repeat what was sent, which is a Secret. Which field and what kind of mistake
+	// is enough.
+	var causes []string
+	if status.Details != nil {
+		for _, cause := range status.Details.Causes {
+			causes = append(causes, fmt.Sprintf("%s: %s", cause.Field, cause.Type))
+		}
+	}
+	return fault.New(fault.Refused, "%s: the API server answers %d %s [%s]", call.doing, status.Code, status.Reason, strings.Join(causes, ", "))
+}
+
+func isTLS(err error) bool {
+	var verification *tls.CertificateVerificationError
+	var header tls.RecordHeaderError
+	var alert tls.AlertError
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	return errors.As(err, &verification) || errors.As(err, &header) || errors.As(err, &alert) ||
+		errors.As(err, &authority) || errors.As(err, &host) || errors.As(err, &invalid)
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kube is the only package that knows Kubernetes: it reads the connector, keeps the record, and tells a pod's
+// story in Events.
+//
+// It uses client-go's REST client with three types instead of the typed clientset, which links every API group there is:
+// that is half of the binary and of its memory, in a container that runs for a second. A call that fails for a reason of
+// the moment is repeated until its context ends. A call that is refused says what an admin has to grant. No error holds
+// the content of a Secret.
+package kube
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/klog/v2"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+)
+
+const (
+	// requestTimeout bounds one request. The API server itself gives up after 60 s; ours are answered in milliseconds, and
+	// one that hangs (a load balancer with a dead backend) should leave time for another.
+	requestTimeout = 10 * time.Second
+	// eventTimeout is shorter: nobody should wait for an Event.
+	eventTimeout = 3 * time.Second
+)
+
+// Client talks to the API server.
+type Client struct {
+	rest      rest.Interface
+	component string
+}
+
+// New makes a client from KUBECONFIG where that is set, or else from the pod's ServiceAccount. component is the program's
+// name, as the API server's audit log and Events show it. It sends nothing yet.
+func New(component string) (*Client, error) {
+	// client-go logs what it thinks of the world through klog, in another format than ours and without knowing what is a
+	// secret. All that matters comes back as an error.
+	klog.SetLogger(logr.Discard())
+
+	config, err := clientConfig(os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
+	if err != nil {
+		return nil, err
+	}
+	return newClient(config, component)
+}
+
+func clientConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fault.New(fault.Refused, "finding the API server: %w: KUBECONFIG must be set outside of a pod; in a pod, a ServiceAccount token must be mounted", err)
+		}
+		return config, nil
+	}
+	rules := clientcmd.ClientConfigLoadingRules{Precedence: filepath.SplitList(kubeconfig)}
+	content, err := rules.Load()
+	if err != nil {
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", connector.Show(kubeconfig), err)
+	}
+	if clientcmdapi.IsConfigEmpty(content) {
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: the file does not exist or says nothing", connector.Show(kubeconfig))
+	}
+	config, err := clientcmd.NewDefaultClientConfig(*content, nil).ClientConfig()
+	if err != nil {
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", connector.Show(kubeconfig), err)
+	}
+	return config, nil
+}
+
+func newClient(config *rest.Config, component string) (*Client, error) {
+	scheme := runtime.NewScheme()
+	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.Namespace{}, &corev1.Event{})
+	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion) // get and create options, and Status, in which errors come
+
+	config = rest.CopyConfig(config)
+	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.APIPath = "/api"
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.UserAgent = component
+	config.Timeout = requestTimeout
+	config.QPS = -1 // a handful of requests in all: nothing to limit
+	config.WarningHandlerWithContext = rest.NoWarnings{}
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fault.New(fault.Refused, "preparing the API client: %v", err)
+	}
+	return &Client{rest: client, component: component}, nil
+}
+
+// Source names a connector Secret for messages, as connector.Parse wants it.
+func Source(namespace, name string) string { return "secret " + namespace + "/" + name }
+
+// Connector reads the data of a connector Secret and checks its label.
+func (c *Client) Connector(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+	source := Source(namespace, name)
+	if rules := validation.IsDNS1123Subdomain(name); len(rules) > 0 {
+		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config", connector.Show(name))
+	}
+	var secret corev1.Secret
+	call := call{
+		doing: "reading the connector, " + source, verb: "get", resource: "secrets", namespace: namespace, name: name,
+		hint: "deploy/kustomize has the Role and the RoleBinding",
+	}
+	_, err := c.retry(ctx, call, func(ctx context.Context) error {
+		return c.rest.Get().Namespace(namespace).Resource("secrets").Name(name).MaxRetries(0).Do(ctx).Into(&secret)
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, fault.New(fault.Refused, "reading the connector: %s does not exist: create it, or mend its name (DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config) or its namespace (DBCONNECTOR_CONNECTOR_NAMESPACE)", source)
+	case err != nil:
+		return nil, err
+	}
+	if err := connector.CheckLabel(source, secret.Labels); err != nil {
+		return nil, err
+	}
+	return secret.Data, nil
+}
+
+// NamespaceUID reads the UID of a Namespace.
+func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, error) {
+	var object corev1.Namespace
+	call := call{
+		doing: "reading the namespace " + namespace, verb: "get", resource: "namespaces", namespace: namespace, name: namespace,
+		hint: "a Role in the namespace itself is enough; or set DBCONNECTOR_TENANT_UID",
+	}
+	_, err := c.retry(ctx, call, func(ctx context.Context) error {
+		return c.rest.Get().Resource("namespaces").Name(namespace).MaxRetries(0).Do(ctx).Into(&object)
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", fault.New(fault.Refused, "reading the namespace: %s does not exist: mend DBCONNECTOR_NAMESPACE", connector.Show(namespace))
+	case err != nil:
+		return "", err
+	case object.UID == "":
+		return "", fault.New(fault.Unknown, "reading the namespace %s: the API server gave it no UID", namespace)
+	}
+	return string(object.UID), nil
+}
+
+// Pod is what an Event is about.
+type Pod struct{ Namespace, Name, UID string }
+
+// The types of Events.
+const (
+	Normal  = corev1.EventTypeNormal
+	Warning = corev1.EventTypeWarning
+)
+
+// maxMessage is the longest message of an Event that the API server takes.
+const maxMessage = 1024
+
+// Event records an Event about a pod. It tries once and not for long: an Event is for people, and what it tells is in the
+// log as well. The error is for a debug line.
+func (c *Client) Event(ctx context.Context, pod Pod, eventType, reason, message string) error {
+	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+	defer cancel()
+	unique := make([]byte, 8)
+	_, _ = rand.Read(unique) // never fails
+	now := metav1.Now()
+	event := &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{
+			// A pod's name may be as long as an Event's.
+			Name: strings.TrimRight(cut(pod.Name, 200), "-.") + "." + hex.EncodeToString(unique), Namespace: pod.Namespace,
+		},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
+		},
+		Type: eventType, Reason: reason, Message: cut(message, maxMessage),
+		Source: corev1.EventSource{Component: c.component}, ReportingController: c.component, ReportingInstance: pod.Name,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}
+	call := call{doing: "recording an event", verb: "create", resource: "events", namespace: pod.Namespace}
+	return classify(c.rest.Post().Namespace(pod.Namespace).Resource("events").MaxRetries(0).Body(event).Do(ctx).Error(), call)
+}
+
+// cut shortens s to at most n bytes, between two characters.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	const dots = "…"
+	for n -= len(dots); n > 0 && !utf8.RuneStart(s[n]); n-- {
+	}
+	return fmt.Sprint(s[:n], dots)
+}

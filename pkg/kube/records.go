@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+const (
+	recordKey      = "record.json"
+	managedByLabel = "app.kubernetes.io/managed-by"
+	managedBy      = "dbconnector"
+	// typePrefix and the engine's name make the Secret's type, as the Service Binding specification wants it.
+	typePrefix = "servicebinding.io/"
+)
+
+// Records keeps the record of one tenant in a Secret. It may be used by many goroutines.
+type Records struct {
+	client          *Client
+	namespace, name string
+	binding         func(*tenant.Record) (map[string]string, error)
+
+	mu sync.Mutex
+	// seen is the Secret as this store last saw it, nil where it was not there; known says that it was looked at.
+	// It is only ever a guess, which spares a read: the API server decides.
+	seen  *corev1.Secret
+	known bool
+}
+
+// Records makes the store of the record in a Secret. binding renders the keys for other consumers, which lie beside the
+// record; nil for none.
+func (c *Client) Records(namespace, name string, binding func(*tenant.Record) (map[string]string, error)) *Records {
+	return &Records{client: c, namespace: namespace, name: name, binding: binding}
+}
+
+// Load reads the record; nil where the Secret does not exist.
+func (s *Records) Load(ctx context.Context) (*tenant.Record, error) {
+	secret, err := s.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, _, err := s.decode(secret)
+	return r, err
+}
+
+// Update stores what fn makes of the record, if nobody else wrote meanwhile, and otherwise asks fn again: it is a
+// compare-and-swap on the Secret's resourceVersion. fn gets a copy that it may change, nil where there is no record. It may
+// run more than once and must have no effects: a password, for example, is made before and not in it. Where fn returns an
+// error, that error is returned and nothing is written; nothing is written either where the record stays the same.
+//
+// The first try is made on what this store last saw, which spares a read. Only a write can show that it was still true, so
+// where fn wants none, it is asked again on what the API server has now.
+func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
+	secret, known := s.lastSeen()
+	var uncertain []byte // the record whose write ended without an answer that can be trusted
+	for backoff := newBackoff(); ; {
+		guess := known
+		known = false // whatever follows, another round reads
+		if !guess {
+			var err error
+			if secret, err = s.get(ctx); err != nil {
+				return nil, err
+			}
+		}
+		old, had, err := s.decode(secret)
+		if err != nil {
+			return nil, err
+		}
+		if uncertain != nil && bytes.Equal(had, uncertain) {
+			return old, nil
+		}
+		next, data, err := ask(fn, old)
+		if err != nil || bytes.Equal(data, had) {
+			if guess {
+				continue
+			}
+			return old, err
+		}
+		tries, err := s.write(ctx, secret, next, data)
+		switch {
+		case err == nil:
+			return next.Clone(), nil
+		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err):
+			return nil, err
+		case tries > 1:
+			// An earlier try was not answered. It may have been carried out all the same, and what conflicts may be our own.
+			uncertain = data
+		}
+		if !guess && !pause(ctx, &backoff, err) {
+			return nil, fault.New(fault.Unavailable, "writing the tenant's record, %s: others keep writing it: %w", s.source(), context.Cause(ctx))
+		}
+	}
+}
+
+// ask calls fn and encodes its answer; data is nil where there is no record to be.
+func ask(fn func(*tenant.Record) (*tenant.Record, error), old *tenant.Record) (next *tenant.Record, data []byte, err error) {
+	next, err = fn(old.Clone())
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case next == nil && old != nil:
+		return nil, nil, errors.New("writing the tenant's record: a record cannot be removed")
+	case next == nil:
+		return nil, nil, nil
+	}
+	data, err = next.Encode()
+	return next, data, err
+}
+
+func (s *Records) source() string { return Source(s.namespace, s.name) }
+
+// lastSeen is the Secret to begin with, and whether there is a guess at all.
+func (s *Records) lastSeen() (*corev1.Secret, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen, s.known
+}
+
+func (s *Records) see(secret *corev1.Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen, s.known = secret, true
+}
+
+// get reads the Secret from the API server's quorum, not from its cache; nil where it does not exist.
+func (s *Records) get(ctx context.Context) (*corev1.Secret, error) {
+	secret := &corev1.Secret{}
+	call := s.call("reading", "get")
+	_, err := s.client.retry(ctx, call, func(ctx context.Context) error {
+		return s.client.rest.Get().Namespace(s.namespace).Resource("secrets").Name(s.name).MaxRetries(0).Do(ctx).Into(secret)
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		secret = nil
+	case err != nil:
+		return nil, err
+	}
+	s.see(secret)
+	return secret, nil
+}
+
+// decode reads the record in a Secret; nil for nil. A Secret without a record that can be read is an error: to take it for
+// an empty one would give the tenant a second database.
+func (s *Records) decode(secret *corev1.Secret) (*tenant.Record, []byte, error) {
+	if secret == nil {
+		return nil, nil, nil
+	}
+	data, ok := secret.Data[recordKey]
+	if !ok {
+		return nil, nil, fault.New(fault.Refused, "%s has no key %q, so it is not a tenant's record, or a damaged one: restore it from a backup, or set DBCONNECTOR_RECORD_SECRET to another name, or delete it if nothing needs it", s.source(), recordKey)
+	}
+	r, err := tenant.DecodeRecord(data)
+	if err != nil {
+		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is set anew", s.source(), recordKey, err)
+	}
+	return r, data, nil
+}
+
+// write creates the Secret where old is nil, and else replaces old, which fails with a conflict where it is not the newest
+// any more. Labels, annotations and keys of others are kept. tries is how often it was sent.
+func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Record, data []byte) (tries int, err error) {
+	keys := map[string]string{}
+	if s.binding != nil {
+		if keys, err = s.binding(next); err != nil {
+			return 0, fmt.Errorf("writing the tenant's record: %w", err)
+		}
+	}
+	secret := old.DeepCopy()
+	call := s.call("writing", "update")
+	if secret == nil {
+		call.verb = "create"
+		secret = &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: s.name},
+			Type:       secretType(next.Server.Engine), // cannot be changed later
+		}
+	}
+	if secret.Labels == nil {
+		secret.Labels = map[string]string{}
+	}
+	secret.Labels[managedByLabel] = managedBy
+	if secret.Data == nil {
+		secret.Data = map[string][]byte{}
+	}
+	for key, value := range keys {
+		secret.Data[key] = []byte(value)
+	}
+	secret.Data[recordKey] = data
+
+	written := &corev1.Secret{}
+	tries, err = s.client.retry(ctx, call, func(ctx context.Context) error {
+		request := s.client.rest.Post()
+		if old != nil {
+			request = s.client.rest.Put().Name(s.name)
+		}
+		return request.Namespace(s.namespace).Resource("secrets").MaxRetries(0).Body(secret).Do(ctx).Into(written)
+	})
+	if err == nil {
+		s.see(written)
+	}
+	return tries, err
+}
+
+func secretType(e connector.Engine) corev1.SecretType {
+	if e == connector.Postgres {
+		return typePrefix + "postgresql"
+	}
+	return typePrefix + "mysql"
+}
+
+func (s *Records) call(doing, verb string) call {
+	return call{
+		doing: doing + " the tenant's record, " + s.source(), verb: verb, resource: "secrets", namespace: s.namespace, name: s.name,
+		hint: "vCluster's own Role in its namespace has it; deploy/kustomize has it for others",
+	}
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package statedir keeps a tenant's record in a directory, for runs without Kubernetes: standalone use, a demo, tests.
+//
+// It keeps the same promise as the record's Secret: Update is a compare-and-swap, between goroutines and between
+// processes. Where the API server compares resource versions, this takes a lock (flock on a file beside the record, which
+// the kernel lets go of when its holder dies), reads, asks, and replaces the file at once. So there is no moment at which a
+// kill leaves a record that cannot be read, and no lock that outlives its holder. The directory has to be on a file system
+// that knows flock: any local one, and NFS from version 4.
+package statedir
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"dbconnector/pkg/atomicfile"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+const (
+	recordFile = "record.json"
+	lockFile   = ".lock"
+	variable   = "DBCONNECTOR_STATE_DIR"
+)
+
+// Store is the record of one tenant in a directory. It may be used by many goroutines.
+type Store struct{ dir string }
+
+// Open makes sure that the directory is there; a new one is open to nobody else.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, classify(dir, "creating the state directory", err)
+	}
+	return &Store{dir: dir}, nil
+}
+
+// Load reads the record; nil where there is none. It takes no lock: the file is only ever replaced as a whole.
+func (s *Store) Load(ctx context.Context) (*tenant.Record, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("reading the tenant's record: %w", err)
+	}
+	r, _, err := s.read()
+	return r, err
+}
+
+// Update stores what fn makes of the record. fn gets a copy that it may change, nil where there is no record, and runs
+// under the lock: it must be quick and without effects. Where it returns an error, that error is returned and nothing is
+// written; nothing is written either where the record stays the same.
+func (s *Store) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := atomicfile.Sweep(s.dir); err != nil { // under the lock, so that no temporary file belongs to anybody alive
+		return nil, classify(s.dir, "writing the tenant's record", err)
+	}
+	old, had, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	next, err := fn(old.Clone())
+	if err != nil {
+		return nil, err
+	}
+	if next == nil {
+		if old != nil {
+			return nil, errors.New("writing the tenant's record: a record cannot be removed")
+		}
+		return nil, nil
+	}
+	data, err := next.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Equal(data, had) {
+		return old, nil
+	}
+	if _, err := atomicfile.Replace(filepath.Join(s.dir, recordFile), data, 0o600); err != nil {
+		return nil, classify(s.dir, "writing the tenant's record", err)
+	}
+	return next.Clone(), nil
+}
+
+func (s *Store) read() (*tenant.Record, []byte, error) {
+	path := filepath.Join(s.dir, recordFile)
+	data, err := os.ReadFile(path) //nolint:gosec // the directory is the operator's setting
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil
+	case err != nil:
+		return nil, nil, classify(s.dir, "reading the tenant's record", err)
+	}
+	r, err := tenant.DecodeRecord(data)
+	if err != nil {
+		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set anew", path, err)
+	}
+	return r, data, nil
+}
+
+// The wait between two attempts to get the lock: short, since nobody holds it for longer than a few writes to the disk.
+const (
+	firstWait = time.Millisecond
+	longWait  = 50 * time.Millisecond
+)
+
+// lock waits for the lock until ctx ends. It asks again and again instead of waiting in the kernel, because a wait in the
+// kernel cannot be given up.
+func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
+	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600) //nolint:gosec // as above
+	if err != nil {
+		return nil, classify(s.dir, "locking the tenant's record", err)
+	}
+	for wait := firstWait; ; wait = min(2*wait, longWait) {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = file.Close() }, nil // closing lets go of the lock
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			_ = file.Close()
+			return nil, classify(s.dir, "locking the tenant's record", err)
+		}
+		timer := time.NewTimer(wait/2 + rand.N(wait)) //nolint:gosec // jitter, no secret
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			_ = file.Close()
+			return nil, fault.New(fault.Unavailable, "locking the tenant's record: another process holds the lock %q: %w",
+				filepath.Join(s.dir, lockFile), context.Cause(ctx))
+		}
+	}
+}
+
+// classify names the setting and says which errors a repetition cannot mend.
+func classify(dir, doing string, err error) error {
+	class, rule := fault.Unknown, ""
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		class, rule = fault.Refused, ": must be a directory that this user can write to"
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR), errors.Is(err, fs.ErrExist):
+		class, rule = fault.Refused, ": must be a directory"
+	}
+	return fault.New(class, "%s: %s=%q%s: %w", doing, variable, dir, rule, err)
+}
