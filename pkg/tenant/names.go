@@ -13,6 +13,7 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"dbconnector/pkg/connector"
@@ -39,6 +40,11 @@ type Names struct {
 // NamePattern matches the database names that we make, and no name that a person would choose. It is a regular
 // expression for Go, PostgreSQL and MySQL alike.
 const NamePattern = "^vc[a-z2-7]{24}$"
+
+var namePattern = regexp.MustCompile(NamePattern)
+
+// IsDatabase says whether a database's name is one of ours.
+func IsDatabase(name string) bool { return namePattern.MatchString(name) }
 
 // NamesOf derives the names of the tenant with this UID.
 func NamesOf(uid string) Names {

@@ -2,7 +2,11 @@
 
 package tenant
 
-import "dbconnector/pkg/connector"
+import (
+	"context"
+
+	"dbconnector/pkg/connector"
+)
 
 // Want is what a server must hold for a tenant. Every engine is asked for the same.
 type Want struct {
@@ -22,4 +26,21 @@ type Done struct {
 	Changes []string
 	// Warnings are what an admin should look at.
 	Warnings []string
+}
+
+// Admin is a session with the admin's credential on a server. It stands here and not in package engine so that engines can
+// return it without knowing their user. Errors have a class of package fault.
+type Admin interface {
+	// Lock waits, as long as ctx allows, until no other session holds the tenant's lock. Close releases it.
+	Lock(ctx context.Context, names Names) error
+	// Ensure brings about what is wanted and changes nothing that is right already. fault.NoDatabase: the database was
+	// provisioned once and is not there. fault.Refused: a database of that name is not this tenant's, or the admin lacks
+	// a right. fault.Unavailable: try again.
+	Ensure(ctx context.Context, want Want) (Done, error)
+	// InUse says whether a login has a session. If it cannot be told, that is an error and not a no.
+	InUse(ctx context.Context, user string) (bool, error)
+	// SetPassword sets the password of a login that exists.
+	SetPassword(ctx context.Context, user string, password connector.Password) error
+	// Close ends the session.
+	Close()
 }

@@ -165,7 +165,7 @@ type Admin struct {
 
 // Admin logs in as the admin and checks that he can do the work: the server takes writes, and he may create databases and
 // roles. The caller closes the session.
-func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (*Admin, error) {
+func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
 	conn, err := s.connect(ctx, user, password, maintenance)
 	if err != nil {
 		return nil, err

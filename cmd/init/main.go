@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command init is dbconnector-init: it runs before a vCluster's control plane, makes sure that the tenant's database and
+// logins exist, and hands the control plane the connection string. See the repository's README and docs.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/fault"
+)
+
+// program is the name under which the server, the API server and Events see us.
+const program = "dbconnector-init"
+
+// The exit codes: 0 is done.
+const (
+	exitFailed = 1 // the kubelet's next try may help
+	exitHuman  = 2 // a human must change something
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	cfg, warnings, err := config.Load()
+	log := newLogger(cfg.LogLevel, cfg.LogFormat)
+	if err == nil {
+		for _, w := range warnings {
+			log.Warn("please look at this", zap.String("warning", w))
+		}
+		err = run(ctx, cfg, log)
+	}
+	stop()
+	// A pod must not start on an unfinished tenant: here, unlike in a sidecar, being stopped is a failure.
+	code := 0
+	switch {
+	case err == nil:
+	case fault.Is(err, fault.Refused) && !errors.Is(err, context.Canceled):
+		code = exitHuman
+	default:
+		code = exitFailed
+	}
+	if err != nil {
+		// The kubelet shows the last lines as the termination message: this one says it all.
+		log.Error("init failed", zap.String("error", err.Error()), zap.Int("exitCode", code))
+	}
+	_ = log.Sync() // stderr may not support it
+	os.Exit(code)
+}
+
+// newLogger logs to stderr, without sampling, callers and stack traces: there are few lines, and each is for an operator.
+func newLogger(level zapcore.Level, format string) *zap.Logger {
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
+	encoding.EncodeDuration = zapcore.StringDurationEncoder
+	encoder := zapcore.NewJSONEncoder(encoding)
+	if format == config.Console {
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), level))
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/handover"
+	"dbconnector/pkg/kube"
+	"dbconnector/pkg/provision"
+	"dbconnector/pkg/statedir"
+	"dbconnector/pkg/tenant"
+)
+
+// loginTimeout bounds one login. The slowest honest one crosses an ocean with TLS and SCRAM, in about a second.
+const loginTimeout = 10 * time.Second
+
+// run wires the parts together. First everything that can be refused without touching a server, then the work.
+func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
+	log.Info("starting", zap.Any("settings", cfg.Effective()))
+
+	source, err := readConfig(cfg)
+	if err != nil {
+		return err
+	}
+	p := publisher{cfg: cfg, source: source}
+	if err := p.check(); err != nil {
+		return err
+	}
+	var client *kube.Client
+	if cfg.UsesKubernetes() {
+		if client, err = kube.New(program); err != nil {
+			return err
+		}
+	}
+	job := provision.Init{
+		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,
+		Attempt:   min(loginTimeout, cfg.Timeout/2),
+		Publish:   p.publish,
+		Connector: connectorReader(cfg, client, source),
+		UID: func(ctx context.Context) (string, error) {
+			uid, err := client.NamespaceUID(ctx, cfg.Namespace)
+			return tenant.UID(uid, cfg.VCluster), err
+		},
+		Log: log,
+	}
+	if cfg.StateDir == "" {
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding)
+		job.RecordName = "the record (secret " + cfg.Namespace + "/" + cfg.RecordSecret + ")"
+		job.ForgetCommand = "kubectl --namespace " + cfg.Namespace + " delete secret " + cfg.RecordSecret
+	} else {
+		if job.Store, err = statedir.Open(cfg.StateDir); err != nil {
+			return err
+		}
+		file := filepath.Join(cfg.StateDir, statedir.File)
+		job.RecordName, job.ForgetCommand = "the record ("+file+")", "rm "+file
+	}
+
+	limited, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	began := time.Now()
+	result, err := provision.Run(limited, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+	if ctx.Err() == nil {
+		announce(context.WithoutCancel(ctx), cfg, client, result, err, log)
+	}
+	if err != nil {
+		return err
+	}
+	for _, w := range result.Done.Warnings {
+		log.Warn("please look at this", zap.String("warning", w))
+	}
+	for _, change := range result.Done.Changes {
+		log.Info("changed", zap.String("change", change))
+	}
+	log.Info("ready",
+		zap.String("tenant", result.Record.UID), zap.String("engine", string(result.Record.Server.Engine)),
+		zap.String("server", result.Record.Server.Address()), zap.String("database", result.Record.Database),
+		zap.String("user", result.Record.Login(result.Record.Active).User), zap.Int64("generation", result.Record.Generation),
+		zap.Bool("restart", result.Restarted), zap.Duration("took", time.Since(began)))
+	return nil
+}
+
+// readConfig reads the vCluster's config; nil where there is none and the operator did not name one.
+func readConfig(cfg config.Init) ([]byte, error) {
+	source, err := os.ReadFile(cfg.VClusterConfig)
+	switch {
+	case err == nil:
+		return source, nil
+	case errors.Is(err, fs.ErrNotExist) && !cfg.VClusterConfigSet:
+		return nil, nil
+	}
+	return nil, fault.New(fault.Refused, "reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): %w", err)
+}
+
+// connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.
+func connectorReader(cfg config.Init, client *kube.Client, source []byte) func(context.Context) (connector.Connector, error) {
+	return func(ctx context.Context) (connector.Connector, error) {
+		if cfg.ConnectorDir != "" {
+			data, err := connector.ReadDir(cfg.ConnectorDir)
+			if err != nil {
+				return connector.Connector{}, err
+			}
+			return connector.Parse("directory "+connector.Show(cfg.ConnectorDir), data, time.Now())
+		}
+		name := cfg.Connector
+		if name == "" && source != nil {
+			var err error
+			if name, err = handover.ConnectorName(source); err != nil {
+				return connector.Connector{}, err
+			}
+		}
+		if name == "" {
+			return connector.Connector{}, fault.New(fault.Refused, "no connector is named: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config")
+		}
+		data, err := client.Connector(ctx, cfg.ConnectorNamespace, name)
+		if err != nil {
+			return connector.Connector{}, err
+		}
+		return connector.Parse(kube.Source(cfg.ConnectorNamespace, name), data, time.Now())
+	}
+}
+
+// announce records an Event on the pod for what an operator must see. A restart that found everything in place is not news.
+func announce(ctx context.Context, cfg config.Init, client *kube.Client, result provision.Result, failure error, log *zap.Logger) {
+	if client == nil || cfg.PodName == "" || (failure == nil && result.Restarted) {
+		return
+	}
+	kind, reason, message := kube.Warning, "Failed", ""
+	switch {
+	case failure == nil:
+		kind, reason = kube.Normal, "Provisioned"
+		message = "database " + result.Record.Database + " on " + result.Record.Server.Address() + " is ready"
+	case fault.Is(failure, fault.Refused):
+		reason, message = "Refused", failure.Error()
+	default:
+		message = failure.Error()
+	}
+	pod := kube.Pod{Namespace: cfg.Namespace, Name: cfg.PodName, UID: cfg.PodUID}
+	if err := client.Event(ctx, pod, kind, reason, message); err != nil {
+		log.Debug("could not record an event (continuing)", zap.String("error", err.Error()))
+	}
+}
+
+// publisher writes the hand-over.
+type publisher struct {
+	cfg    config.Init
+	source []byte // the vCluster's config; nil for none
+}
+
+// check refuses, before anything is done, a config that could not be written at the end.
+func (p publisher) check() error {
+	if info, err := os.Stat(p.cfg.OutputDir); err != nil || !info.IsDir() {
+		return fault.New(fault.Refused, "DBCONNECTOR_OUTPUT_DIR=%s: must be a directory that exists: a volume which the control plane mounts, too", connector.Show(p.cfg.OutputDir))
+	}
+	if p.source == nil {
+		return nil
+	}
+	_, err := handover.EditConfig(p.source, "postgres://", "")
+	return err
+}
+
+func (p publisher) publish(r *tenant.Record) error {
+	dsn, err := engine.Open(r.Server, program).DSN(r.Login(r.Active))
+	if err != nil {
+		return err
+	}
+	files := handover.Files{DSN: dsn, CA: r.Server.CA}
+	if p.source != nil {
+		ca := ""
+		if r.Server.CA != "" {
+			ca = filepath.Join(p.cfg.OutputDir, handover.CAFile)
+		}
+		if files.Config, err = handover.EditConfig(p.source, dsn, ca); err != nil {
+			return err
+		}
+	}
+	_, err = handover.Write(p.cfg.OutputDir, p.cfg.FileMode, files)
+	return err
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mysql
+
+import (
+	"context"
+	"crypto/tls"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+
+	mysqldriver "github.com/go-sql-driver/mysql"
+
+	"dbconnector/pkg/fault"
+)
+
+// Error numbers that have a meaning for us (MySQL: mysqld_error.h; MariaDB: "MariaDB Error Codes"; where the two give one
+// number two meanings, both names stand here).
+const (
+	conCountError        = 1040 // too many connections
+	dbAccessDenied       = 1044
+	accessDenied         = 1045
+	dbCreateExists       = 1007
+	badDB                = 1049
+	serverShutdown       = 1053
+	hostBlocked          = 1129
+	hostNotPrivileged    = 1130
+	tableAccessDenied    = 1142
+	tooManyUserConns     = 1203
+	specificAccessDenied = 1227
+	userLimitReached     = 1226
+	lockWaitTimeout      = 1205
+	deadlock             = 1213
+	optionPrevents       = 1290 // --read-only, --super-read-only
+	cannotUser           = 1396 // CREATE USER/ROLE failed: it exists, or is gone
+	rejectedPassword     = 1819
+	mustChangePassword   = 1820
+	passwordExpired      = 1862
+	lockedMySQL          = 3118
+	insecureTransport    = 3159
+	roleAccessDenied     = 3879
+	lockedMariaDB        = 4151
+	noSuchThread         = 1094
+)
+
+func number(err error) uint16 {
+	var e *mysqldriver.MySQLError
+	if errors.As(err, &e) {
+		return e.Number
+	}
+	return 0
+}
+
+// classify gives a driver's error its class and a message of one line. A statement is never part of it.
+func classify(err error) error {
+	if err == nil || fault.Of(err) != fault.Unknown {
+		return err
+	}
+	var server *mysqldriver.MySQLError
+	if errors.As(err, &server) {
+		class := fault.Unknown
+		switch server.Number {
+		case accessDenied:
+			class = fault.WrongPassword
+		case badDB:
+			class = fault.NoDatabase
+		case dbAccessDenied, tableAccessDenied, specificAccessDenied, roleAccessDenied:
+			class = fault.NoAccess
+		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread:
+			class = fault.Unavailable
+		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword, mustChangePassword, passwordExpired,
+			lockedMySQL, lockedMariaDB, insecureTransport:
+			class = fault.Refused
+		}
+		return fault.Translate(class, server, "the server says: %s (error %d)", oneLine(server.Message), server.Number)
+	}
+	var (
+		verification *tls.CertificateVerificationError
+		record       tls.RecordHeaderError
+		alert        tls.AlertError
+		network      net.Error
+		syscall      *os.SyscallError
+	)
+	switch {
+	case errors.Is(err, mysqldriver.ErrNoTLS):
+		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+	case errors.As(err, &verification):
+		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
+			oneLine(verification.Err.Error()))
+	case errors.As(err, &alert):
+		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", oneLine(alert.Error()))
+	case errors.As(err, &record):
+		return fault.New(fault.Refused, "the server answers TLS with something else")
+	case errors.Is(err, mysqldriver.ErrMalformPkt), errors.Is(err, mysqldriver.ErrPktSync), errors.Is(err, mysqldriver.ErrPktSyncMul),
+		errors.Is(err, mysqldriver.ErrOldProtocol), errors.Is(err, mysqldriver.ErrPktTooLarge):
+		return fault.New(fault.Refused, `the server does not speak MySQL's protocol: see the connector's keys "type", "endpoint" and "port"`)
+	case errors.Is(err, mysqldriver.ErrUnknownPlugin), errors.Is(err, mysqldriver.ErrCleartextPassword), errors.Is(err, mysqldriver.ErrOldPassword),
+		errors.Is(err, mysqldriver.ErrNativePassword):
+		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", oneLine(err.Error()))
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return fault.New(fault.Unavailable, "no answer within the time limit")
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.As(err, &network):
+		return fault.New(fault.Unavailable, "%s", oneLine(network.Error()))
+	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		errors.Is(err, mysqldriver.ErrInvalidConn), errors.Is(err, driver.ErrBadConn):
+		return fault.New(fault.Unavailable, "the connection broke")
+	}
+	return fault.New(fault.Unknown, "%s", oneLine(err.Error()))
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// sniffer counts what a server sends. A MySQL server speaks first; one that stays silent may be waiting to be spoken to.
+type sniffer struct {
+	net.Conn
+	heard *atomic.Int64
+}
+
+func (s *sniffer) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	s.heard.Add(int64(n))
+	return n, err
+}
+
+// isPostgres asks a silent server PostgreSQL's first question (SSLRequest, "Message Formats" in its manual).
+func isPostgres(ctx context.Context, address string) bool {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return false
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written that counts
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	if _, err := conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); err != nil {
+		return false
+	}
+	answer := make([]byte, 1)
+	n, _ := conn.Read(answer)
+	return n == 1 && (answer[0] == 'S' || answer[0] == 'N')
+}

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mysql does on a MySQL (8, 9) or MariaDB (10.5 to 11.8) server what package engine asks for.
+//
+// A tenant is two accounts at '%' with the seven privileges that kine needs on one database, whose name holds nothing that
+// GRANT reads as a wildcard. MySQL has no comment on a database, so a role without rights or members marks the tenant as
+// ours. DDL commits on its own: the statements stand in an order in which a crash after any of them leaves something that
+// the next run completes, and each of them survives being too late.
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// sqlMode is set on the admin's session, so that a server's own setting changes nothing of what our statements mean: no ANSI_QUOTES,
+// no NO_BACKSLASH_ESCAPES (the driver's quoting follows it, one mode is one thing less to test), errors instead of
+// truncation (failures.md B52).
+const sqlMode = "'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
+
+// Server is a MySQL or MariaDB server.
+type Server struct {
+	server  connector.Server
+	program string
+}
+
+// New prepares for a server; it does not connect. program is the name that performance_schema shows of our sessions.
+func New(server connector.Server, program string) *Server {
+	return &Server{server: server, program: program}
+}
+
+// DSN is kine's endpoint for a login.
+func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, login) }
+
+// connect opens one connection, for which the caller gets a pool that holds exactly this one, and does not try again.
+func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
+	config := driver.NewConfig()
+	config.User, config.Passwd, config.DBName = user, password.Reveal(), database
+	config.Net, config.Addr = "tcp", s.server.Address()
+	config.InterpolateParams = true // the driver quotes; no statement is prepared, so each is one round trip
+	config.Params = params          // each costs a statement
+	config.ConnectionAttributes = "program_name:" + s.program
+	config.Logger = &driver.NopLogger{} // its default writes lines of its own to stderr
+	config.AllowNativePasswords = true  // MariaDB's default plugin
+	var err error
+	if config.TLS, err = s.server.TLSConfig(); err != nil {
+		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
+	}
+	var heard atomic.Int64
+	var connected atomic.Bool
+	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		connected.Store(true)
+		return &sniffer{conn, &heard}, nil
+	}
+	c, err := driver.NewConnector(config)
+	if err != nil {
+		return nil, fault.New(fault.Refused, "preparing a connection to %s failed", s.server.Address())
+	}
+	db := sql.OpenDB(c)
+	db.SetMaxOpenConns(1)
+	// The driver waits for the greeting as long as the context lets it. A PostgreSQL server waits as well: half of the time
+	// is for the greeting, the rest for finding out what answers there.
+	attempt, cancel := halfOf(ctx)
+	defer cancel()
+	conn, err := db.Conn(attempt)
+	if err != nil {
+		_ = db.Close() // nothing is open
+		if connected.Load() && heard.Load() == 0 && isPostgres(ctx, s.server.Address()) {
+			return nil, fault.New(fault.Refused, `connecting to %s: the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`, s.server.Address())
+		}
+		return nil, fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
+	}
+	return &session{db: db, conn: conn}, nil
+}
+
+// halfOf is a context with half of the time that ctx has left; ctx without a deadline is left alone.
+func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
+}
+
+// session is one connection and the pool that database/sql wants around it.
+type session struct {
+	db   *sql.DB
+	conn *sql.Conn
+}
+
+func (s *session) close() {
+	_ = s.conn.Close() // returns it to the pool, which ends it
+	_ = s.db.Close()
+}
+
+// Login logs in as a tenant to its database and ends the session again. See package engine for the classes of its error.
+func (s *Server) Login(ctx context.Context, login tenant.Login) error {
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return err
+	}
+	session.close()
+	return nil
+}
+
+// Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
+// the answer is left behind.
+func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names) ([]string, error) {
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer session.close()
+
+	var account string
+	if err := session.conn.QueryRowContext(ctx, "SELECT CURRENT_USER()").Scan(&account); err != nil {
+		return nil, fmt.Errorf("asking who login %q is: %w", login.User, classify(err))
+	}
+	if account != login.User+"@%" {
+		return nil, fault.New(fault.Refused, "login %q is taken for account %q, which shadows it: drop that account", login.User, account)
+	}
+	global, err := column(ctx, session.conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' ORDER BY 1")
+	if err != nil {
+		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, err)
+	}
+	if len(global) > 0 {
+		return nil, fault.New(fault.Refused, "login %q has privileges on the whole server (%s): revoke them", login.User, strings.Join(global, ", "))
+	}
+	// SCHEMATA holds just the databases on which a login has any right, by whatever grant, wildcard, role or anonymous account.
+	others, err := column(ctx, session.conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database, nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking which databases login %q sees: %w", login.User, err)
+	}
+	var warnings []string
+	for _, name := range others {
+		if tenant.IsDatabase(name) {
+			return nil, fault.New(fault.Refused, "login %q has rights on another tenant's database %s: revoke them", login.User, quote(name))
+		}
+		warnings = append(warnings, fmt.Sprintf("every login of this server has rights on database %s: revoke them, or drop it", quote(name)))
+	}
+	return warnings, nil
+}
+
+// Admin is a session of the admin.
+type Admin struct {
+	server  *Server
+	session *session
+	user    string
+	dialect dialect
+}
+
+// Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
+func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
+	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode})
+	if err != nil {
+		return nil, err
+	}
+	a := &Admin{server: s, session: session, user: user}
+	if err := a.introduce(ctx); err != nil {
+		session.close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Admin) introduce(ctx context.Context) error {
+	var version string
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT VERSION()").Scan(&version); err != nil {
+		return fmt.Errorf("asking for the server's version: %w", classify(err))
+	}
+	a.dialect = dialectOf(version)
+	var readOnly bool
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT "+a.dialect.readOnly).Scan(&readOnly); err != nil {
+		return fmt.Errorf("asking whether the server is read-only: %w", classify(err))
+	}
+	if readOnly {
+		return fault.New(fault.Refused, "the server is read-only (%s): point the connector at the primary", a.dialect.readOnlyName)
+	}
+	return nil
+}
+
+// Close ends the session and with it its lock.
+func (a *Admin) Close() { a.session.close() }
+
+// Lock waits for the tenant's lock on the server. It lasts until Close. On a Galera cluster it covers one node only, which is
+// why the statements survive a race without it.
+func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
+	wait := time.Hour // for a context without a deadline
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = time.Until(deadline)
+	}
+	var got sql.NullInt64
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, ?)", "dbconnector/"+names.Database, int(wait.Seconds())).Scan(&got); err != nil {
+		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
+	}
+	if got.Int64 != 1 {
+		return fault.New(fault.Unavailable, "waiting for the tenant's lock: somebody else holds it")
+	}
+	return nil
+}
+
+// Ensure brings about what is wanted; see package engine.
+func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
+	var done tenant.Done
+	seen, err := a.catalog(ctx, want.Names)
+	if err != nil {
+		return done, fmt.Errorf("ensuring the tenant's database: %w", a.explain(err))
+	}
+	switch {
+	case !seen.database && want.Provisioned:
+		return done, fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
+	case seen.database && !seen.ours(want):
+		return done, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",
+			want.Database, quote(want.Owner))
+	}
+	for _, s := range plan(seen, want, a.server.server.SSLMode != connector.Disable) {
+		if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
+			return done, fmt.Errorf("ensuring the tenant's database: %s: %w", s.name, a.explain(err))
+		}
+		done.Changes = append(done.Changes, s.name)
+	}
+	return done, nil
+}
+
+// explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
+func (a *Admin) explain(err error) error {
+	err = classify(err)
+	if fault.Is(err, fault.NoAccess) || fault.Is(err, fault.WrongPassword) { // a GRANT beyond one's own rights is answered with 1045
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; it needs CREATE USER (on MySQL CREATE ROLE too), SELECT on mysql.*, and %s WITH GRANT OPTION, on *.*",
+			a.user, err, strings.Join(privileges, ", "))
+	}
+	return err
+}
+
+// catalog asks for everything about a tenant.
+func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error) {
+	seen := catalog{accounts: map[tenant.Slot]account{}}
+	var n int
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ?", names.Database).Scan(&n); err != nil {
+		return seen, fmt.Errorf("reading the databases: %w", classify(err))
+	}
+	seen.database = n > 0
+
+	slots := map[string]tenant.Slot{names.User(tenant.A): tenant.A, names.User(tenant.B): tenant.B}
+	rows, err := a.session.conn.QueryContext(ctx, "SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user WHERE User IN (?, ?, ?)",
+		names.Owner, names.User(tenant.A), names.User(tenant.B))
+	if err != nil {
+		return seen, fmt.Errorf("reading the accounts: %w", classify(err))
+	}
+	defer rows.Close() //nolint:errcheck // Err is asked below
+	for rows.Next() {
+		var user, host string
+		var have account
+		if err := rows.Scan(&user, &host, &have.tls, &have.limit); err != nil {
+			return seen, fmt.Errorf("reading the accounts: %w", classify(err))
+		}
+		slot, login := slots[user]
+		switch {
+		case !login:
+			seen.marked = seen.marked || host == a.dialect.roleHost
+		case host != "%":
+			// The server prefers the more specific host: this row would be asked for the password in place of ours (failures.md B6).
+			return seen, fault.New(fault.Refused, "account '%s'@'%s' shadows the tenant's '%s'@'%%': DROP USER '%s'@'%s'", user, host, user, user, host)
+		default:
+			seen.accounts[slot] = have
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return seen, fmt.Errorf("reading the accounts: %w", classify(err))
+	}
+
+	for user, slot := range slots {
+		have, ok := seen.accounts[slot]
+		if !ok {
+			continue
+		}
+		// A set, read from the catalog: the text of SHOW GRANTS differs between servers (failures.md B30).
+		if have.privileges, err = a.granted(ctx, user, names.Database); err != nil {
+			return seen, err
+		}
+		seen.accounts[slot] = have
+	}
+	return seen, nil
+}
+
+// granted reads the rights of an account on a database from mysql.db, whose columns are Select_priv, Insert_priv and so on.
+func (a *Admin) granted(ctx context.Context, user, database string) ([]string, error) {
+	rows, err := a.session.conn.QueryContext(ctx, "SELECT * FROM mysql.db WHERE User = ? AND Host = '%' AND Db = ?", user, database)
+	if err != nil {
+		return nil, fmt.Errorf("reading the rights of login %q: %w", user, classify(err))
+	}
+	defer rows.Close() //nolint:errcheck // Err is asked below
+	columns, err := rows.Columns()
+	if err != nil {
+		return nil, fmt.Errorf("reading the rights of login %q: %w", user, classify(err))
+	}
+	var out []string
+	for rows.Next() {
+		values := make([]sql.RawBytes, len(columns))
+		into := make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return nil, fmt.Errorf("reading the rights of login %q: %w", user, classify(err))
+		}
+		for i, column := range columns {
+			if name, ok := strings.CutSuffix(column, "_priv"); ok && string(values[i]) == "Y" {
+				out = append(out, privilegeOf(name))
+			}
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading the rights of login %q: %w", user, classify(err))
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// privilegeOf turns the name of a column of mysql.db into that of the privilege in GRANT.
+func privilegeOf(column string) string {
+	switch column {
+	case "Create_tmp_table":
+		return "CREATE TEMPORARY TABLES"
+	case "Delete_history":
+		return "DELETE HISTORY"
+	case "Grant":
+		return "GRANT OPTION"
+	}
+	return strings.ToUpper(strings.ReplaceAll(column, "_", " "))
+}
+
+// InUse says whether a login has a session. Without PROCESS an admin sees his own sessions only, and no answer is
+// not a no: that is a refusal.
+func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
+	process, err := column(ctx, a.session.conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'PROCESS' AND GRANTEE = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')")
+	if err != nil {
+		return false, fmt.Errorf("looking for sessions of login %q: %w", user, err)
+	}
+	if len(process) == 0 {
+		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* to it", a.user)
+	}
+	var n int
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = ?", user).Scan(&n); err != nil {
+		return false, fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
+	}
+	return n > 0, nil
+}
+
+// SetPassword sets the password of a login that exists.
+func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
+	s := setPassword(user, password)
+	if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
+		return fmt.Errorf("setting the password of login %q: %w", user, a.explain(err))
+	}
+	return nil
+}
+
+// column reads a column of text.
+func column(ctx context.Context, conn *sql.Conn, query string, args ...any) ([]string, error) {
+	rows, err := conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer rows.Close() //nolint:errcheck // Err is asked below
+	var out []string
+	for rows.Next() {
+		var value string
+		if err := rows.Scan(&value); err != nil {
+			return nil, classify(err)
+		}
+		out = append(out, value)
+	}
+	if err := rows.Err(); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, classify(err)
+	}
+	return out, nil
+}

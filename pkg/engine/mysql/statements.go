@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mysql
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/tenant"
+)
+
+// Everything in this file is pure: from what the server says and what is wanted to the statements that are missing.
+// mysql.go asks and runs.
+
+// statement is SQL, a name for it that may be logged, and its arguments, which the driver quotes.
+type statement struct {
+	name, sql string
+	args      []any
+}
+
+// quote renders an identifier. Ours need none; it is here so that no identifier is ever pasted.
+func quote(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
+
+// dialect is where MySQL and MariaDB differ.
+type dialect struct {
+	name string
+	// readOnly are the expressions that are 1 when the server takes no writes, and how an error names them.
+	readOnly, readOnlyName string
+	// roleHost is the Host under which mysql.user keeps a role.
+	roleHost string
+}
+
+var (
+	dialectMySQL   = dialect{name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only", readOnlyName: "read_only, super_read_only", roleHost: "%"}
+	dialectMariaDB = dialect{name: "MariaDB", readOnly: "@@global.read_only", readOnlyName: "read_only", roleHost: ""}
+)
+
+// dialectOf tells the servers apart by VERSION(), which MariaDB always marks ("10.11.6-MariaDB-0+deb12u1"); a prefix such as
+// "5.5.5-" or "8" proves nothing (failures.md B8).
+func dialectOf(version string) dialect {
+	if strings.Contains(strings.ToLower(version), "mariadb") {
+		return dialectMariaDB
+	}
+	return dialectMySQL
+}
+
+// privileges are what kine needs and all that a tenant gets. No DROP: it could drop its own database.
+var privileges = []string{"SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "ALTER", "INDEX"}
+
+// account is what mysql.user says of a login, and mysql.db of its rights on the tenant's database.
+type account struct {
+	tls        bool // REQUIRE SSL or stricter
+	limit      int  // MAX_USER_CONNECTIONS
+	privileges []string
+}
+
+// catalog is what the server says of a tenant.
+type catalog struct {
+	database bool
+	marked   bool // the role that marks the tenant as ours is there
+	accounts map[tenant.Slot]account
+}
+
+// ours says whether a database that exists is the tenant's. The role is made before the database, and only where no
+// database of that name exists.
+func (c catalog) ours(w tenant.Want) bool { return c.database && (c.marked || w.Provisioned) }
+
+// plan is what is missing. Every statement commits on its own, so the order matters: the mark before the database, and
+// logins, which can do nothing yet, before their rights.
+func plan(c catalog, w tenant.Want, tls bool) []statement {
+	var out []statement
+	add := func(name, sql string, args ...any) { out = append(out, statement{name, sql, args}) }
+
+	if !c.marked {
+		add("mark tenant", "CREATE ROLE IF NOT EXISTS "+quote(w.Owner))
+	}
+	require := "REQUIRE NONE"
+	if tls {
+		require = "REQUIRE SSL"
+	}
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		have, ok := c.accounts[slot]
+		user := w.User(slot)
+		switch {
+		case !ok:
+			add("create login "+string(slot),
+				fmt.Sprintf("CREATE USER IF NOT EXISTS ?@'%%' IDENTIFIED BY ? %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit),
+				user, w.Passwords[slot].Reveal())
+		case have.tls != tls || have.limit != w.ConnectionLimit:
+			add("set TLS and limit of login "+string(slot),
+				fmt.Sprintf("ALTER USER ?@'%%' %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit), user)
+		}
+	}
+	if !c.database {
+		add("create database", fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
+	}
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		have, user := c.accounts[slot].privileges, w.User(slot)
+		if missing := without(privileges, have); len(missing) > 0 {
+			add("grant to login "+string(slot), fmt.Sprintf("GRANT %s ON %s.* TO ?@'%%'", strings.Join(privileges, ", "), quote(w.Database)), user)
+		}
+		if surplus := without(have, privileges); len(surplus) > 0 {
+			add("revoke from login "+string(slot), fmt.Sprintf("REVOKE %s ON %s.* FROM ?@'%%'", strings.Join(surplus, ", "), quote(w.Database)), user)
+		}
+	}
+	return out
+}
+
+// without is what is in a and not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+}
+
+// setPassword is the admin's way; it works on MySQL and MariaDB alike.
+func setPassword(user string, password connector.Password) statement {
+	return statement{"set password", "ALTER USER ?@'%' IDENTIFIED BY ?", []any{user, password.Reveal()}}
+}

@@ -1,0 +1,511 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package provision is what init does, in order.
+//
+// The restart path comes first: read the record, log in with it, publish. It needs no connector and no admin credential, for
+// a control plane has to come up on the day the admin's password was rotated. Everything else is the admin path. It writes
+// the record before the server learns of a password, and works under a lock on the server, so that any number of inits that
+// start together, and any that were killed at any point, end in the same state.
+//
+// One promise governs the decisions: a control plane that had data never starts on an empty database. A record that says
+// "provisioned" and a server without the database is an error, never a beginning.
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// server is just what this package needs of package engine.
+type server interface {
+	Login(ctx context.Context, login tenant.Login) error
+	Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error)
+	Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error)
+}
+
+// Store keeps the tenant's record.
+type Store interface {
+	// Load reads the record; nil where there is none.
+	Load(ctx context.Context) (*tenant.Record, error)
+	// Update stores fn(old) if nobody else wrote meanwhile, else tries again: fn may run more than once and must have no
+	// effects. old is nil where there is no record.
+	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
+}
+
+// Init provisions one tenant. All fields but Now are required.
+type Init struct {
+	// Namespace and VCluster name the control plane.
+	Namespace, VCluster string
+	// TenantUID is the operator's choice; empty means that it is derived.
+	TenantUID string
+	// UID derives the tenant UID. It is called only for a tenant without a record and without a TenantUID.
+	UID func(ctx context.Context) (string, error)
+	// ConnectionLimit is for the tenant's database or accounts.
+	ConnectionLimit int
+	// Attempt bounds one login; the context given to Run bounds everything.
+	Attempt time.Duration
+
+	Store Store
+	// RecordName and ForgetCommand name the record, and how to delete it, in messages.
+	RecordName, ForgetCommand string
+	// Connector reads and checks the connector. It is called only when it is needed.
+	Connector func(ctx context.Context) (connector.Connector, error)
+	// Publish writes the hand-over for a record.
+	Publish func(r *tenant.Record) error
+
+	Log *zap.Logger
+	Now func() time.Time
+}
+
+// Result says what was done.
+type Result struct {
+	Record *tenant.Record
+	// Restarted: the restart path sufficed.
+	Restarted bool
+	// Done is what changed on the server and what the admin should look at.
+	Done tenant.Done
+}
+
+// Run provisions the tenant and publishes the hand-over. open gives access to a server.
+//
+// It repeats what failed for lack of the moment (fault.Unavailable), with backoff and jitter, until ctx ends; any other
+// failure ends it at once. Nothing is published unless all of it succeeded.
+func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (Result, error) {
+	r := run[S]{Init: p, open: open}
+	if r.Now == nil {
+		r.Now = time.Now
+	}
+	var last error
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 200*time.Millisecond, 10*time.Second
+	attempt := 0
+	result, err := backoff.Retry(ctx, func() (Result, error) {
+		attempt++
+		result, err := r.attempt(ctx)
+		switch {
+		case err == nil:
+			return result, nil
+		case ctx.Err() != nil && last != nil:
+			// The end of time cut this attempt short; the one before says more.
+			return result, backoff.Permanent(last)
+		case fault.Is(err, fault.Unavailable):
+			last = err
+			return result, err
+		}
+		last = err
+		return result, backoff.Permanent(err)
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0), // ctx is the limit
+		backoff.WithNotify(func(err error, next time.Duration) {
+			r.Log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
+		}))
+	if err == nil {
+		return result, nil
+	}
+	if last == nil {
+		last = err
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return Result{}, fmt.Errorf("gave up after %d attempts, when the time limit was reached: %w", attempt, last)
+	}
+	if ctx.Err() != nil {
+		return Result{}, fmt.Errorf("stopped on request: %w", context.Cause(ctx))
+	}
+	return Result{}, last
+}
+
+type run[S server] struct {
+	Init
+	open func(connector.Server) S
+}
+
+func (r *run[S]) attempt(ctx context.Context) (Result, error) {
+	record, err := r.Store.Load(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := r.belongs(record); err != nil {
+		return Result{}, err
+	}
+
+	// The restart path.
+	var refused error
+	if record != nil && record.Provisioned() {
+		refused = r.login(ctx, r.open(record.Server), record.Login(record.Active))
+		if refused == nil {
+			return r.restart(ctx, record)
+		}
+	}
+
+	// From here on the connector is needed.
+	c, err := r.Connector(ctx)
+	if err != nil {
+		switch fault.Of(refused) {
+		case fault.WrongPassword, fault.NoAccess:
+			return Result{}, fmt.Errorf("the record's login is refused (%v), and to repair it the connector is needed: %w", refused, err)
+		}
+		if refused != nil {
+			return Result{}, r.guard(record, record.Server, refused)
+		}
+		return Result{}, err
+	}
+	r.warn(c.Warnings)
+	// A server that does not answer, or that cannot be verified any more, may have moved: the connector knows where to.
+	moved := record != nil && record.Server != c.Server
+	if refused != nil && !moved {
+		switch fault.Of(refused) {
+		case fault.WrongPassword, fault.NoAccess: // to be repaired
+		default:
+			return Result{}, r.guard(record, record.Server, refused)
+		}
+	}
+	return r.provision(ctx, record, c)
+}
+
+// belongs refuses a record of somebody else: restored under another name, or copied.
+func (r *run[S]) belongs(record *tenant.Record) error {
+	switch {
+	case record == nil:
+	case r.TenantUID != "" && r.TenantUID != record.UID:
+		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the record out of the way: %s",
+			r.RecordName, connector.Show(record.UID), connector.Show(r.TenantUID), r.ForgetCommand)
+	case r.TenantUID == "" && (record.Namespace != r.Namespace || record.VCluster != r.VCluster):
+		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s to go on with its data; if it was copied, delete it: %s",
+			r.RecordName, record.VCluster, record.Namespace, record.UID, r.ForgetCommand)
+	}
+	return nil
+}
+
+// guard turns "the database is not there" into the refusal that promise 2 asks for. Every other error passes.
+func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) error {
+	if !fault.Is(err, fault.NoDatabase) {
+		return err
+	}
+	return fault.New(fault.Refused, "%s says that database %q was provisioned on %s, and it is not on %s: refusing to start on an empty one; "+
+		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin anew: %s",
+		r.RecordName, record.Database, record.Server.Address(), at.Address(), r.ForgetCommand)
+}
+
+func (r *run[S]) login(ctx context.Context, s S, login tenant.Login) error {
+	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
+	defer cancel()
+	return s.Login(ctx, login)
+}
+
+func (r *run[S]) warn(warnings []string) {
+	for _, w := range warnings {
+		r.Log.Warn("please look at this", zap.String("warning", w))
+	}
+}
+
+// restart publishes a record whose login works. Where something is left to do for which only the admin has the right, it is
+// tried; a failure must not keep a control plane from coming up.
+func (r *run[S]) restart(ctx context.Context, record *tenant.Record) (Result, error) {
+	if todo := r.unfinished(record); todo != "" {
+		result, err := r.finish(ctx, record)
+		if err == nil {
+			return result, nil
+		}
+		r.Log.Warn("could not finish what is left to do (continuing)", zap.String("todo", todo), zap.String("error", err.Error()))
+	}
+	if err := r.Publish(record); err != nil {
+		return Result{}, err
+	}
+	return Result{Record: record, Restarted: true}, nil
+}
+
+// unfinished says what the admin path would still do for a tenant whose login works; "" where nothing.
+func (r *run[S]) unfinished(record *tenant.Record) string {
+	switch {
+	case record.ConnectionLimit != r.ConnectionLimit:
+		return "set the connection limit"
+	case record.Slots[record.Active.Other()].Password == "":
+		return "set the password of the inactive slot"
+	case record.Pending != nil && record.Pending.Slot == record.Active:
+		return "settle a repair that was cut short"
+	}
+	return ""
+}
+
+func (r *run[S]) finish(ctx context.Context, record *tenant.Record) (Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*r.Attempt)
+	defer cancel()
+	c, err := r.Connector(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	if c.Server != record.Server {
+		return Result{}, errors.New("the connector points at another server than the record, whose login still works")
+	}
+	return r.provision(ctx, record, c)
+}
+
+// provision is the admin path.
+func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connector.Connector) (Result, error) {
+	s := r.open(c.Server)
+	admin, err := r.admin(ctx, s, c)
+	if err != nil {
+		return Result{}, err
+	}
+	defer admin.Close()
+
+	// The intent first: of N replicas that start together one writes the record, and the others use it.
+	created := false
+	if record == nil {
+		uid := r.TenantUID
+		if uid == "" {
+			if uid, err = r.UID(ctx); err != nil {
+				return Result{}, err
+			}
+		}
+		fresh := tenant.NewRecord(uid, r.Namespace, r.VCluster, c.Server, r.ConnectionLimit)
+		record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+			created = old == nil
+			if created {
+				return fresh, nil
+			}
+			return old, nil
+		})
+		if err != nil {
+			return Result{}, err
+		}
+	}
+	if err := admin.Lock(ctx, record.Names()); err != nil {
+		return Result{}, err
+	}
+	if !created {
+		// Whoever held the lock before may have moved the record on.
+		if record, err = r.Store.Load(ctx); err != nil {
+			return Result{}, err
+		}
+		if record == nil {
+			return Result{}, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+		}
+	}
+	if err := r.belongs(record); err != nil {
+		return Result{}, err
+	}
+
+	done, err := admin.Ensure(ctx, tenant.Want{
+		Names:           record.Names(),
+		Passwords:       r.passwords(record),
+		ConnectionLimit: r.ConnectionLimit,
+		Provisioned:     record.Provisioned(),
+	})
+	if err != nil {
+		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
+	}
+	record, err = r.settle(ctx, s, admin, record, &done)
+	if err != nil {
+		return Result{}, err
+	}
+	record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+		if old == nil {
+			return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+		}
+		old.Server, old.ConnectionLimit = c.Server, r.ConnectionLimit
+		if !old.Provisioned() {
+			old.ProvisionedAt = r.Now().UTC().Truncate(time.Second)
+			old.RotatedAt = old.ProvisionedAt
+		}
+		return old, nil
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	if err := r.Publish(record); err != nil {
+		return Result{}, err
+	}
+	return Result{Record: record, Done: done}, nil
+}
+
+// passwords are for logins that have to be created; a slot whose password nobody knows gets one that nobody will, until
+// settleOther replaces it.
+func (r *run[S]) passwords(record *tenant.Record) map[tenant.Slot]connector.Password {
+	out := map[tenant.Slot]connector.Password{}
+	for slot, credential := range record.Slots {
+		out[slot] = credential.Password
+		if credential.Password == "" {
+			out[slot] = tenant.NewPassword()
+		}
+	}
+	return out
+}
+
+// admin opens the admin's session. What a server says of the admin's credential, only a human or whatever syncs the connector
+// can mend.
+func (r *run[S]) admin(ctx context.Context, s S, c connector.Connector) (tenant.Admin, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
+	defer cancel()
+	admin, err := s.Admin(ctx, c.User, c.Password)
+	switch fault.Of(err) {
+	case fault.WrongPassword:
+		return nil, fault.New(fault.Refused, `%s: the server refuses the admin: %w; see keys "user" and "password"`, c.Source, err)
+	case fault.NoDatabase, fault.NoAccess:
+		return nil, fault.New(fault.Refused, `%s: the admin cannot do its work: %w`, c.Source, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Source, err)
+	}
+	return admin, nil
+}
+
+// settle makes the active slot's login work, under the tenant's lock, and checks what the tenant can do with it.
+func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+	verify := func() error {
+		ctx, cancel := context.WithTimeout(ctx, r.Attempt)
+		defer cancel()
+		warnings, err := s.Verify(ctx, record.Login(record.Active), record.Names())
+		if err == nil {
+			done.Warnings = append(done.Warnings, warnings...)
+		}
+		return err
+	}
+	err := verify()
+	if err == nil {
+		if p := record.Pending; p != nil && p.Slot == record.Active {
+			// A repair that was cut short before it reached the server, and that nobody needs any more: the login test shows it.
+			if record, err = r.change(ctx, func(old *tenant.Record) { old.Pending = nil }); err != nil {
+				return nil, err
+			}
+		}
+		return r.settleOther(ctx, s, admin, record, done)
+	}
+	if !fault.Is(err, fault.WrongPassword) {
+		return nil, err
+	}
+
+	// The server does not know the record's password: the record was lost or is older than the server, or somebody changed
+	// the password by hand. What is pending comes first.
+	if record.Pending != nil {
+		if record, err = r.rollForward(ctx, s, admin, record, done); err != nil {
+			return nil, err
+		}
+		if err = verify(); err == nil {
+			return r.settleOther(ctx, s, admin, record, done)
+		}
+		if !fault.Is(err, fault.WrongPassword) {
+			return nil, err
+		}
+	}
+	slot, err := r.unusedSlot(ctx, admin, record)
+	if err != nil {
+		return nil, err
+	}
+	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, done); err != nil {
+		return nil, err
+	}
+	if err := verify(); err != nil {
+		return nil, err
+	}
+	return r.settleOther(ctx, s, admin, record, done)
+}
+
+// unusedSlot chooses the slot that may get a new password: one without sessions, and of two such the active one, whose
+// recorded password is known not to work.
+func (r *run[S]) unusedSlot(ctx context.Context, admin tenant.Admin, record *tenant.Record) (tenant.Slot, error) {
+	for _, slot := range []tenant.Slot{record.Active, record.Active.Other()} {
+		used, err := admin.InUse(ctx, record.Names().User(slot))
+		if err != nil {
+			return "", err
+		}
+		if !used {
+			return slot, nil
+		}
+	}
+	return "", fault.New(fault.Unavailable, "the record's password is refused, and both logins %q and %q have sessions: waiting until one is free",
+		record.Names().User(tenant.A), record.Names().User(tenant.B))
+}
+
+// settleOther gives the inactive slot a password that we know, where the record says that nobody does. A slot with sessions
+// is left alone: the next start tries again.
+func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+	other := record.Active.Other()
+	if record.Slots[other].Password != "" {
+		return record, nil
+	}
+	if record.Pending != nil {
+		return r.rollForward(ctx, s, admin, record, done)
+	}
+	used, err := admin.InUse(ctx, record.Names().User(other))
+	if err != nil || used {
+		return record, err
+	}
+	return r.reset(ctx, s, admin, record, other, tenant.Retire, done)
+}
+
+// reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed.
+func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
+	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
+	record, err := r.change(ctx, func(old *tenant.Record) {
+		if old.Pending == nil { // never a second one
+			old.Pending = change
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.rollForward(ctx, s, admin, record, done)
+}
+
+// rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is
+// dropped: the login test has shown that it was not applied, and applying it now would cut somebody off.
+func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+	pending := *record.Pending
+	login := record.LoginWith(pending.Slot, pending.Password)
+	err := r.login(ctx, s, login)
+	if fault.Is(err, fault.WrongPassword) {
+		used, err := admin.InUse(ctx, login.User)
+		if err != nil {
+			return nil, err
+		}
+		if used {
+			return r.change(ctx, func(old *tenant.Record) {
+				if old.Pending != nil && *old.Pending == pending {
+					old.Pending = nil
+				}
+			})
+		}
+		if err := admin.SetPassword(ctx, login.User, pending.Password); err != nil {
+			return nil, err
+		}
+		done.Changes = append(done.Changes, "set password of login "+string(pending.Slot))
+		if err := r.login(ctx, s, login); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	now := r.Now().UTC().Truncate(time.Second)
+	return r.change(ctx, func(old *tenant.Record) {
+		if old.Pending == nil || *old.Pending != pending {
+			return
+		}
+		old.Commit(now)
+		if pending.Purpose == tenant.Activate {
+			// The record was wrong about one slot: it is not believed about the other, which settleOther asks about. In the
+			// same write, so that no crash lets it be forgotten.
+			old.Slots[old.Active.Other()] = tenant.Credential{}
+			old.OtherRetired = false
+		}
+	})
+}
+
+// change is Update for a record that is there.
+func (r *run[S]) change(ctx context.Context, fn func(old *tenant.Record)) (*tenant.Record, error) {
+	return r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+		if old == nil {
+			return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+		}
+		fn(old)
+		return old, nil
+	})
+}
