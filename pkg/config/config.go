@@ -10,7 +10,6 @@ package config
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -133,7 +132,7 @@ func load(namespaceFile string) (Init, []string, error) {
 	v := validator{}
 	v.validate(&c, t, namespaceFile)
 	if len(v.refusals) > 0 {
-		return Init{}, nil, fault.New(fault.Refused, "environment: %w", errors.Join(v.refusals...))
+		return Init{}, nil, fault.New(fault.Refused, "environment: %s", strings.Join(v.refusals, "; "))
 	}
 	return c, v.warnings, nil
 }
@@ -152,18 +151,17 @@ func fillDefaults(v reflect.Value) {
 }
 
 type validator struct {
-	refusals []error
-	warnings []string
+	refusals, warnings []string
 }
 
 // refuse notes a refusal of a variable that has a value.
 func (v *validator) refuse(name, value, rule string) {
-	v.refusals = append(v.refusals, fmt.Errorf("%s=%s: %s", name, connector.Show(value), rule))
+	v.refusals = append(v.refusals, fmt.Sprintf("%s=%s: %s", name, connector.Show(value), rule))
 }
 
 // missing notes that a variable has no value.
 func (v *validator) missing(name, rule string) {
-	v.refusals = append(v.refusals, fmt.Errorf("%s is not set: %s", name, rule))
+	v.refusals = append(v.refusals, fmt.Sprintf("%s is not set: %s", name, rule))
 }
 
 func (v *validator) warn(name, what string) { v.warnings = append(v.warnings, name+" "+what) }
@@ -257,7 +255,7 @@ func (v *validator) tenant(c *Init, namespaceFile string) {
 	}
 	if c.TenantUID != "" {
 		if err := tenant.CheckUID(c.TenantUID); err != nil {
-			v.refuse("DBCONNECTOR_TENANT_UID", c.TenantUID, err.Error())
+			v.refusals = append(v.refusals, "DBCONNECTOR_TENANT_UID: "+err.Error())
 		}
 	}
 	if !c.UsesKubernetes() {
