@@ -80,8 +80,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	for _, w := range result.Done.Warnings {
 		log.Warn("please look at this", zap.String("warning", w))
 	}
-	for _, change := range result.Done.Changes {
-		log.Info("changed", zap.String("change", change))
+	if len(result.Done.Changes) > 0 {
+		log.Info("changed the server", zap.Strings("changes", result.Done.Changes))
 	}
 	log.Info("ready",
 		zap.String("tenant", result.Record.UID), zap.String("engine", string(result.Record.Server.Engine)),

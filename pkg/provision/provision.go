@@ -80,7 +80,7 @@ type Result struct {
 // It repeats what failed for lack of the moment (fault.Unavailable), with backoff and jitter, until ctx ends; any other
 // failure ends it at once. Nothing is published unless all of it succeeded.
 func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (Result, error) {
-	r := run[S]{Init: p, open: open}
+	r := run[S]{Init: p, open: open, warned: map[string]bool{}}
 	if r.Now == nil {
 		r.Now = time.Now
 	}
@@ -124,7 +124,8 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 
 type run[S server] struct {
 	Init
-	open func(connector.Server) S
+	open   func(connector.Server) S
+	warned map[string]bool
 }
 
 func (r *run[S]) attempt(ctx context.Context) (Result, error) {
@@ -200,9 +201,13 @@ func (r *run[S]) login(ctx context.Context, s S, login tenant.Login) error {
 	return s.Login(ctx, login)
 }
 
+// warn says each warning once, however often the connector is read.
 func (r *run[S]) warn(warnings []string) {
 	for _, w := range warnings {
-		r.Log.Warn("please look at this", zap.String("warning", w))
+		if !r.warned[w] {
+			r.warned[w] = true
+			r.Log.Warn("please look at this", zap.String("warning", w))
+		}
 	}
 }
 

@@ -145,7 +145,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 		return nil, fault.New(fault.Refused, "login %q has privileges on the whole server (%s): revoke them", login.User, strings.Join(global, ", "))
 	}
 	// SCHEMATA holds just the databases on which a login has any right, by whatever grant, wildcard, role or anonymous account.
-	others, err := column(ctx, session.conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database, nil)
+	others, err := column(ctx, session.conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database)
 	if err != nil {
 		return nil, fmt.Errorf("asking which databases login %q sees: %w", login.User, err)
 	}
