@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bed
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+)
+
+// clients are command line programs that only benchmarks and people want.
+var clients = []struct {
+	name, suite, pkg, path string
+}{
+	{"psql", "trixie", "postgresql-client-17", "usr/lib/postgresql/17/bin/psql"},
+	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb"},
+}
+
+func clientItems() []item {
+	var all []item
+	for _, c := range clients {
+		all = append(all, item{
+			name: c.name,
+			key:  c.name + "-" + c.suite + "-1",
+			build: func(ctx context.Context, dir string) error {
+				return unpackDebs(ctx, filepath.Join(dir, "root"), c.suite, c.pkg)
+			},
+		})
+	}
+	return all
+}
+
+// Client returns a command that runs a command line client, "psql" or "mariadb".
+// The mariadb client also talks to MySQL.
+func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
+	for _, c := range clients {
+		if c.name != name {
+			continue
+		}
+		dir, err := cached(ctx, items()[name])
+		if err != nil {
+			return nil, err
+		}
+		root := filepath.Join(dir, "root")
+		argv, err := foreign(root)
+		if err != nil {
+			return nil, err
+		}
+		argv = append(append(argv, filepath.Join(root, c.path)), args...)
+		return exec.CommandContext(ctx, argv[0], argv[1:]...), nil
+	}
+	return nil, fmt.Errorf("no client %q", name)
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// process is a server's process, which does not outlive ours.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // how; to be read after done
+	log  string
+}
+
+// startProcess runs argv with its output appended to the file log. With drop, and
+// if we are root, it runs as an unprivileged account.
+func startProcess(log string, drop bool, argv ...string) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening log: %w", err)
+	}
+	defer out.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = filepath.Dir(log)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Env = serverEnv()
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setpgid:   true, // a terminal's ^C is for us; we stop the server in order
+		Pdeathsig: syscall.SIGKILL,
+	}
+	if drop {
+		if cmd.SysProcAttr.Credential, err = account(); err != nil {
+			return nil, err
+		}
+	}
+	p := &process{cmd: cmd, done: make(chan struct{}), log: log}
+	started := make(chan error)
+	go func() {
+		// The kernel sends Pdeathsig when the thread that forked ends, so that
+		// thread must live as long as the server: it is this goroutine's, and waits.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("starting %s: %w", argv[0], err)
+	}
+	return p, nil
+}
+
+// runAs runs a short command as the servers' account, with input from a string.
+func runAs(ctx context.Context, input string, argv ...string) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = serverEnv()
+	cmd.Stdin = strings.NewReader(input)
+	credential, err := account()
+	if err != nil {
+		return err
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+	_, err = output(cmd)
+	return err
+}
+
+// serverEnv is the environment of servers: nothing of ours, since PGDATA, MYSQL_HOME
+// or a locale would change what they do.
+func serverEnv() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC", "HOME=/", "TMPDIR=" + os.TempDir()}
+}
+
+// account is who the database servers run as: ourselves, or if we are root the
+// account nobody. It must have an entry in passwd, initdb looks.
+var account = sync.OnceValues(func() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		return nil, fmt.Errorf("finding account for servers: %w", err)
+	}
+	uid, uerr := strconv.ParseUint(nobody.Uid, 10, 32)
+	gid, gerr := strconv.ParseUint(nobody.Gid, 10, 32)
+	if err := errors.Join(uerr, gerr); err != nil {
+		return nil, fmt.Errorf("finding account for servers: %w", err)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+})
+
+// give makes the servers' account the owner of files.
+func give(names ...string) error {
+	credential, err := account()
+	if err != nil || credential == nil {
+		return err
+	}
+	for _, name := range names {
+		if err := os.Chown(name, int(credential.Uid), int(credential.Gid)); err != nil {
+			return fmt.Errorf("giving file to servers' account: %w", err)
+		}
+	}
+	return nil
+}
+
+// stop asks the process to end, and insists when the context does.
+func (p *process) stop(ctx context.Context, sig syscall.Signal) error {
+	p.signal(sig, syscall.SIGCONT) // a stopped process handles no signal
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		p.kill()
+		return fmt.Errorf("stopping process, killed it: %w\n%s", context.Cause(ctx), tail(p.text()))
+	}
+}
+
+// kill ends the process and all of its descendants at once. PostgreSQL's backends are
+// sessions of their own, out of reach of a signal to the process group.
+func (p *process) kill() {
+	p.signal(syscall.SIGSTOP) // so that it makes no more of them meanwhile
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// signal sends signals to the process and all of its descendants, parents first.
+// Only the first process gets a signal that asks for an orderly end.
+func (p *process) signal(sigs ...syscall.Signal) {
+	for _, sig := range sigs {
+		select {
+		case <-p.done:
+			return // the id may be somebody else's by now
+		default:
+		}
+		_ = syscall.Kill(p.cmd.Process.Pid, sig)
+		if sig != syscall.SIGSTOP && sig != syscall.SIGCONT && sig != syscall.SIGKILL {
+			continue
+		}
+		for _, pid := range p.descendants() {
+			_ = syscall.Kill(pid, sig)
+		}
+	}
+}
+
+func (p *process) descendants() []int {
+	children := map[int][]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		stat, err := os.ReadFile(name)
+		if err != nil {
+			continue // it just ended
+		}
+		// "pid (command) state ppid ..."; the command may contain anything.
+		field := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		ppid, _ := strconv.Atoi(field[1])
+		children[ppid] = append(children[ppid], pid)
+	}
+	found := children[p.cmd.Process.Pid]
+	for i := 0; i < len(found); i++ {
+		found = append(found, children[found[i]]...)
+	}
+	return found
+}
+
+// ready waits until check succeeds, or the process ends, or the context or a
+// generous time does.
+func (p *process) ready(ctx context.Context, check func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := Wait(ctx, func(ctx context.Context) error {
+		select {
+		case <-p.done:
+			return Permanent(fmt.Errorf("process ended: %w", errors.Join(p.err, errors.New("before it was ready"))))
+		default:
+		}
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return check(ctx)
+	})
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, tail(p.text()))
+		p.kill()
+	}
+	return err
+}
+
+func (p *process) text() string {
+	log, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(log)
+}
+
+// freePort finds a port nobody listens on, below those the kernel gives to
+// outgoing connections: one of these could take it before the server does.
+func freePort() (int, error) {
+	for range 100 {
+		port := 10000 + rand.IntN(20000)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return port, nil
+	}
+	return 0, errors.New("finding a free port: none in a hundred tries")
+}
