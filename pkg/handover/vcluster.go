@@ -186,10 +186,10 @@ func boolean(node *yaml.Node) (on, ok bool) {
 	if node.Kind != yaml.ScalarNode || node.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		return false, false
 	}
-	switch strings.ToLower(node.Value) {
-	case "true", "yes", "on", "y":
+	switch node.Value {
+	case "true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y":
 		return true, true
-	case "false", "no", "off", "n":
+	case "false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N":
 		return false, true
 	}
 	return false, false

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handover
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"dbconnector/pkg/fault"
+)
+
+const (
+	testDSN = "postgres://vcabca:a-b_c.d~E1@[::1]:5432/vcabc?sslmode=verify-full"
+	testCA  = "/var/run/dbconnector/ca.crt"
+)
+
+func TestEditConfig(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ caFile, source, want string }{
+		"embedded": {
+			source: "controlPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: true\n",
+			want:   "controlPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
+		},
+		"external, the connector goes": {
+			caFile: testCA,
+			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        enabled: true\n",
+			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        dataSource: \"DSN\"\n        caFile: \"/var/run/dbconnector/ca.crt\"\n",
+		},
+		"placeholder and caFile are replaced where they are, comments stay": {
+			caFile: testCA,
+			source: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: /old # ca\n        dataSource: placeholder # ds\n        enabled: true\n",
+			want:   "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: \"/var/run/dbconnector/ca.crt\" # ca\n        dataSource: \"DSN\" # ds\n        enabled: true\n",
+		},
+		"without a CA of ours, the user's stays": {
+			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine}}}}\n",
+			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine, dataSource: \"DSN\"}}}}\n",
+		},
+		"the other store keeps its fields": {
+			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n",
+			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
+		},
+		"unknown fields, order, quoting and odd scalars stay": {
+			source: "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\nbig: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one\n  two\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: yes\n        extraArgs: [--a, '--b']\n",
+			want:   "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\nbig: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one two\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: yes\n        extraArgs: [--a, '--b']\n        dataSource: \"DSN\"\n",
+		},
+		"anchors that the edit does not touch stay": {
+			source: "a: &a {x: 1}\nb: *a\nc:\n  <<: *a\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: true\n",
+			want:   "a: &a {x: 1}\nb: *a\nc:\n  <<: *a\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
+		},
+		"a store that is an alias is copied": {
+			source: "a: &a\n  enabled: true\n  connector: pg\ncontrolPlane:\n  backingStore:\n    database:\n      external: *a\n",
+			want:   "a: &a\n  enabled: true\n  connector: pg\ncontrolPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        dataSource: \"DSN\"\n",
+		},
+		"a store that others share is copied for them": {
+			source: "controlPlane:\n  backingStore:\n    database:\n      external: &a\n        enabled: true\n        connector: &n pg\nb: *a\nc: *n\n",
+			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        dataSource: \"DSN\"\nb:\n  enabled: true\n  connector: pg\nc: pg\n",
+		},
+		"what is merged on the way becomes its own": {
+			source: "a: &a\n  backingStore:\n    database: {embedded: {enabled: true}}\n  keep: 1\ncontrolPlane:\n  <<: *a\n  other: 2\n",
+			want:   "a: &a\n  backingStore:\n    database: {embedded: {enabled: true}}\n  keep: 1\ncontrolPlane:\n  <<: *a\n  other: 2\n  backingStore:\n    database: {embedded: {enabled: true, dataSource: \"DSN\"}}\n",
+		},
+		"what is merged into the store becomes its own, or the connector could not go": {
+			source: "a: &a {connector: pg, enabled: false, keyFile: /k}\ncontrolPlane:\n  backingStore:\n    database:\n      external:\n        <<: *a\n        enabled: true\n",
+			want:   "a: &a {connector: pg, enabled: false, keyFile: /k}\ncontrolPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        keyFile: /k\n        dataSource: \"DSN\"\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := EditConfig([]byte(test.source), testDSN, test.caFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := strings.ReplaceAll(test.want, "DSN", testDSN); string(got) != want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestEditConfigRefusals(t *testing.T) {
+	t.Parallel()
+	const head = "controlPlane:\n  backingStore:\n    database:\n"
+	const embedded = head + "      embedded:\n        enabled: true\n"
+	for name, test := range map[string]struct{ source, want string }{
+		"empty":             {"", "no store is enabled: set controlPlane.backingStore.database.embedded.enabled"},
+		"null":              {"null", "no store is enabled"},
+		"comment only":      {"# nothing\n", "no store is enabled"},
+		"no store":          {"controlPlane: {}", "no store is enabled"},
+		"null on the way":   {"controlPlane:\n  backingStore:\n", "no store is enabled"},
+		"disabled":          {head + "      embedded:\n        enabled: false\n", "no store is enabled"},
+		"connector alone":   {head + "      external:\n        connector: pg\n", "no store is enabled"},
+		"both":              {embedded + "      external: {enabled: true}\n", "more than one store is enabled: controlPlane.backingStore.database.external, controlPlane.backingStore.database.embedded"},
+		"etcd besides":      {embedded + "    etcd: {embedded: {enabled: true}}\n", "more than one store is enabled: controlPlane.backingStore.database.embedded, controlPlane.backingStore.etcd.embedded"},
+		"etcd deployed":     {"controlPlane: {backingStore: {etcd: {deploy: {enabled: true}}}}", "controlPlane.backingStore.etcd.deploy is enabled, which takes no database"},
+		"etcd external":     {"controlPlane: {backingStore: {etcd: {external: {enabled: true}}}}", "controlPlane.backingStore.etcd.external is enabled"},
+		"enabled as string": {head + "      embedded: {enabled: \"true\"}\n", "controlPlane.backingStore.database.embedded.enabled: must be true or false"},
+		"enabled misspelt":  {head + "      embedded: {enabled: trUe}\n", "controlPlane.backingStore.database.embedded.enabled: must be true or false"},
+		"enabled as number": {head + "      external: {enabled: 1}\n", "controlPlane.backingStore.database.external.enabled: must be true or false"},
+		"enabled as list":   {head + "      external: {enabled: [true]}\n", "controlPlane.backingStore.database.external.enabled: must be true or false"},
+		"store as list":     {head + "      embedded: [true]\n", "controlPlane.backingStore.database.embedded: must be a mapping"},
+		"store as string":   {"controlPlane: {backingStore: {database: embedded}}", "controlPlane.backingStore.database: must be a mapping"},
+		"root as list":      {"- a\n", "must be a mapping"},
+		"root as string":    {"hunter2", "must be a mapping"},
+		"not YAML":          {embedded + "  x: [hunter2\n", "is not YAML"},
+		"tabs":              {"a:\n\tb: hunter2\n", "is not YAML, line 2"},
+		"binary":            {"\x00\x01\x02", "is not YAML"},
+		"bad tag":           {embedded + "x: !!int hunter2\n", "is not YAML"},
+		"two documents":     {embedded + "---\na: 1\n", "must be one YAML document"},
+		"garbage after it":  {embedded + "...\n[hunter2\n", "must be one YAML document"},
+		"duplicate key":     {embedded + "        enabled: false\n", "has a key twice, line 6"},
+		"duplicate root":    {embedded + "controlPlane: {}\n", "has a key twice"},
+		"unknown anchor":    {embedded + "x: *hunter2\n", "is not YAML"},
+		"alias of itself":   {embedded + "x: &a [*a]\n", "is not YAML"},
+		"billion laughs":    {laughs() + embedded, "is not YAML"},
+		// A control plane with data there would start on an empty database.
+		"store is named":        {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: is set and names a store already"},
+		"store is named merged": {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "dataSource: is set and names a store already"},
+		"store as mapping":      {embedded + "        dataSource: {password: hunter2}\n", "controlPlane.backingStore.database.embedded.dataSource: must be a string"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := EditConfig([]byte(test.source), testDSN, testCA)
+			switch {
+			case err == nil:
+				t.Fatalf("accepted:\n%s", got)
+			case !fault.Is(err, fault.Refused):
+				t.Errorf("class %v, want Refused", fault.Of(err))
+			case !strings.Contains(err.Error(), test.want):
+				t.Errorf("got %q, want it to contain %q", err, test.want)
+			case strings.Contains(err.Error(), "hunter2"), strings.Contains(err.Error(), testDSN):
+				t.Errorf("repeats a value: %q", err) // B20
+			}
+		})
+	}
+}
+
+// laughs is a document that is small and decodes to a billion nodes.
+func laughs() string {
+	var b strings.Builder
+	b.WriteString("l0: &l0 lol\n")
+	for i := 1; i < 10; i++ {
+		fmt.Fprintf(&b, "l%d: &l%d [%s]\n", i, i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*l%d,", i-1), 10), ","))
+	}
+	return b.String()
+}
+
+func TestConnectorName(t *testing.T) {
+	t.Parallel()
+	const external = "controlPlane:\n  backingStore:\n    database:\n      external:\n"
+	for name, test := range map[string]struct{ source, want, refusal string }{
+		"none":          {"", "", ""},
+		"null":          {external + "        connector:\n", "", ""},
+		"empty":         {external + "        connector: \"\"\n", "", ""},
+		"enabled":       {external + "        connector: pg\n        enabled: true\n", "pg", ""},
+		"not enabled":   {external + "        connector: pg\n        enabled: false\n", "pg", ""},
+		"quoted number": {external + "        connector: \"12\"\n", "12", ""},
+		"merged":        {"a: &a {connector: pg}\n" + external + "        <<: *a\n", "pg", ""},
+		"number":        {external + "        connector: 12\n", "", "controlPlane.backingStore.database.external.connector: must be a string"},
+		"mapping":       {external + "        connector: {name: pg}\n", "", "connector: must be a string"},
+		"no mapping":    {"controlPlane: [a]", "", "controlPlane: must be a mapping"},
+		"not YAML":      {"a: [", "", "is not YAML"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := ConnectorName([]byte(test.source))
+			if got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if (err != nil) != (test.refusal != "") || err != nil && (!strings.Contains(err.Error(), test.refusal) || !fault.Is(err, fault.Refused)) {
+				t.Errorf("got error %v, want %q", err, test.refusal)
+			}
+		})
+	}
+}
+
+// FuzzEditConfig: whatever is accepted differs from its source in the three fields and in nothing else, and is edited the
+// same way again by whoever reads it back.
+func FuzzEditConfig(f *testing.F) {
+	f.Add("controlPlane: {backingStore: {database: {embedded: {enabled: true}}}}", testDSN)
+	f.Add("controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        connector: pg\n# end", "mysql://u:p@tcp(h:1)/d?tls=x")
+	f.Add("a: &a {enabled: true, connector: &c x}\ncontrolPlane: &cp\n  backingStore:\n    database:\n      external: *a\nb: [*cp, *c]", "x: 'y' # \"")
+	f.Add("a: &a {backingStore: {database: {embedded: {enabled: true}}}}\ncontrolPlane: {<<: [*a, {x: 1}]}\n", "\t\u2028")
+	f.Add("controlPlane: {backingStore: {database: {embedded: {? &k dataSource : &v x, enabled: true}}}}\n*k : *v", "z")
+	f.Fuzz(func(t *testing.T, source, dsn string) {
+		result, err := EditConfig([]byte(source), dsn, testCA)
+		if err != nil {
+			if !fault.Is(err, fault.Refused) {
+				t.Fatalf("class %v: %v", fault.Of(err), err)
+			}
+			return
+		}
+		var want, got any
+		if err := yaml.Unmarshal([]byte(source), &want); err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(result, &got); err != nil {
+			t.Fatal(err)
+		}
+		name := "embedded"
+		switch field(want, "external", "enabled") {
+		case true, "yes", "Yes", "YES", "on", "On", "ON", "y", "Y":
+			name = "external"
+		}
+		for key, value := range map[string]any{"dataSource": dsn, "caFile": testCA, "connector": nil} {
+			if field(got, name, key) != value {
+				t.Fatalf("%s: got %v, want %v", key, field(got, name, key), value)
+			}
+			drop(got, name, key)
+			drop(want, name, key)
+		}
+		if fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) {
+			t.Fatalf("got  %#v\nwant %#v", got, want)
+		}
+	})
+}
+
+// store finds the store in a decoded config; a mapping with a key that is no string is a map[any]any.
+func store(v any, name string) any {
+	for _, key := range []string{"controlPlane", "backingStore", "database", name} {
+		v = at(v, key)
+	}
+	return v
+}
+
+func at(v any, key string) any {
+	switch m := v.(type) {
+	case map[string]any:
+		return m[key]
+	case map[any]any:
+		return m[key]
+	}
+	return nil
+}
+
+func field(v any, name, key string) any { return at(store(v, name), key) }
+
+func drop(v any, name, key string) {
+	switch m := store(v, name).(type) {
+	case map[string]any:
+		delete(m, key)
+	case map[any]any:
+		delete(m, key)
+	}
+}
