@@ -26,10 +26,12 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
+// File is the name of the record in the directory.
+const File = "record.json"
+
 const (
-	recordFile = "record.json"
-	lockFile   = ".lock"
-	variable   = "DBCONNECTOR_STATE_DIR"
+	lockFile = ".lock"
+	variable = "DBCONNECTOR_STATE_DIR"
 )
 
 // Store is the record of one tenant in a directory. It may be used by many goroutines.
@@ -85,14 +87,14 @@ func (s *Store) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant
 	if bytes.Equal(data, had) {
 		return old, nil
 	}
-	if _, err := atomicfile.Replace(filepath.Join(s.dir, recordFile), data, 0o600); err != nil {
+	if _, err := atomicfile.Replace(filepath.Join(s.dir, File), data, 0o600); err != nil {
 		return nil, classify(s.dir, "writing the tenant's record", err)
 	}
 	return next.Clone(), nil
 }
 
 func (s *Store) read() (*tenant.Record, []byte, error) {
-	path := filepath.Join(s.dir, recordFile)
+	path := filepath.Join(s.dir, File)
 	data, err := os.ReadFile(path) //nolint:gosec // the directory is the operator's setting
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -116,7 +118,7 @@ const (
 // lock waits for the lock until ctx ends. It asks again and again instead of waiting in the kernel, because a wait in the
 // kernel cannot be given up.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600) //nolint:gosec // as above
+	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, classify(s.dir, "locking the tenant's record", err)
 	}
