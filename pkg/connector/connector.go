@@ -11,6 +11,7 @@ package connector
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"net/netip"
@@ -23,8 +24,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"crypto/x509"
 
 	"dbconnector/pkg/fault"
 )

@@ -151,7 +151,7 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	if err != nil {
 		switch fault.Of(refused) {
 		case fault.WrongPassword, fault.NoAccess:
-			return Result{}, fmt.Errorf("the record's login is refused (%v), and to repair it the connector is needed: %w", refused, err)
+			return Result{}, fmt.Errorf("the record's login is refused (%s), and to repair it the connector is needed: %w", refused.Error(), err)
 		}
 		if refused != nil {
 			return Result{}, r.guard(record, record.Server, refused)
@@ -405,7 +405,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	if err != nil {
 		return nil, err
 	}
-	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, done); err != nil {
+	if record, err = r.reset(ctx, s, admin, slot, tenant.Activate, done); err != nil {
 		return nil, err
 	}
 	if err := verify(); err != nil {
@@ -444,11 +444,11 @@ func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, recor
 	if err != nil || used {
 		return record, err
 	}
-	return r.reset(ctx, s, admin, record, other, tenant.Retire, done)
+	return r.reset(ctx, s, admin, other, tenant.Retire, done)
 }
 
 // reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed.
-func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
+func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
 	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
 	record, err := r.change(ctx, func(old *tenant.Record) {
 		if old.Pending == nil { // never a second one

@@ -47,14 +47,6 @@ const (
 	noSuchThread         = 1094
 )
 
-func number(err error) uint16 {
-	var e *mysqldriver.MySQLError
-	if errors.As(err, &e) {
-		return e.Number
-	}
-	return 0
-}
-
 // classify gives a driver's error its class and a message of one line. A statement is never part of it.
 func classify(err error) error {
 	if err == nil || fault.Of(err) != fault.Unknown {

@@ -90,9 +90,9 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	return conn, nil
 }
 
-// hangUp ends a session politely, in bounded time and whatever the caller's context says.
-func hangUp(conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+// hangUp ends a session politely, in bounded time, even when the caller's time is up.
+func hangUp(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // the session ends either way
 }
@@ -103,7 +103,12 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	if err != nil {
 		return err
 	}
-	hangUp(conn)
+	defer hangUp(ctx, conn)
+	// From 14 on the server reports this with every login, so it costs nothing to notice a connector or a DNS name that was
+	// left pointing at a standby. kine would start on it and fail at its first write.
+	if conn.PgConn().ParameterStatus("in_hot_standby") == "on" {
+		return fault.New(fault.Refused, "%s is a standby (in_hot_standby): point the connector at the primary", s.server.Address())
+	}
 	return nil
 }
 
@@ -114,7 +119,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	if err != nil {
 		return nil, err
 	}
-	defer hangUp(conn)
+	defer hangUp(ctx, conn)
 
 	var current string
 	var readOnly, creates bool
@@ -172,7 +177,7 @@ func (s *Server) Admin(ctx context.Context, user string, password connector.Pass
 	}
 	a := &Admin{server: s, conn: conn, password: password}
 	if err := a.introduce(ctx); err != nil {
-		hangUp(conn)
+		hangUp(ctx, conn)
 		return nil, err
 	}
 	return a, nil
@@ -204,7 +209,7 @@ func (a *Admin) introduce(ctx context.Context) error {
 }
 
 // Close ends the session and with it its lock.
-func (a *Admin) Close() { hangUp(a.conn) }
+func (a *Admin) Close() { hangUp(context.Background(), a.conn) }
 
 // Lock waits for the tenant's lock on the server. It lasts until Close.
 func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
@@ -391,7 +396,7 @@ func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant
 	if err != nil {
 		return err
 	}
-	defer hangUp(conn)
+	defer hangUp(ctx, conn)
 	var s schema
 	// pg_has_role 'USAGE' and not 'MEMBER': what counts is whether the owner's rights are in force, as for GRANT itself.
 	err = conn.QueryRow(ctx, `
