@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// The servers of this file are scripts: each request gets the next answer. They stand for what goes wrong between us and an
+// API server. That our compare-and-swap is one is shown on a real API server, in kube_test.go.
+
+type answer func(w http.ResponseWriter, r *http.Request)
+
+type script struct {
+	*httptest.Server
+	mu       sync.Mutex
+	answers  []answer
+	requests []string
+}
+
+// play answers with the script; when it is at its end, with its last line again.
+func play(t *testing.T, answers ...answer) (*Client, *script) {
+	t.Helper()
+	s := &script{answers: answers}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.requests = append(s.requests, r.Method)
+		next := s.answers[0]
+		if len(s.answers) > 1 {
+			s.answers = s.answers[1:]
+		}
+		s.mu.Unlock()
+		next(w, r)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(s.Close)
+	c, err := newClient(&rest.Config{Host: s.URL}, "dbconnector-init")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, s
+}
+
+func (s *script) count(t *testing.T, want ...string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if got := fmt.Sprint(s.requests); got != fmt.Sprint(want) {
+		t.Errorf("requests: got %v, want %v", got, want)
+	}
+}
+
+func object(v any) answer {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+func status(code int, reason metav1.StatusReason, message string, causes ...metav1.StatusCause) answer {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(metav1.Status{
+			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
+			Code: int32(code), Reason: reason, Message: message, Details: &metav1.StatusDetails{Causes: causes}, //nolint:gosec // three digits
+		})
+	}
+}
+
+func hangUp(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+
+func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+var notFound = status(404, metav1.StatusReasonNotFound, "not found")
+
+const marker = "hunter2hunter2hunter2"
+
+func newRecord() *tenant.Record {
+	return tenant.NewRecord("uid/blue", "team-a", "blue",
+		connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+}
+
+func binding(r *tenant.Record) (map[string]string, error) {
+	return r.Binding("postgres://" + r.Login(r.Active).Password.Reveal()), nil
+}
+
+// stored is the Secret of a record as an API server has it.
+func stored(t *testing.T, r *tenant.Record, version string) *corev1.Secret {
+	t.Helper()
+	data, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &corev1.Secret{
+		TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "rec", ResourceVersion: version},
+		Data: map[string][]byte{recordKey: data},
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestWhatPassesIsRepeated(t *testing.T) {
+	t.Parallel()
+	c, s := play(t, status(503, metav1.StatusReasonServiceUnavailable, "starting"), hangUp,
+		status(500, metav1.StatusReasonInternalError, "etcdserver: leader changed"), notFound)
+	if r, err := c.Records("team-a", "rec", nil).Load(t.Context()); r != nil || err != nil {
+		t.Errorf("got %v, %v", r, err)
+	}
+	s.count(t, "GET", "GET", "GET", "GET")
+}
+
+func TestUnavailableUntilTheEnd(t *testing.T) {
+	t.Parallel()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	refusing, err := newClient(&rest.Config{Host: gone.URL}, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nowhere, err := newClient(&rest.Config{Host: "http://does-not-exist.invalid"}, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hanging, _ := play(t, hang)
+	busy, _ := play(t, status(429, metav1.StatusReasonTooManyRequests, "too many requests"))
+	failing, _ := play(t, status(500, metav1.StatusReasonInternalError, "broken"), hang)
+	for name, test := range map[string]struct {
+		client *Client
+		want   string
+	}{
+		"connection refused":              {refusing, "connection refused"},
+		"no such name":                    {nowhere, "lookup"},
+		"no answer":                       {hanging, "deadline exceeded"},
+		"too many requests":               {busy, "too many requests"},
+		"the reason, not that time is up": {failing, "broken"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now()
+			_, err := test.client.NamespaceUID(within(t, 400*time.Millisecond), "team-a")
+			if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "reading the namespace team-a") {
+				t.Errorf("got class %v: %v", fault.Of(err), err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
+func TestRefusedByTheServer(t *testing.T) {
+	t.Parallel()
+	forbidden := `secrets "pg" is forbidden: User "system:serviceaccount:team-a:vc-blue" cannot get resource "secrets"`
+	for name, test := range map[string]struct {
+		answer answer
+		want   string
+	}{
+		"no credential": {status(401, metav1.StatusReasonUnauthorized, "Unauthorized"), "does not accept this program's credential"},
+		"no rule":       {status(403, metav1.StatusReasonForbidden, forbidden), `an RBAC rule is missing, verb "get" on resource "secrets" named "pg" in namespace "platform" (deploy/kustomize has the Role and the RoleBinding)`},
+		"no connector":  {notFound, "secret platform/pg does not exist: create it, or mend its name (DBCONNECTOR_CONNECTOR"},
+		"no label":      {object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, Data: map[string][]byte{"password": []byte(marker)}}), `label "loft.sh/connector-type" is missing`},
+		"wrong label": {
+			object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{connector.LabelKey: "x"}}, Data: map[string][]byte{"password": []byte(marker)}}),
+			`label loft.sh/connector-type="x": must be "shared-database"`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, s := play(t, test.answer)
+			_, err := c.Connector(t.Context(), "platform", "pg")
+			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got class %v: %v\nwant %s", fault.Of(err), err, test.want)
+			}
+			if strings.Contains(err.Error(), marker) {
+				t.Errorf("shows the password: %v", err)
+			}
+			s.count(t, "GET") // a refusal is not repeated
+		})
+	}
+	c, s := play(t, notFound)
+	if _, err := c.Connector(t.Context(), "platform", "../../x"); !fault.Is(err, fault.Refused) {
+		t.Errorf("got %v", err)
+	}
+	s.count(t)
+}
+
+func TestRefusedWrites(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		answer answer
+		want   string
+	}{
+		"no rule":   {status(403, metav1.StatusReasonForbidden, `User "x" cannot create resource "secrets"`), `an RBAC rule is missing, verb "create" on resource "secrets" in namespace "team-a"`},
+		"quota":     {status(403, metav1.StatusReasonForbidden, "exceeded quota: secrets"), "the API server refuses it: exceeded quota"},
+		"ending":    {status(403, metav1.StatusReasonForbidden, "being terminated", metav1.StatusCause{Type: corev1.NamespaceTerminatingCause}), `the namespace "team-a" is being deleted`},
+		"not valid": {status(422, metav1.StatusReasonInvalid, "data: "+marker, metav1.StatusCause{Field: "data", Type: "FieldValueTooLong", Message: marker}), "the API server answers 422 Invalid [data: FieldValueTooLong]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, s := play(t, notFound, test.answer)
+			r := newRecord()
+			_, err := c.Records("team-a", "rec", binding).Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return r, nil })
+			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "secret team-a/rec") {
+				t.Errorf("got class %v: %v\nwant %s", fault.Of(err), err, test.want)
+			}
+			if strings.Contains(err.Error(), marker) || strings.Contains(err.Error(), r.Slots[tenant.A].Password.Reveal()) {
+				t.Errorf("shows a password: %v", err)
+			}
+			s.count(t, "GET", "POST")
+		})
+	}
+}
+
+func TestIdentityOfTheServer(t *testing.T) {
+	t.Parallel()
+	quiet := log.New(io.Discard, "", 0)
+	strangers := httptest.NewTLSServer(nil)
+	strangers.Config.ErrorLog = quiet
+	t.Cleanup(strangers.Close)
+	plain := httptest.NewServer(nil)
+	plain.Config.ErrorLog = quiet
+	t.Cleanup(plain.Close)
+	for name, test := range map[string]struct{ host, want string }{
+		"certificate of nobody we know": {strangers.URL, "identity cannot be verified"},
+		"no TLS":                        {strings.Replace(plain.URL, "http://", "https://", 1), "what answers is not an API server"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := newClient(&rest.Config{Host: test.host}, "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.NamespaceUID(within(t, 5*time.Second), "team-a"); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got class %v: %v", fault.Of(err), err)
+			}
+		})
+	}
+}
+
+// TestRequests counts what a store costs: the restart path may read once.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	r := newRecord()
+	same := func(old *tenant.Record) (*tenant.Record, error) { return old, nil }
+	next := func(old *tenant.Record) (*tenant.Record, error) { old.Generation++; return old, nil }
+
+	c, s := play(t, object(stored(t, r, "7")))
+	store := c.Records("team-a", "rec", binding)
+	if _, err := store.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.count(t, "GET")
+	if _, err := store.Update(t.Context(), next); err != nil { // no read first: Load saw it
+		t.Fatal(err)
+	}
+	s.count(t, "GET", "PUT")
+	if _, err := store.Update(t.Context(), same); err != nil { // only the server can say that nothing is to be done
+		t.Fatal(err)
+	}
+	s.count(t, "GET", "PUT", "GET")
+
+	c, s = play(t, notFound, object(stored(t, r, "1")))
+	store = c.Records("team-a", "rec", binding)
+	if got, err := store.Load(t.Context()); got != nil || err != nil {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if _, err := store.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
+		if old != nil {
+			t.Error("there is no record yet")
+		}
+		return r, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.count(t, "GET", "POST")
+}
+
+// TestStaleGuess: what the store saw last may be old, and neither an error nor a "nothing to do" may rest on it.
+func TestStaleGuess(t *testing.T) {
+	t.Parallel()
+	old, current := newRecord(), newRecord()
+	current.Generation = 5
+	c, s := play(t, object(stored(t, old, "1")), object(stored(t, current, "2")))
+	store := c.Records("team-a", "rec", nil)
+	if _, err := store.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := store.Update(t.Context(), func(r *tenant.Record) (*tenant.Record, error) {
+		if r.Generation == 1 {
+			return nil, fmt.Errorf("too old")
+		}
+		return r, nil
+	})
+	if err != nil || got.Generation != 5 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	s.count(t, "GET", "GET")
+}
+
+// TestWrittenButNotAnswered: the connection breaks after the server has stored what we sent. The repeated write conflicts
+// with our own, and the change must be neither lost nor made twice.
+func TestWrittenButNotAnswered(t *testing.T) {
+	t.Parallel()
+	first := newRecord()
+	second := first.Clone()
+	second.Generation = 2
+	conflict := status(409, metav1.StatusReasonConflict, "the object has been modified")
+	c, s := play(t, object(stored(t, first, "1")), hangUp, conflict, object(stored(t, second, "2")))
+	asked := 0
+	got, err := c.Records("team-a", "rec", binding).Update(t.Context(), func(r *tenant.Record) (*tenant.Record, error) {
+		asked++
+		r.Generation++
+		return r, nil
+	})
+	if err != nil || got.Generation != 2 || asked != 1 {
+		t.Errorf("got %v, %v, asked %d times", got, err, asked)
+	}
+	s.count(t, "GET", "PUT", "PUT", "GET")
+}
+
+func TestConflictsWithoutEnd(t *testing.T) {
+	t.Parallel()
+	r := newRecord()
+	read := object(stored(t, r, "1"))
+	c, s := play(t, func(w http.ResponseWriter, q *http.Request) {
+		if q.Method == http.MethodGet {
+			read(w, q)
+			return
+		}
+		status(409, metav1.StatusReasonConflict, "the object has been modified")(w, q)
+	})
+	_, err := c.Records("team-a", "rec", nil).Update(within(t, time.Second), func(r *tenant.Record) (*tenant.Record, error) {
+		r.Generation++
+		return r, nil
+	})
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "others keep writing it") && !strings.Contains(err.Error(), "deadline") {
+		t.Errorf("got class %v: %v", fault.Of(err), err)
+	}
+	if n := len(s.requests); n < 4 || n > 30 {
+		t.Errorf("%d requests in a second: want some, with a growing pause between them", n)
+	}
+}
+
+func TestEvent(t *testing.T) {
+	t.Parallel()
+	var got corev1.Event
+	c, s := play(t, func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewDecoder(r.Body).Decode(&got)
+		object(got)(w, r)
+	}, status(503, metav1.StatusReasonServiceUnavailable, "starting"))
+	pod := Pod{Namespace: "team-a", Name: strings.Repeat("p", 253), UID: "u-1"}
+	if err := c.Event(t.Context(), pod, Warning, "Refused", strings.Repeat("ü", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Name) > 253 || len(got.Message) > 1024 || !utf8.ValidString(got.Message) || !strings.HasSuffix(got.Message, "ü…") {
+		t.Errorf("name of %d, message of %d bytes: %q", len(got.Name), len(got.Message), got.Message)
+	}
+	if got.InvolvedObject.UID != "u-1" || got.InvolvedObject.Kind != "Pod" || got.Source.Component != "dbconnector-init" || got.Type != "Warning" || got.Reason != "Refused" {
+		t.Errorf("got %+v", got)
+	}
+	if err := c.Event(t.Context(), pod, Normal, "Provisioned", "x"); err == nil {
+		t.Error("want the error, for a debug line")
+	}
+	s.count(t, "POST", "POST") // once each: nobody waits for an Event
+}
+
+func TestKubeconfig(t *testing.T) {
+	write := func(content string) string {
+		path := filepath.Join(t.TempDir(), "kubeconfig")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for name, test := range map[string]struct{ path, want string }{
+		"none and no pod": {"", "KUBECONFIG must be set outside of a pod"},
+		"missing":         {"/does/not/exist", `KUBECONFIG="/does/not/exist": the file does not exist or says nothing`},
+		"empty":           {write(""), "the file does not exist or says nothing"},
+		"not YAML":        {write("a: ["), "reading KUBECONFIG="},
+		"no such context": {write("apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{name: c, cluster: {server: 'https://h'}}]\n"), "reading KUBECONFIG="},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("KUBECONFIG", test.path)
+			if _, err := New("x"); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got class %v: %v", fault.Of(err), err)
+			}
+		})
+	}
+	t.Run("good", func(t *testing.T) {
+		t.Setenv("KUBECONFIG", write("apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{name: x, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: 'https://h'}}]\n"))
+		if _, err := New("x"); err != nil {
+			t.Error(err)
+		}
+	})
+}
