@@ -231,7 +231,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 		return done, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",
 			want.Database, quote(want.Owner))
 	}
-	for _, s := range plan(seen, want, a.server.server.SSLMode != connector.Disable) {
+	for _, s := range plan(a.dialect, seen, want, a.server.server.SSLMode != connector.Disable) {
 		if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
 			return done, fmt.Errorf("ensuring the tenant's database: %s: %w", s.name, a.explain(err))
 		}
@@ -242,7 +242,13 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
 func (a *Admin) explain(err error) error {
+	var server *driver.MySQLError
 	err = classify(err)
+	if a.dialect.hashes && errors.As(err, &server) && server.Number == optionPrevents && strings.Contains(server.Message, "strict-password-validation") {
+		// In force where a password plugin is loaded, it takes no hash. To send clear text instead would silently put
+		// passwords into the server's logs. The number alone also stands for other options; their names are not translated.
+		return fault.New(fault.Refused, "%w; passwords travel as hashes, so that the server's logs do not show them: SET GLOBAL strict_password_validation = OFF (the passwords have 40 characters of all classes)", err)
+	}
 	if fault.Is(err, fault.NoAccess) || fault.Is(err, fault.WrongPassword) { // a GRANT beyond one's own rights is answered with 1045
 		return fault.New(fault.Refused, "the admin %q may not do this: %w; it needs CREATE USER (on MySQL CREATE ROLE too), SELECT on mysql.*, and %s WITH GRANT OPTION, on *.*",
 			a.user, err, strings.Join(privileges, ", "))
@@ -367,7 +373,7 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 
 // SetPassword sets the password of a login that exists.
 func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
-	s := setPassword(user, password)
+	s := setPassword(a.dialect, user, password)
 	if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
 		return fmt.Errorf("setting the password of login %q: %w", user, a.explain(err))
 	}

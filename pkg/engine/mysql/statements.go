@@ -3,6 +3,8 @@
 package mysql
 
 import (
+	"crypto/sha1" //nolint:gosec // mysql_native_password is made of it; our passwords carry 241 bits
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,12 +32,32 @@ type dialect struct {
 	readOnly, readOnlyName string
 	// roleHost is the Host under which mysql.user keeps a role.
 	roleHost string
+	// identified is the clause that sets a password, and secret what goes into its placeholder. MySQL writes <secret> into
+	// its logs by itself and wants the clear text, since its plugin hashes on the server. MariaDB (10.5 to 11.8) writes
+	// the statement into the general log, the slow log and the audit log as it came; it takes a hash, though. With the
+	// hash alone somebody who reads such a log cannot log in: the protocol asks for its preimage.
+	identified string
+	secret     func(connector.Password) string
+	hashes     bool // secret is a hash
 }
 
 var (
-	dialectMySQL   = dialect{name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only", readOnlyName: "read_only, super_read_only", roleHost: "%"}
-	dialectMariaDB = dialect{name: "MariaDB", readOnly: "@@global.read_only", readOnlyName: "read_only", roleHost: ""}
+	dialectMySQL = dialect{
+		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only", readOnlyName: "read_only, super_read_only", roleHost: "%",
+		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal,
+	}
+	dialectMariaDB = dialect{
+		name: "MariaDB", readOnly: "@@global.read_only", readOnlyName: "read_only", roleHost: "",
+		identified: "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true,
+	}
 )
+
+// nativeHash is a password as the plugin mysql_native_password stores it: '*' and the SHA-1 of its SHA-1, in hex.
+func nativeHash(p connector.Password) string {
+	inner := sha1.Sum([]byte(p.Reveal())) //nolint:gosec // see the import
+	outer := sha1.Sum(inner[:])           //nolint:gosec // see the import
+	return "*" + strings.ToUpper(hex.EncodeToString(outer[:]))
+}
 
 // dialectOf tells the servers apart by VERSION(), which MariaDB always marks ("10.11.6-MariaDB-0+deb12u1"); a prefix such as
 // "5.5.5-" or "8" proves nothing (failures.md B8).
@@ -69,7 +91,7 @@ func (c catalog) ours(w tenant.Want) bool { return c.database && (c.marked || w.
 
 // plan is what is missing. Every statement commits on its own, so the order matters: the mark before the database, and
 // logins, which can do nothing yet, before their rights.
-func plan(c catalog, w tenant.Want, tls bool) []statement {
+func plan(d dialect, c catalog, w tenant.Want, tls bool) []statement {
 	var out []statement
 	add := func(name, sql string, args ...any) { out = append(out, statement{name, sql, args}) }
 
@@ -86,8 +108,8 @@ func plan(c catalog, w tenant.Want, tls bool) []statement {
 		switch {
 		case !ok:
 			add("create login "+string(slot),
-				fmt.Sprintf("CREATE USER IF NOT EXISTS ?@'%%' IDENTIFIED BY ? %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit),
-				user, w.Passwords[slot].Reveal())
+				fmt.Sprintf("CREATE USER IF NOT EXISTS ?@'%%' %s %s WITH MAX_USER_CONNECTIONS %d", d.identified, require, w.ConnectionLimit),
+				user, d.secret(w.Passwords[slot]))
 		case have.tls != tls || have.limit != w.ConnectionLimit:
 			add("set TLS and limit of login "+string(slot),
 				fmt.Sprintf("ALTER USER ?@'%%' %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit), user)
@@ -113,7 +135,7 @@ func without(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }
 
-// setPassword is the admin's way; it works on MySQL and MariaDB alike.
-func setPassword(user string, password connector.Password) statement {
-	return statement{"set password", "ALTER USER ?@'%' IDENTIFIED BY ?", []any{user, password.Reveal()}}
+// setPassword is the admin's way.
+func setPassword(d dialect, user string, password connector.Password) statement {
+	return statement{"set password", "ALTER USER ?@'%' " + d.identified, []any{user, d.secret(password)}}
 }
