@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mysql
+
+import (
+	"strings"
+	"testing"
+
+	driver "github.com/go-sql-driver/mysql"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/tenant"
+)
+
+func TestDSN(t *testing.T) {
+	t.Parallel()
+	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
+	for _, tc := range []struct {
+		reason string
+		server connector.Server
+		want   string
+	}{
+		{"a name", connector.Server{Host: "db.example", Port: 3306, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true"},
+		{"an IPv4 address", connector.Server{Host: "192.0.2.7", Port: 1, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true"},
+		{"an IPv6 address", connector.Server{Host: "2001:db8::1", Port: 65535, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true"},
+		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false"},
+		{"encrypted, not verified", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify"},
+		{"the driver does not know verify-ca: upwards", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
+		{"a mode that does not exist is not clear text", connector.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
+	} {
+		got, err := DSN(tc.server, login)
+		if err != nil || got != tc.want {
+			t.Errorf("%s: got %q, %v, want %q", tc.reason, got, err, tc.want)
+		}
+	}
+}
+
+// FuzzDSN renders and reads back as kine does: it cuts off the scheme and gives the rest to the driver.
+func FuzzDSN(f *testing.F) {
+	f.Add("db.example", uint16(3306), "vcxa", "aB3-_.~x", "vcx")
+	f.Add("2001:db8::1", uint16(1), "u", "p", "d")
+	f.Add("h", uint16(1), "u:v", "p@/)", "d?x=y")
+	f.Add("h)", uint16(1), "", "", "%2f")
+	f.Fuzz(func(t *testing.T, host string, port uint16, user, password, database string) {
+		server := connector.Server{Host: host, Port: port, SSLMode: connector.VerifyFull}
+		got, err := DSN(server, tenant.Login{User: user, Password: connector.Password(password), Database: database})
+		if err != nil {
+			if len(password) > 8 && strings.Contains(err.Error(), password) {
+				t.Errorf("the error repeats the password")
+			}
+			return
+		}
+		config, err := driver.ParseDSN(strings.TrimPrefix(got, "mysql://"))
+		if err != nil {
+			t.Fatalf("kine could not read %q: %v", got, err)
+		}
+		if config.Addr != server.Address() || config.User != user || config.Passwd != password || config.DBName != database ||
+			config.TLSConfig != "true" || config.Net != "tcp" || config.AllowFallbackToPlaintext {
+			t.Errorf("%q reads back as %+v", got, config)
+		}
+	})
+}
+
+// Whatever password and names we make, there is a DSN.
+func TestDSNOfOurs(t *testing.T) {
+	t.Parallel()
+	for range 1000 {
+		names := tenant.NamesOf(string(tenant.NewPassword()))
+		for _, host := range []string{"db.example", "192.0.2.7", "2001:db8::1", "xn--bcher-kva.example."} {
+			server := connector.Server{Host: host, Port: 3306, SSLMode: connector.Require}
+			if _, err := DSN(server, tenant.Login{User: names.User(tenant.A), Password: tenant.NewPassword(), Database: names.Database}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
