@@ -3,16 +3,48 @@
 package bed
 
 import (
+	"bufio"
 	"context"
-	"database/sql"
+	"errors"
 	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
+// roleVariable makes the test program play a role, for what takes several processes.
+const roleVariable = "DBCONNECTOR_BED_ROLE"
+
+var roles = map[string]func(context.Context) error{
+	"fetch": fetchOnce,
+	"serve": serveUntilKilled,
+}
+
+func play(tb testing.TB, role string, env ...string) *exec.Cmd {
+	tb.Helper()
+	cmd := exec.CommandContext(tb.Context(), os.Args[0])
+	cmd.Env = append(append(os.Environ(), roleVariable+"="+role), env...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
 func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := roles[role](context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	flag.Parse()
 	if testing.Verbose() {
 		Progress = os.Stderr
@@ -96,7 +128,513 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	}
 }
 
-var (
-	_ = context.Background
-	_ sql.NullString
-)
+// latest are one server of each engine, for what does not depend on the version.
+var latest = []Version{
+	{Engine: Postgres, Version: "18"},
+	{Engine: MariaDB, Version: "11.8"},
+	{Engine: MySQL, Version: "9.7"},
+}
+
+func eachEngine(t *testing.T, test func(*testing.T, Version)) {
+	t.Helper()
+	for _, v := range latest {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			test(t, v)
+		})
+	}
+}
+
+func TestServerCrashes(t *testing.T) {
+	eachEngine(t, func(t *testing.T, v Version) {
+		s := NewServer(t, v.Engine, v.Version, Options{})
+		if err := s.Exec(t.Context(), "CREATE DATABASE d"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ExecIn(t.Context(), "d", "CREATE TABLE kept (i int)", "INSERT INTO kept VALUES (7)"); err != nil {
+			t.Fatal(err)
+		}
+		db, err := s.Admin("d") // a session, so that PostgreSQL has a backend to kill
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.PingContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+
+		if err := s.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if err := db.PingContext(ctx); err == nil {
+			t.Error("a paused server answered on an open connection")
+		}
+		if err := s.Exec(ctx, "SELECT 1"); err == nil {
+			t.Error("a paused server answered on a new connection")
+		}
+		if err := s.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
+			t.Errorf("after Resume: %v", err)
+		}
+
+		if err := s.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
+			t.Error("a killed server answered")
+		}
+		if err := s.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Query(t.Context(), "d", "SELECT i FROM kept"); err != nil || got != "7" {
+			t.Errorf("after Kill and Restart: got %q, %v", got, err)
+		}
+		if err := s.Restart(t.Context()); err != nil { // and one in order
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestServerTLS(t *testing.T) {
+	eachEngine(t, func(t *testing.T, v Version) {
+		ca, err := Authority()
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := NewCA()
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs := map[string]struct {
+			ca      *CA
+			request Request
+		}{
+			"expired":    {ca, Request{NotAfter: time.Now().Add(-time.Hour)}},
+			"wrong name": {ca, Request{Hosts: []string{"db.example"}}},
+			"other CA":   {other, Request{}},
+		}
+		for name, c := range certs {
+			cert, err := c.ca.Issue(c.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := NewServer(t, v.Engine, v.Version, Options{Cert: cert})
+			if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
+				t.Errorf("%s: a client that verifies got in", name)
+			}
+		}
+
+		s := NewServer(t, v.Engine, v.Version, Options{RequireTLS: true})
+		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
+			t.Errorf("TLS required: %v", err)
+		}
+		plain := &Server{Engine: s.Engine, Host: s.Host, Port: s.Port, AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, plaintext: true}
+		if err := plain.Exec(t.Context(), "SELECT 1"); err == nil {
+			t.Error("TLS required: got in without")
+		}
+
+		s = NewServer(t, v.Engine, v.Version, Options{NoTLS: true, IPv6: true, MaxConnections: 20})
+		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
+			t.Errorf("no TLS: %v", err)
+		}
+		secret := &Server{Engine: s.Engine, Host: s.Host, Port: s.Port, AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, CA: ca.PEM}
+		if err := secret.Exec(t.Context(), "SELECT 1"); err == nil {
+			t.Error("no TLS: got in with TLS")
+		}
+		s.Host = "::1"
+		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
+			t.Errorf("IPv6: %v", err)
+		}
+		query := "SELECT @@max_connections"
+		if v.Engine == Postgres {
+			query = "SHOW max_connections"
+		}
+		if got, err := s.Query(t.Context(), "", query); err != nil || got != "20" {
+			t.Errorf("max connections: got %q, %v", got, err)
+		}
+	})
+}
+
+func TestCounts(t *testing.T) {
+	for _, v := range Versions {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			s := NewServer(t, v.Engine, v.Version, Options{LogStatements: true})
+			count := func() (connections, statements int) {
+				c, err1 := s.Connections()
+				q, err2 := s.Statements()
+				if err := errors.Join(err1, err2); err != nil {
+					t.Fatal(err)
+				}
+				return c, q
+			}
+			c0, q0 := count()
+			if err := s.Exec(t.Context(), "SELECT 1", "SELECT 2"); err != nil {
+				t.Fatal(err)
+			}
+			db, err := s.Open(s.AdminUser, "wrong", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if err := db.PingContext(t.Context()); err == nil {
+				t.Fatal("logged in with a wrong password")
+			}
+			Eventually(t, 5*time.Second, func(context.Context) error {
+				c, q := count()
+				if c-c0 != 2 || q-q0 != 2 {
+					return fmt.Errorf("got %d connections and %d statements, want 2 and 2", c-c0, q-q0)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// echo starts a server that answers each line with itself.
+func echo(tb testing.TB) string {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for lines := bufio.NewScanner(conn); lines.Scan(); {
+					fmt.Fprintln(conn, lines.Text())
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+type lineClient struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func dial(tb testing.TB, addr string) *lineClient {
+	tb.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { conn.Close() })
+	return &lineClient{conn, bufio.NewReader(conn)}
+}
+
+// ask sends a line and returns the answer, which it does not await for long.
+func (c *lineClient) ask(line string) (string, error) {
+	if _, err := fmt.Fprintln(c, line); err != nil {
+		return "", err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		return "", err
+	}
+	answer, err := c.r.ReadString('\n')
+	return strings.TrimSpace(answer), err
+}
+
+func TestProxy(t *testing.T) {
+	t.Parallel()
+	p := NewProxy(t, echo(t))
+	c := dial(t, p.Addr())
+	for i := range 3 {
+		want := strconv.Itoa(i)
+		if got, err := c.ask(want); got != want || err != nil {
+			t.Fatalf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	if c, f := p.Connections(), p.Flights(); c != 1 || f != 3 {
+		t.Errorf("got %d connections and %d flights, want 1 and 3", c, f)
+	}
+
+	p.BlackHole()
+	if got, err := c.ask("held"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("black hole: got %q, %v", got, err)
+	}
+	if got, err := dial(t, p.Addr()).ask("held, too"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("black hole, new connection: got %q, %v", got, err)
+	}
+	p.Pass()
+	if got, err := c.ask("late"); got != "held" || err != nil {
+		t.Errorf("after black hole: got %q, %v, want what was held up", got, err)
+	}
+
+	p.Refuse()
+	if conn, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("refuse: got %v, %v", conn, err)
+	}
+	if got, err := c.ask("still"); got != "late" || err != nil {
+		t.Errorf("refuse: the open connection got %q, %v", got, err)
+	}
+	if err := p.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	dial(t, p.Addr())
+
+	p.Cut()
+	if got, err := c.ask("gone"); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("cut: got %q, %v, want an ended connection", got, err)
+	}
+}
+
+func TestProxyKillAfter(t *testing.T) {
+	t.Parallel()
+	p := NewProxy(t, echo(t))
+	c := dial(t, p.Addr())
+	called := 0
+	p.KillAfter(2, func() {
+		called++
+		p.Cut()
+	})
+	if got, err := c.ask("first"); got != "first" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := c.ask("second"); got != "" || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %q, %v, want an ended connection and no answer", got, err)
+	}
+	if called != 1 {
+		t.Errorf("called %d times, want once", called)
+	}
+	if got, err := dial(t, p.Addr()).ask("third"); got != "third" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// TestProxyBeforeServer kills a client at the moment the server has done what it asked.
+func TestProxyBeforeServer(t *testing.T) {
+	eachEngine(t, func(t *testing.T, v Version) {
+		s := NewServer(t, v.Engine, v.Version, Options{})
+		p := NewProxy(t, s.Addr())
+		behind := &Server{
+			Engine: s.Engine, Host: p.Host(), Port: p.Port(),
+			AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, CA: s.CA,
+		}
+		db, err := behind.Admin("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if err := db.PingContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if p.Flights() == 0 || p.Connections() != 1 {
+			t.Errorf("got %d flights on %d connections", p.Flights(), p.Connections())
+		}
+		p.KillAfter(1, p.Cut)
+		if _, err := db.ExecContext(t.Context(), "CREATE DATABASE done"); err == nil {
+			t.Error("the client learnt of it")
+		}
+		if _, err := s.Query(t.Context(), "done", "SELECT 1"); err != nil {
+			t.Errorf("the server has not done it: %v", err)
+		}
+	})
+}
+
+func TestAPIServer(t *testing.T) {
+	t.Parallel()
+	a := NewAPIServer(t, APIServerOptions{})
+	account := map[string]any{"metadata": map[string]any{"name": "someone"}}
+	if err := a.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", account, nil); err != nil {
+		t.Fatal(err)
+	}
+	token, err := a.Token(t.Context(), "default", "someone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Known, and allowed nothing.
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.URL+"/api/v1/namespaces/default/secrets", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+token)
+	anonymous := &http.Client{Transport: a.Admin.Transport.(*http.Transport).Clone()}
+	anonymous.Transport.(*http.Transport).TLSClientConfig.Certificates = nil
+	response, err := anonymous.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusForbidden || !strings.Contains(string(body), "system:serviceaccount:default:someone") {
+		t.Errorf("got %s %s, want forbidden by name", response.Status, body)
+	}
+	if config := string(a.KubeconfigFor(token)); !strings.Contains(config, token) || !strings.Contains(config, a.URL) {
+		t.Errorf("got kubeconfig without token or URL:\n%s", config)
+	}
+	a.Kill()
+	if err := a.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/someone", nil, nil); err != nil {
+		t.Errorf("after Kill and Restart: %v", err)
+	}
+}
+
+// TestKineOnDatabase runs an API server on kine on each engine, which is what tenants do.
+func TestKineOnDatabase(t *testing.T) {
+	s := NewServer(t, Postgres, "17", Options{})
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, s.CA, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := NewKine(t, fmt.Sprintf("postgres://%s:%s@%s/kine", s.AdminUser, s.AdminPassword, s.Addr()), ca)
+	a := NewAPIServer(t, APIServerOptions{Etcd: k.Endpoint})
+	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/kube-system", nil, nil); err != nil {
+		t.Error(err)
+	}
+	if rows, err := s.Query(t.Context(), "kine", "SELECT count(*) > 10 FROM kine"); err != nil || rows != "true" {
+		t.Errorf("rows in kine's table: %s, %v", rows, err)
+	}
+}
+
+// TestFetchTwice lets two processes, with two goroutines each, want the same item.
+func TestFetchTwice(t *testing.T) {
+	t.Parallel()
+	cache := t.TempDir()
+	var procs []*exec.Cmd
+	for range 2 {
+		// t.TempDir is closed to other accounts, so this cache is no good for
+		// servers; fetchOnce builds something that needs none.
+		cmd := play(t, "fetch", "DBCONNECTOR_BED_CACHE="+cache)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		procs = append(procs, cmd)
+	}
+	for _, cmd := range procs {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	builds, err := os.ReadFile(filepath.Join(cache, "builds"))
+	if err != nil || string(builds) != "x" {
+		t.Errorf("got builds %q, %v, want one", builds, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(cache, ".tmp-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func fetchOnce(ctx context.Context) error {
+	cache := os.Getenv("DBCONNECTOR_BED_CACHE")
+	it := item{name: "thing", key: "thing-1", build: func(ctx context.Context, dir string) error {
+		builds, err := os.OpenFile(filepath.Join(cache, "builds"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		defer builds.Close()
+		if _, err := builds.WriteString("x"); err != nil {
+			return err
+		}
+		// Long enough for the others to come along.
+		if _, err := run(ctx, dir, "sleep", "0.3"); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "content"), nil, 0o600)
+	}}
+	errs := make(chan error)
+	for range 2 {
+		go func() {
+			dir, err := cachedIn(ctx, cache, it)
+			if err == nil && !exists(filepath.Join(dir, "content")) {
+				err = errors.New("got an item without its content")
+			}
+			errs <- err
+		}()
+	}
+	return errors.Join(<-errs, <-errs)
+}
+
+func TestFetchInterrupted(t *testing.T) {
+	t.Parallel()
+	cache := t.TempDir()
+	it := item{name: "thing", key: "thing-1", build: func(_ context.Context, dir string) error {
+		if err := os.WriteFile(filepath.Join(dir, "half"), nil, 0o600); err != nil {
+			return err
+		}
+		return errors.New("interrupted")
+	}}
+	if _, err := cachedIn(t.Context(), cache, it); err == nil {
+		t.Fatal("got no error")
+	}
+	if exists(filepath.Join(cache, it.key)) {
+		t.Error("an interrupted fetch left half an item")
+	}
+	it.build = func(context.Context, string) error { return nil }
+	if _, err := cachedIn(t.Context(), cache, it); err != nil {
+		t.Errorf("second attempt: %v", err)
+	}
+}
+
+// TestParentKilled checks that a server ends when the process that started it is
+// killed, and that the next bed removes what it left.
+func TestParentKilled(t *testing.T) {
+	t.Parallel()
+	temp, err := os.MkdirTemp("", "bed-parent-") // open to the servers' account
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := play(t, "serve", "TMPDIR="+temp)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr = strings.TrimSpace(addr)
+	if conn, err := net.Dial("tcp", addr); err != nil {
+		t.Fatal(err)
+	} else {
+		conn.Close()
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	Eventually(t, 10*time.Second, func(context.Context) error {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			conn.Close()
+			return errors.New("the server is still there")
+		}
+		return nil
+	})
+	left, _ := filepath.Glob(filepath.Join(temp, "*"))
+	if len(left) != 1 {
+		t.Fatalf("got %v, want one directory left behind", left)
+	}
+	sweep(temp)
+	if exists(left[0]) {
+		t.Error("the sweep left it there")
+	}
+}
+
+func serveUntilKilled(ctx context.Context) error {
+	s, err := Start(ctx, Postgres, "17", Options{})
+	if err != nil {
+		return err
+	}
+	fmt.Println(s.Addr())
+	select {}
+}

@@ -116,6 +116,10 @@ func cached(ctx context.Context, it item) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return cachedIn(ctx, cache, it)
+}
+
+func cachedIn(ctx context.Context, cache string, it item) (string, error) {
 	dir := filepath.Join(cache, it.key)
 	if exists(dir) { // it got there by rename, so it is complete
 		return dir, nil
@@ -192,10 +196,13 @@ func holdDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// sweepOnce removes what beds left behind that were killed: tests of crashes kill
+// sweepOnce sweeps before this process's first directory.
+var sweepOnce = sync.OnceFunc(func() { sweep(os.TempDir()) })
+
+// sweep removes what beds left behind that were killed: tests of crashes kill
 // often, and a MySQL data directory has a hundred megabytes.
-var sweepOnce = sync.OnceFunc(func() {
-	owners, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*", ownerFile))
+func sweep(temp string) {
+	owners, _ := filepath.Glob(filepath.Join(temp, tempPrefix+"*", ownerFile))
 	for _, name := range owners {
 		f, err := os.Open(name)
 		if err != nil {
@@ -206,7 +213,7 @@ var sweepOnce = sync.OnceFunc(func() {
 		}
 		f.Close()
 	}
-})
+}
 
 func exists(name string) bool {
 	_, err := os.Stat(name)

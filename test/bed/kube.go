@@ -2,4 +2,513 @@
 
 package bed
 
-func kubeItems() []item { return nil }
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// What the bed builds. kubeVersion is the version that test/tools/go.mod requires,
+// which a build checks.
+const (
+	kubeVersion = "v1.37.2"
+	kineVersion = "v0.17.5"
+)
+
+// kubePrograms are the commands of k8s.io/kubernetes that can be had; the bed
+// itself runs the first, a node (for end-to-end tests) needs the others.
+var kubePrograms = []string{
+	"kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet",
+}
+
+func kubeItems() []item {
+	all := []item{{name: "kine", key: "kine-" + kineVersion, build: buildKine}}
+	for _, name := range kubePrograms {
+		all = append(all, item{
+			name: name, key: name + "-" + kubeVersion,
+			build: func(ctx context.Context, dir string) error { return buildKube(ctx, dir, name) },
+		})
+	}
+	return all
+}
+
+// Program returns the path of a Go program of the cache: "kine", "kube-apiserver",
+// "kubectl" and so on. Its directory is named after its version.
+func Program(ctx context.Context, name string) (string, error) {
+	for _, it := range kubeItems() {
+		if it.name == name {
+			dir, err := cached(ctx, it)
+			return filepath.Join(dir, name), err
+		}
+	}
+	return "", fmt.Errorf("no program %q", name)
+}
+
+// buildKine builds kine with the dependencies of its own go.mod, which is what its
+// users run.
+func buildKine(ctx context.Context, dir string) error {
+	return goBuild(ctx, "", []string{"GOBIN=" + dir}, "install", "-trimpath",
+		"-ldflags", "-s -w -X github.com/k3s-io/kine/pkg/version.Version="+kineVersion,
+		"github.com/k3s-io/kine@"+kineVersion)
+}
+
+func buildKube(ctx context.Context, dir, name string) error {
+	root, err := run(ctx, "", "go", "list", "-m", "-f", "{{.Dir}}", "dbconnector")
+	if err != nil {
+		return fmt.Errorf("finding test/tools: %w", err)
+	}
+	tools := filepath.Join(strings.TrimSpace(root), "test", "tools")
+	version, err := run(ctx, tools, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	if err != nil {
+		return fmt.Errorf("reading version in test/tools: %w", err)
+	}
+	if v := strings.TrimSpace(version); v != kubeVersion {
+		return fmt.Errorf("test/tools/go.mod has k8s.io/kubernetes %s, the bed's constant is %s", v, kubeVersion)
+	}
+	return goBuild(ctx, tools, nil, "build", "-trimpath",
+		"-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion="+kubeVersion,
+		"-o", dir, "k8s.io/kubernetes/cmd/"+name)
+}
+
+// goBuild runs the go command, one at a time: each uses every core, and a gigabyte
+// or two.
+func goBuild(ctx context.Context, dir string, env []string, args ...string) error {
+	cache, err := CacheDir()
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(ctx, filepath.Join(cache, "go-build.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Env = append(cmd.Env, env...)
+	_, err = output(cmd)
+	return err
+}
+
+// Kine is a running kine, which serves the etcd API from a database.
+type Kine struct {
+	// Endpoint is where it serves, for --etcd-servers: "unix:///…/kine.sock".
+	Endpoint string
+
+	dir   string
+	owner *os.File
+	proc  *process
+}
+
+// StartKine runs kine on an endpoint, such as "postgres://…" or "mysql://…", and waits
+// until it serves; an empty endpoint is SQLite in a temporary directory. caFile, if not
+// empty, is what it verifies the database's server with.
+func StartKine(ctx context.Context, endpoint, caFile string, args ...string) (_ *Kine, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("starting kine: %w", err)
+		}
+	}()
+	program, err := Program(ctx, "kine")
+	if err != nil {
+		return nil, err
+	}
+	k := &Kine{}
+	if k.dir, k.owner, err = tempDir("kine"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			k.cleanUp()
+		}
+	}()
+	socket := filepath.Join(k.dir, "kine.sock")
+	k.Endpoint = "unix://" + socket
+	argv := []string{program, "--listen-address=" + k.Endpoint, "--metrics-bind-address=0"}
+	if endpoint != "" {
+		argv = append(argv, "--endpoint="+endpoint)
+	}
+	if caFile != "" {
+		argv = append(argv, "--ca-file="+caFile)
+	}
+	k.proc, err = startProcess(filepath.Join(k.dir, "kine.log"), false, append(argv, args...)...)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.proc.ready(ctx, func(ctx context.Context) error { return speaksHTTP2(ctx, socket) }); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// NewKine is [StartKine] for tests.
+func NewKine(tb testing.TB, endpoint, caFile string, args ...string) *Kine {
+	tb.Helper()
+	k, err := StartKine(tb.Context(), endpoint, caFile, args...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("log of kine:\n%s", tail(k.Log()))
+		}
+		_ = k.Stop(context.Background()) // it may well have ended by itself
+	})
+	return k
+}
+
+// speaksHTTP2 tells whether a gRPC server answers: kine makes its tables before it
+// serves, and a server's first word is a settings frame. Less than an etcd client, of
+// which this is the only use.
+func speaksHTTP2(ctx context.Context, socket string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("dialing: %w", err)
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return fmt.Errorf("setting deadline: %w", err)
+		}
+	}
+	const settings = 4
+	emptySettings := []byte{0, 0, 0, settings, 0, 0, 0, 0, 0}
+	if _, err := conn.Write(append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), emptySettings...)); err != nil {
+		return fmt.Errorf("writing preface: %w", err)
+	}
+	frame := make([]byte, len(emptySettings))
+	if _, err := io.ReadFull(conn, frame); err != nil {
+		return fmt.Errorf("reading settings: %w", err)
+	}
+	if frame[3] != settings {
+		return fmt.Errorf("got frame of type %d, want settings", frame[3])
+	}
+	return nil
+}
+
+// Log returns what kine has logged.
+func (k *Kine) Log() string { return k.proc.text() }
+
+// Done is closed when kine has ended, by itself or otherwise.
+func (k *Kine) Done() <-chan struct{} { return k.proc.done }
+
+// Kill ends kine at once; [Kine.Stop] still has to clean up.
+func (k *Kine) Kill() { k.proc.kill() }
+
+// Stop ends kine and removes its directory.
+func (k *Kine) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := k.proc.stop(ctx, syscall.SIGTERM)
+	k.cleanUp()
+	return err
+}
+
+func (k *Kine) cleanUp() {
+	os.RemoveAll(k.dir)
+	k.owner.Close()
+}
+
+// APIServerOptions say how an API server differs from the usual one.
+type APIServerOptions struct {
+	// Etcd is the endpoint of its store, such as [Kine.Endpoint]; a kine of its own
+	// on SQLite by default.
+	Etcd string
+	// Args are added to its command line.
+	Args []string
+}
+
+// APIServer is a running kube-apiserver with RBAC and service account tokens, but without
+// controllers and nodes: nothing makes tokens for Secrets, fills namespaces with
+// default accounts, or collects garbage.
+type APIServer struct {
+	URL        string
+	CA         []byte // PEM
+	Kubeconfig string // file for an admin, in the group system:masters
+	// Admin is a client with the admin's certificate.
+	Admin *http.Client
+
+	dir   string
+	owner *os.File
+	kine  *Kine
+	proc  *process
+	argv  []string
+}
+
+// StartAPIServer starts an API server and waits until it is ready.
+func StartAPIServer(ctx context.Context, o APIServerOptions) (_ *APIServer, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("starting kube-apiserver: %w", err)
+		}
+	}()
+	program, err := Program(ctx, "kube-apiserver")
+	if err != nil {
+		return nil, err
+	}
+	a := &APIServer{}
+	if a.dir, a.owner, err = tempDir("kube"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			a.cleanUp()
+		}
+	}()
+	if o.Etcd == "" {
+		if a.kine, err = StartKine(ctx, "", ""); err != nil {
+			return nil, err
+		}
+		o.Etcd = a.kine.Endpoint
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	a.URL = "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	if err := a.writeFiles(); err != nil {
+		return nil, err
+	}
+	a.argv = append([]string{
+		program,
+		"--etcd-servers=" + o.Etcd,
+		"--bind-address=127.0.0.1",
+		"--advertise-address=127.0.0.1",
+		"--secure-port=" + strconv.Itoa(port),
+		"--cert-dir=" + a.dir,
+		"--tls-cert-file=" + a.file("tls.crt"),
+		"--tls-private-key-file=" + a.file("tls.key"),
+		"--client-ca-file=" + a.file("ca.crt"),
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + a.file("sa.crt"),
+		"--service-account-signing-key-file=" + a.file("sa.key"),
+		"--service-cluster-ip-range=10.96.0.0/16",
+		"--authorization-mode=RBAC",
+		"--allow-privileged=true",
+		// It would refuse to publish a loopback address.
+		"--endpoint-reconciler-type=none",
+		"--profiling=false",
+	}, o.Args...)
+	if err := a.launch(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// NewAPIServer is [StartAPIServer] for tests.
+func NewAPIServer(tb testing.TB, o APIServerOptions) *APIServer {
+	tb.Helper()
+	a, err := StartAPIServer(tb.Context(), o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("log of kube-apiserver:\n%s", tail(a.Log()))
+		}
+		if err := a.Stop(context.Background()); err != nil {
+			tb.Error(err)
+		}
+	})
+	return a
+}
+
+func (a *APIServer) launch(ctx context.Context) error {
+	var err error
+	if a.proc, err = startProcess(a.file("server.log"), false, a.argv...); err != nil {
+		return err
+	}
+	return a.proc.ready(ctx, func(ctx context.Context) error {
+		return a.Do(ctx, http.MethodGet, "/readyz", nil, nil)
+	})
+}
+
+// writeFiles makes certificates, keys and the admin's kubeconfig and client.
+func (a *APIServer) writeFiles() error {
+	ca, err := Authority()
+	if err != nil {
+		return err
+	}
+	a.CA = ca.PEM
+	server, err := ca.Issue(Request{CommonName: "kube-apiserver"})
+	if err != nil {
+		return err
+	}
+	accounts, err := ca.Issue(Request{CommonName: "service-accounts"})
+	if err != nil {
+		return err
+	}
+	admin, err := ca.Issue(Request{CommonName: "admin", Groups: []string{"system:masters"}, Client: true})
+	if err != nil {
+		return err
+	}
+	a.Kubeconfig = a.file("kubeconfig")
+	user := fmt.Sprintf("client-certificate-data: %s\n    client-key-data: %s",
+		base64.StdEncoding.EncodeToString(admin.Cert), base64.StdEncoding.EncodeToString(admin.Key))
+	for name, content := range map[string][]byte{
+		"ca.crt":     a.CA,
+		"tls.crt":    server.Cert,
+		"tls.key":    server.Key,
+		"sa.crt":     accounts.Cert,
+		"sa.key":     accounts.Key,
+		"kubeconfig": a.kubeconfig(user),
+	} {
+		if err := os.WriteFile(a.file(name), content, 0o600); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	pair, err := tls.X509KeyPair(admin.Cert, admin.Key)
+	if err != nil {
+		return fmt.Errorf("loading admin's certificate: %w", err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(a.CA)
+	a.Admin = &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+	}}
+	return nil
+}
+
+func (a *APIServer) kubeconfig(user string) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
+kind: Config
+clusters:
+- name: bed
+  cluster:
+    server: %s
+    certificate-authority-data: %s
+users:
+- name: bed
+  user:
+    %s
+contexts:
+- name: bed
+  context: {cluster: bed, user: bed}
+current-context: bed
+`, a.URL, base64.StdEncoding.EncodeToString(a.CA), user)
+}
+
+// KubeconfigFor returns a kubeconfig for a bearer token. To go through a [Proxy],
+// replace [APIServer.URL] in it: the certificate holds for every loopback port.
+func (a *APIServer) KubeconfigFor(token string) []byte {
+	return a.kubeconfig("token: " + token)
+}
+
+// Token returns a token for a service account, which must exist, by TokenRequest.
+func (a *APIServer) Token(ctx context.Context, namespace, serviceAccount string) (string, error) {
+	request := map[string]any{
+		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+		"spec": map[string]any{"expirationSeconds": 3600},
+	}
+	var answer struct{ Status struct{ Token string } }
+	path := "/api/v1/namespaces/" + namespace + "/serviceaccounts/" + serviceAccount + "/token"
+	if err := a.Do(ctx, http.MethodPost, path, request, &answer); err != nil {
+		return "", fmt.Errorf("requesting token of %s/%s: %w", namespace, serviceAccount, err)
+	}
+	return answer.Status.Token, nil
+}
+
+// Do makes a request to the API as the admin: in is sent as JSON unless nil, and the
+// answer is decoded into out unless nil. It keeps the bed, and whoever needs
+// just a namespace and an account, free of client-go.
+func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encoding request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, a.URL+path, body)
+	if err != nil {
+		return fmt.Errorf("making request: %w", err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	if method == http.MethodPatch {
+		request.Header.Set("Content-Type", "application/merge-patch+json")
+	}
+	response, err := a.Admin.Do(request)
+	if err != nil {
+		return fmt.Errorf("requesting: %w", err)
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if err != nil {
+		return fmt.Errorf("reading answer: %w", err)
+	}
+	if response.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, tail(string(answer)))
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("decoding answer: %w", err)
+	}
+	return nil
+}
+
+func (a *APIServer) file(name string) string { return filepath.Join(a.dir, name) }
+
+// Log returns what the API server has logged.
+func (a *APIServer) Log() string { return a.proc.text() }
+
+// Addr is the API server's host:port, a target for [StartProxy].
+func (a *APIServer) Addr() string { return strings.TrimPrefix(a.URL, "https://") }
+
+// Kill ends the API server as a crash would.
+func (a *APIServer) Kill() { a.proc.kill() }
+
+// Restart ends the API server, if it runs, and starts it again on the same store.
+func (a *APIServer) Restart(ctx context.Context) error {
+	if err := a.halt(ctx); err != nil {
+		return err
+	}
+	a.Admin.CloseIdleConnections()
+	if err := a.launch(ctx); err != nil {
+		return fmt.Errorf("restarting kube-apiserver: %w", err)
+	}
+	return nil
+}
+
+func (a *APIServer) halt(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return a.proc.stop(ctx, syscall.SIGTERM)
+}
+
+// Stop ends the API server, and its kine if it has one of its own.
+func (a *APIServer) Stop(ctx context.Context) error {
+	err := a.halt(ctx)
+	if a.kine != nil {
+		err = errors.Join(err, a.kine.Stop(ctx))
+		a.kine = nil
+	}
+	a.cleanUp()
+	return err
+}
+
+func (a *APIServer) cleanUp() {
+	if a.kine != nil { // a start that failed
+		_ = a.kine.Stop(context.Background())
+	}
+	os.RemoveAll(a.dir)
+	a.owner.Close()
+}

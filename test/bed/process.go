@@ -3,6 +3,7 @@
 package bed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,8 @@ func give(names ...string) error {
 
 // stop asks the process to end, and insists when the context does.
 func (p *process) stop(ctx context.Context, sig syscall.Signal) error {
-	p.signal(sig, syscall.SIGCONT) // a stopped process handles no signal
+	p.signal(sig)
+	p.resume() // a paused process handles no signal
 	select {
 	case <-p.done:
 		return nil
@@ -134,51 +136,75 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal) error {
 }
 
 // kill ends the process and all of its descendants at once. PostgreSQL's backends are
-// sessions of their own, out of reach of a signal to the process group.
+// sessions of their own, out of reach of a signal to the process group; and as long as
+// one of them lives, the server does not start again.
 func (p *process) kill() {
-	p.signal(syscall.SIGSTOP) // so that it makes no more of them meanwhile
+	p.pause() // so that it makes no more of them meanwhile
+	family := p.descendants()
 	p.signal(syscall.SIGKILL)
+	for _, pid := range family {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	<-p.done
-}
-
-// signal sends signals to the process and all of its descendants, parents first.
-// Only the first process gets a signal that asks for an orderly end.
-func (p *process) signal(sigs ...syscall.Signal) {
-	for _, sig := range sigs {
-		select {
-		case <-p.done:
-			return // the id may be somebody else's by now
-		default:
-		}
-		_ = syscall.Kill(p.cmd.Process.Pid, sig)
-		if sig != syscall.SIGSTOP && sig != syscall.SIGCONT && sig != syscall.SIGKILL {
-			continue
-		}
-		for _, pid := range p.descendants() {
-			_ = syscall.Kill(pid, sig)
+	for _, pid := range family { // not our children: all we can do is look
+		for state := "R"; state != "" && state != "Z"; state, _ = processState(pid) {
+			time.Sleep(time.Millisecond)
 		}
 	}
 }
 
+// pause stops the process and all of its descendants.
+func (p *process) pause() {
+	p.signal(syscall.SIGSTOP) // first, so that it makes no more of them meanwhile
+	for _, pid := range p.descendants() {
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
+	}
+}
+
+func (p *process) resume() {
+	for _, pid := range p.descendants() {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+	p.signal(syscall.SIGCONT)
+}
+
+func (p *process) signal(sig syscall.Signal) {
+	// Process remembers that it was waited for, when the id may be somebody else's.
+	_ = p.cmd.Process.Signal(sig)
+}
+
 func (p *process) descendants() []int {
+	select {
+	case <-p.done:
+		return nil // the id may be somebody else's by now
+	default:
+	}
 	children := map[int][]int{}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, name := range stats {
-		stat, err := os.ReadFile(name)
-		if err != nil {
-			continue // it just ended
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if state, parent := processState(pid); state != "" {
+			children[parent] = append(children[parent], pid)
 		}
-		// "pid (command) state ppid ..."; the command may contain anything.
-		field := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		ppid, _ := strconv.Atoi(field[1])
-		children[ppid] = append(children[ppid], pid)
 	}
 	found := children[p.cmd.Process.Pid]
 	for i := 0; i < len(found); i++ {
 		found = append(found, children[found[i]]...)
 	}
 	return found
+}
+
+// processState returns a process's state, Z for one that is dead and not yet waited for,
+// empty for none, and its parent.
+func processState(pid int) (state string, parent int) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", 0
+	}
+	// "pid (command) state ppid ..."; the command may contain anything.
+	field := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	parent, _ = strconv.Atoi(field[1])
+	return field[0], parent
 }
 
 // ready waits until check succeeds, or the process ends, or the context or a

@@ -301,7 +301,7 @@ func (s *Server) Pause() error {
 	if err != nil {
 		return err
 	}
-	p.signal(syscall.SIGSTOP)
+	p.pause()
 	return nil
 }
 
@@ -311,7 +311,7 @@ func (s *Server) Resume() error {
 	if err != nil {
 		return err
 	}
-	p.signal(syscall.SIGCONT)
+	p.resume()
 	return nil
 }
 
@@ -361,7 +361,9 @@ func (s *Server) open(user, password, database string, verify bool) (*sql.DB, er
 			return nil, fmt.Errorf("making connection settings: %w", err)
 		}
 		c.User, c.Password, c.Database, c.TLSConfig = user, password, database, config
-		return stdlib.OpenDB(*c), nil
+		// Tests count statements and flights: no pings that nobody asked for.
+		noPing := func(context.Context, stdlib.ShouldPingParams) bool { return false }
+		return stdlib.OpenDB(*c, stdlib.OptionShouldPing(noPing)), nil
 	}
 	c := mysql.NewConfig()
 	c.Net, c.Addr, c.User, c.Passwd, c.DBName, c.TLS = "tcp", s.Addr(), user, password, database, config

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bed
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// Proxy is a TCP proxy in front of a server that sees, and can spoil, what goes on:
+// tests of crashes and outages put it before a database or an API server.
+//
+// It counts flights: a flight is what a client sends, in however many pieces, until
+// the server answers. For a protocol of questions and answers this is the question,
+// and the count is the same from run to run but for one thing: where the server
+// speaks unasked (TLS 1.3 session tickets of MySQL, watches), a flight may count as
+// two. A test that wants every crash point therefore raises n until a run gets through.
+type Proxy struct {
+	target string
+	addr   *net.TCPAddr
+
+	mu          sync.Mutex
+	listener    net.Listener
+	conns       map[net.Conn]struct{} // both sides of each connection
+	connections int
+	flights     int
+	killAt      int
+	kill        func()
+	open        chan struct{} // closed unless the proxy is a black hole
+	closed      bool
+	wg          sync.WaitGroup
+}
+
+// StartProxy starts a proxy for the target, host:port, on a port of 127.0.0.1.
+func StartProxy(target string) (*Proxy, error) {
+	p := &Proxy{target: target, conns: map[net.Conn]struct{}{}, open: make(chan struct{})}
+	close(p.open)
+	port, err := freePort() // not one of the kernel's: after Refuse we want it back
+	if err != nil {
+		return nil, err
+	}
+	p.addr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+	if err := p.Accept(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// NewProxy is [StartProxy] for tests.
+func NewProxy(tb testing.TB, target string) *Proxy {
+	tb.Helper()
+	p, err := StartProxy(target)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(p.Close)
+	return p
+}
+
+// Addr is the proxy's host:port.
+func (p *Proxy) Addr() string { return p.addr.String() }
+
+// Host is the proxy's address.
+func (p *Proxy) Host() string { return p.addr.IP.String() }
+
+// Port is the proxy's port.
+func (p *Proxy) Port() int { return p.addr.Port }
+
+// Connections returns how many connections were made so far.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.connections
+}
+
+// Flights returns how many flights were sent so far, over all connections.
+func (p *Proxy) Flights() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.flights
+}
+
+// KillAfter calls f once, when the n-th flight from now has reached the server and
+// the server has answered, but before the client learns of it: the moment at which
+// a crash does the most harm. f may kill the client, the server, or [Proxy.Cut].
+// An n of 0 calls nothing, also what an earlier call asked for.
+func (p *Proxy) KillAfter(n int, f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.kill, p.killAt = f, p.flights+n
+	if n == 0 {
+		p.kill = nil
+	}
+}
+
+// BlackHole makes the proxy swallow packets, as a firewall that drops them: new
+// connections are accepted and nothing on any connection goes through until
+// [Proxy.Pass].
+func (p *Proxy) BlackHole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.open:
+		p.open = make(chan struct{})
+	default: // it is one already
+	}
+}
+
+// Pass ends [Proxy.BlackHole]; what was held up is delivered.
+func (p *Proxy) Pass() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.open:
+	default:
+		close(p.open)
+	}
+}
+
+// Refuse makes new connections fail with "connection refused". The existing ones
+// live on; see [Proxy.Cut].
+func (p *Proxy) Refuse() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != nil {
+		p.listener.Close()
+		p.listener = nil
+	}
+}
+
+// Accept ends [Proxy.Refuse].
+func (p *Proxy) Accept() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != nil {
+		return nil
+	}
+	l, err := net.ListenTCP("tcp", p.addr)
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	p.listener = l
+	p.wg.Go(func() {
+		for {
+			client, err := l.AcceptTCP()
+			if err != nil {
+				return // closed
+			}
+			p.wg.Go(func() { p.serve(client) })
+		}
+	})
+	return nil
+}
+
+// Cut resets all existing connections.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // a reset, not an orderly end
+		}
+		c.Close()
+	}
+}
+
+// Close ends the proxy and its connections.
+func (p *Proxy) Close() {
+	p.Refuse()
+	p.mu.Lock()
+	p.closed = true
+	p.kill = nil
+	p.mu.Unlock()
+	p.Pass()
+	p.Cut()
+	p.wg.Wait()
+}
+
+// conversation is the state of one connection, to tell flights apart.
+type conversation struct {
+	asked  bool // the client spoke last
+	flight int  // the number of its last flight
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	defer client.Close()
+	p.mu.Lock()
+	p.connections++
+	p.mu.Unlock()
+	if !p.track(client) {
+		return
+	}
+	defer p.forget(client)
+	p.pass()
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		return // the client learns it by the end of its connection
+	}
+	defer server.Close()
+	if !p.track(server) {
+		return
+	}
+	defer p.forget(server)
+
+	var c conversation
+	var wg sync.WaitGroup
+	wg.Go(func() { p.copy(server, client, func() { p.ask(&c) }) })
+	wg.Go(func() { p.copy(client, server, func() { p.answer(&c) }) })
+	wg.Wait()
+}
+
+func (p *Proxy) copy(to, from net.Conn, before func()) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			p.pass()
+			before()
+			if _, err := to.Write(buf[:n]); err != nil {
+				break
+			}
+		}
+		if err == io.EOF {
+			p.pass()
+			if tcp, ok := to.(*net.TCPConn); ok {
+				_ = tcp.CloseWrite()
+			}
+			return
+		}
+		if err != nil {
+			break
+		}
+	}
+	to.Close()
+	from.Close()
+}
+
+// ask notes that the client spoke.
+func (p *Proxy) ask(c *conversation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !c.asked {
+		p.flights++
+		c.asked, c.flight = true, p.flights
+	}
+}
+
+// answer notes that the server spoke, and calls what [Proxy.KillAfter] asked for.
+func (p *Proxy) answer(c *conversation) {
+	p.mu.Lock()
+	var kill func()
+	if c.asked && c.flight == p.killAt {
+		kill, p.kill = p.kill, nil
+	}
+	c.asked = false
+	p.mu.Unlock()
+	if kill != nil {
+		kill()
+	}
+}
+
+// pass waits while the proxy is a black hole.
+func (p *Proxy) pass() {
+	p.mu.Lock()
+	open := p.open
+	p.mu.Unlock()
+	<-open
+}
+
+func (p *Proxy) track(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.conns[c] = struct{}{}
+	return true
+}
+
+func (p *Proxy) forget(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+}
