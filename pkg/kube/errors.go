@@ -64,6 +64,11 @@ func newBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 5 * time.Second}
 }
 
+// newConflictBackoff is shorter: a conflict means that the server is well and somebody else has got on.
+func newConflictBackoff() wait.Backoff {
+	return wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: time.Second}
+}
+
 // pause waits for the next try, at least as long as the server asked for in err; false when ctx ended.
 func pause(ctx context.Context, backoff *wait.Backoff, err error) bool {
 	delay := backoff.Step()

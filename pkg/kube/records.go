@@ -65,7 +65,7 @@ func (s *Records) Load(ctx context.Context) (*tenant.Record, error) {
 func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
 	secret, known := s.lastSeen()
 	var uncertain []byte // the record whose write ended without an answer that can be trusted
-	for backoff := newBackoff(); ; {
+	for backoff := newConflictBackoff(); ; {
 		guess := known
 		known = false // whatever follows, another round reads
 		if !guess {
