@@ -26,6 +26,7 @@ func TestDSN(t *testing.T) {
 		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false"},
 		{"encrypted, not verified", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify"},
 		{"the driver does not know verify-ca: upwards", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
+		{"kine's --ca-file decides, and would not if anything stood here", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx"},
 		{"a mode that does not exist is not clear text", connector.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
 	} {
 		got, err := DSN(tc.server, login)
