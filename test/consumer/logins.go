@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package consumer
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dbconnector/test/bed"
+)
+
+// Logins counts the logins of a user since the server was started, by the server's own
+// log: bed.Options.LogStatements must be set.
+func Logins(s *bed.Server, user string) (int, error) {
+	log, err := s.StatementLog()
+	if err != nil {
+		return 0, err
+	}
+	pattern := `(?m)\d Connect\t` + regexp.QuoteMeta(user) + `@`
+	if s.Engine == bed.Postgres {
+		pattern = `(?m)LOG:  connection authorized: user=` + regexp.QuoteMeta(user) + ` `
+	}
+	return len(regexp.MustCompile(pattern).FindAllString(log, -1)), nil
+}
+
+// Refusal is what a server said when it refused something; empty if the error has
+// another reason. It begins with what identifies it to a machine.
+func Refusal(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return fmt.Sprintf("%s %s", pg.Code, pg.Message)
+	}
+	var my *mysql.MySQLError
+	if errors.As(err, &my) {
+		return fmt.Sprintf("%d %s", my.Number, my.Message)
+	}
+	return ""
+}
