@@ -74,7 +74,7 @@ func classify(err error) error {
 		case objectInUse, internalError, duplicateDatabase, duplicateObject, uniqueViolation:
 			class = fault.Unavailable // somebody else does the same at this moment
 		}
-		switch pg.Code[:2] {
+		switch pg.Code[:min(2, len(pg.Code))] { // who else speaks the protocol may leave the code out
 		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback
 			class = fault.Unavailable
 		}
