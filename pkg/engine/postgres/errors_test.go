@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dbconnector/pkg/fault"
+)
+
+func TestClassify(t *testing.T) {
+	t.Parallel()
+	server := func(code string) error {
+		return fmt.Errorf("driver: %w", &pgconn.PgError{Code: code, Message: "said\nso"})
+	}
+	tests := map[string]struct {
+		reason string
+		err    error
+		want   fault.Class
+	}{
+		"28P01":           {"the one code for a wrong password", server("28P01"), fault.WrongPassword},
+		"28000":           {"no entry in pg_hba.conf, or the role may not log in: not a wrong password", server("28000"), fault.Refused},
+		"3D000":           {"the database is not there", server("3D000"), fault.NoDatabase},
+		"42501":           {"a right is missing", server("42501"), fault.NoAccess},
+		"55000":           {"the database takes no connections", server("55000"), fault.NoAccess},
+		"25006":           {"B47: the server is read-only", server("25006"), fault.Refused},
+		"53300":           {"B45: full servers empty again", server("53300"), fault.Unavailable},
+		"57P03":           {"a server that starts is there in a moment", server("57P03"), fault.Unavailable},
+		"57P01":           {"a server that goes down comes back", server("57P01"), fault.Unavailable},
+		"57014":           {"the statement was cancelled", server("57014"), fault.Unavailable},
+		"08006":           {"the connection broke", server("08006"), fault.Unavailable},
+		"40P01":           {"a deadlock", server("40P01"), fault.Unavailable},
+		"XX000":           {"B41: tuple concurrently updated", server("XX000"), fault.Unavailable},
+		"42P04":           {"B40: somebody else created the database just now", server("42P04"), fault.Unavailable},
+		"42710":           {"B40: somebody else created the role just now", server("42710"), fault.Unavailable},
+		"23505":           {"B40: and in the same instant", server("23505"), fault.Unavailable},
+		"55006":           {"the database is in use just now", server("55006"), fault.Unavailable},
+		"42601":           {"a syntax error is our bug", server("42601"), fault.Unknown},
+		"no code":         {"a server that is none", server(""), fault.Unknown},
+		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
+		"alert":           {"the server ends the handshake", tls.AlertError(40), fault.Refused},
+		"not TLS":         {"something else answers", tls.RecordHeaderError{Msg: "first record"}, fault.Refused},
+		"deadline":        {"no answer", context.DeadlineExceeded, fault.Unavailable},
+		"timeout":         {"no answer", &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, fault.Unavailable},
+		"refused":         {"nothing listens yet", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, fault.Unavailable},
+		"no such host":    {"DNS comes and goes", &net.DNSError{Err: "no such host", Name: "db"}, fault.Unavailable},
+		"reset":           {"the connection broke", os.NewSyscallError("read", syscall.ECONNRESET), fault.Unavailable},
+		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
+		"cancelled":       {"a stop is no failure of the server", context.Canceled, fault.Unknown},
+		"anything else":   {"nobody knows", errors.New("what?"), fault.Unknown},
+		"classified once": {"the first word counts", fault.New(fault.Refused, "no"), fault.Refused},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := classify(tc.err)
+			if fault.Of(got) != tc.want {
+				t.Errorf("%s: got class %d (%v), want %d", tc.reason, fault.Of(got), got, tc.want)
+			}
+			if strings.Contains(got.Error(), "\n") {
+				t.Errorf("not one line: %q", got)
+			}
+		})
+	}
+	if classify(nil) != nil {
+		t.Error("no error became one")
+	}
+	if !errors.Is(classify(fmt.Errorf("x: %w", context.Canceled)), context.Canceled) {
+		t.Error("main could not tell that it was stopped")
+	}
+}
+
+// The codes of a lost race must survive classify, which comes before the question.
+func TestLostRace(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"42P04", "42710", "23505", "XX000", "55006", "40001", "40P01"} {
+		if err := fmt.Errorf("creating: %w", classify(&pgconn.PgError{Code: code})); !lostRace(err) {
+			t.Errorf("%s: not seen as a lost race", code)
+		}
+	}
+	for _, err := range []error{nil, errors.New("x"), classify(&pgconn.PgError{Code: "42501"})} {
+		if lostRace(err) {
+			t.Errorf("%v: seen as a lost race", err)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		reason, first string
+		tls           bool
+		want          string // "" for no verdict
+	}{
+		{"nothing came: a network's fault", "", true, ""},
+		{"MySQL greets first", "\x4a\x00\x00\x00\x0a8.0.36", true, "MySQL"},
+		{"MySQL refuses first", "\x10\x00\x00\x00\xff\x10\x04", true, "MySQL"},
+		{"PostgreSQL without TLS, which we want", "N", true, "sslMode"},
+		{"PostgreSQL without TLS, as we said", "N", false, ""},
+		{"PostgreSQL with TLS", "S", true, ""},
+		{"PostgreSQL has an error", "E\x00\x00\x00\x40", true, ""},
+		{"a web server", "HTTP/1.1 400 Bad Request", true, "type"},
+		{"an SSH server", "SSH-2.0-OpenSSH_9.2", true, ""}, // its S reads as "yes to TLS", and TLS then fails
+	} {
+		s := sniffer{first: []byte(tc.first)}
+		err := s.verdict(tc.tls)
+		if (err == nil) != (tc.want == "") || (err != nil && (!strings.Contains(err.Error(), tc.want) || !fault.Is(err, fault.Refused))) {
+			t.Errorf("%s: got %v, want %q", tc.reason, err, tc.want)
+		}
+	}
+}

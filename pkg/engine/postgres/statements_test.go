@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package postgres
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"dbconnector/pkg/tenant"
+)
+
+var (
+	cloud13 = session{version: 130023, user: "cloud", createDB: true, createRole: true}
+	cloud16 = session{version: 160014, user: "cloud", createDB: true, createRole: true}
+	super   = session{version: 180004, user: "postgres", superuser: true, createDB: true, createRole: true}
+)
+
+func want() tenant.Want {
+	return tenant.Want{Names: tenant.Names{Database: "vcx", Owner: "vcxo", Marker: "dbconnector:0"}, ConnectionLimit: 40}
+}
+
+// good is a tenant to whom nothing is missing.
+func good() catalog {
+	w := want()
+	login := role{marker: w.Marker, settings: []string{"role=vcxo"}, member: true}
+	return catalog{
+		roles:    map[string]role{"vcxo": {marker: w.Marker}, "vcxa": login, "vcxb": login},
+		database: &database{exists: true, marker: w.Marker, allowConn: true, limit: 40, ownerACL: []string{"CONNECT", "TEMPORARY"}},
+	}
+}
+
+func check(t *testing.T, reason string, got, want []statement) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n got %q\nwant %q", reason, got, want)
+	}
+}
+
+func TestPlanRoles(t *testing.T) {
+	t.Parallel()
+	const (
+		a = `CREATE ROLE "vcxa" LOGIN PASSWORD 'SCRAM-A' IN ROLE "vcxo"`
+		b = `CREATE ROLE "vcxb" LOGIN PASSWORD 'SCRAM-B' IN ROLE "vcxo"`
+	)
+	newTenant := func(grant ...statement) []statement {
+		head := []statement{
+			{"create owner role", `CREATE ROLE "vcxo" NOLOGIN`},
+			{"mark owner role", `COMMENT ON ROLE "vcxo" IS 'dbconnector:0'`},
+			{"create login a", a},
+			{"mark login a", `COMMENT ON ROLE "vcxa" IS 'dbconnector:0'`},
+			{"create login b", b},
+			{"mark login b", `COMMENT ON ROLE "vcxb" IS 'dbconnector:0'`},
+		}
+		sets := []statement{
+			{"set owner role for login a", `ALTER ROLE "vcxa" SET role TO 'vcxo'`},
+			{"set owner role for login b", `ALTER ROLE "vcxb" SET role TO 'vcxo'`},
+		}
+		if len(grant) == 0 {
+			return append(head, sets...)
+		}
+		return slices.Concat(head, grant[:1], sets, grant[1:])
+	}
+	change := func(name string, fn func(*role)) func(*catalog) {
+		return func(c *catalog) {
+			r := c.roles[name]
+			fn(&r)
+			c.roles[name] = r
+		}
+	}
+	revoke := statement{"revoke owner role from admin", `REVOKE "vcxo" FROM CURRENT_USER`}
+	tests := map[string]struct {
+		reason string
+		s      session
+		have   func(*catalog)
+		want   []statement
+	}{
+		"nothing to do":  {"a second run must change nothing", cloud16, func(*catalog) {}, nil},
+		"new, superuser": {"who may do everything needs no grant", super, func(c *catalog) { *c = catalog{} }, newTenant()},
+		"new, cloud admin up to 15": {
+			"ALTER ROLE … SET role wants membership, for the transaction only (B32)", cloud13, func(c *catalog) { *c = catalog{} },
+			newTenant(statement{"grant owner role to admin", `GRANT "vcxo" TO CURRENT_USER`}, revoke),
+		},
+		"new, cloud admin from 16 on": {
+			"the creator has ADMIN OPTION only and must say what he wants (B36)", cloud16, func(c *catalog) { *c = catalog{} },
+			newTenant(statement{"grant owner role to admin", `GRANT "vcxo" TO CURRENT_USER WITH INHERIT TRUE, SET TRUE`}, revoke),
+		},
+		"login gone": {
+			"it is made anew, and nothing else is touched", super, func(c *catalog) { delete(c.roles, "vcxb") },
+			[]statement{
+				{"create login b", b},
+				{"mark login b", `COMMENT ON ROLE "vcxb" IS 'dbconnector:0'`},
+				{"set owner role for login b", `ALTER ROLE "vcxb" SET role TO 'vcxo'`},
+			},
+		},
+		"membership gone": {
+			"without it a login cannot become the owner (B4)", cloud13, change("vcxa", func(r *role) { r.member = false }),
+			[]statement{{"grant owner role to login a", `GRANT "vcxo" TO "vcxa"`}},
+		},
+		"setting gone": {
+			"what the login creates would belong to itself (B4)", super, change("vcxa", func(r *role) { r.settings = []string{"work_mem=4MB"} }),
+			[]statement{{"set owner role for login a", `ALTER ROLE "vcxa" SET role TO 'vcxo'`}},
+		},
+		"marks gone": {
+			"marks tell our roles from others (B15)", super, func(c *catalog) {
+				for name, r := range c.roles {
+					r.marker = ""
+					c.roles[name] = r
+				}
+			},
+			[]statement{
+				{"mark owner role", `COMMENT ON ROLE "vcxo" IS 'dbconnector:0'`},
+				{"mark login a", `COMMENT ON ROLE "vcxa" IS 'dbconnector:0'`},
+				{"mark login b", `COMMENT ON ROLE "vcxb" IS 'dbconnector:0'`},
+			},
+		},
+		"admin is still a member": {
+			"a grant that an interrupted release left behind (B38)", cloud16, func(c *catalog) { c.adminMember = true },
+			[]statement{revoke},
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			have := good()
+			tc.have(&have)
+			check(t, tc.reason, planRoles(have, tc.s, want(), map[tenant.Slot]string{tenant.A: "SCRAM-A", tenant.B: "SCRAM-B"}), tc.want)
+		})
+	}
+}
+
+func TestPlanDatabase(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		reason string
+		have   func(*database)
+		want   []statement
+	}{
+		"nothing to do": {"a second run must change nothing", func(*database) {}, nil},
+		"just created": {
+			"B25: locked down first, opened last", func(d *database) {
+				*d = database{exists: true, limit: 40, publicACL: true}
+			},
+			[]statement{
+				{"close database to others", `REVOKE ALL ON DATABASE "vcx" FROM PUBLIC`},
+				{"open database to tenant", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxo"`},
+				{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`},
+				{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`},
+			},
+		},
+		"opened to PUBLIC": {"B24", func(d *database) { d.publicACL = true }, []statement{{"close database to others", `REVOKE ALL ON DATABASE "vcx" FROM PUBLIC`}}},
+		"right gone": {
+			"kine needs CONNECT", func(d *database) { d.ownerACL = []string{"TEMPORARY"} },
+			[]statement{{"open database to tenant", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxo"`}},
+		},
+		"right too many": {
+			"a tenant makes no schemas", func(d *database) { d.ownerACL = append(d.ownerACL, "CREATE") },
+			[]statement{{"withhold schemas from tenant", `REVOKE CREATE ON DATABASE "vcx" FROM "vcxo"`}},
+		},
+		"limit changed": {"the limit is the operator's setting", func(d *database) { d.limit = -1 }, []statement{{"limit connections", `ALTER DATABASE "vcx" CONNECTION LIMIT 40`}}},
+		"mark gone":     {"the mark says whose it is", func(d *database) { d.marker = "" }, []statement{{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`}}},
+		"closed":        {"nobody could use it", func(d *database) { d.allowConn = false }, []statement{{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`}}},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			have := *good().database
+			tc.have(&have)
+			check(t, tc.reason, planDatabase(have, want()), tc.want)
+		})
+	}
+	check(t, "B42: template0, and closed from the start (B25)", []statement{createDatabase(want())}, []statement{{
+		"create database",
+		`CREATE DATABASE "vcx" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT 40`,
+	}})
+}
+
+func TestPlanSchema(t *testing.T) {
+	t.Parallel()
+	closeOthers := statement{"close schema to others", "REVOKE ALL ON SCHEMA public FROM PUBLIC"}
+	open := statement{"open schema to tenant", `GRANT USAGE, CREATE ON SCHEMA public TO "vcxo"`}
+	for _, tc := range []struct {
+		reason string
+		have   schema
+		want   []statement
+	}{
+		{"a second run must change nothing", schema{changeable: true, ownerACL: []string{"USAGE", "CREATE"}}, nil},
+		{"B39: on 15 and later nobody but the owner may create", schema{changeable: true, publicACL: true}, []statement{closeOthers, open}},
+		{"one of two rights is not enough", schema{changeable: true, ownerACL: []string{"USAGE"}}, []statement{open}},
+		{"13 and 14, not superuser: it is the bootstrap superuser's", schema{publicACL: true}, nil},
+	} {
+		check(t, tc.reason, planSchema(tc.have, want()), tc.want)
+	}
+}
+
+func TestOurs(t *testing.T) {
+	t.Parallel()
+	closed := &database{exists: true}
+	owner := map[string]role{"vcxo": {marker: want().Marker}}
+	for _, tc := range []struct {
+		reason      string
+		c           catalog
+		provisioned bool
+		want        bool
+	}{
+		{"there is none", catalog{}, true, false},
+		{"it carries the mark", good(), false, true},
+		{"the record knows it", catalog{database: &database{exists: true, allowConn: true}}, true, true},
+		{"closed, with our owner role: made by us, and the crash came before the mark", catalog{database: closed, roles: owner}, false, true},
+		{"closed by somebody else", catalog{database: closed}, false, false},
+		{"open and without a mark", catalog{database: &database{exists: true, allowConn: true}, roles: owner}, false, false},
+		{"another tenant's mark", catalog{database: &database{exists: true, allowConn: true, marker: "dbconnector:1"}}, false, false},
+	} {
+		w := want()
+		w.Provisioned = tc.provisioned
+		if got := tc.c.ours(w); got != tc.want {
+			t.Errorf("%s: got %t", tc.reason, got)
+		}
+	}
+}
+
+func FuzzQuote(f *testing.F) {
+	for _, seed := range []string{"", "vcx", `a"b`, `""`, `a\"`, "a\x00b", `"; DROP DATABASE x; --`} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		got := quote(name)
+		// As the server's lexer reads it (scan.l): up to a quote that is not doubled.
+		var read []byte
+		i := 1
+		for ; i < len(got); i++ {
+			if got[i] == '"' {
+				if i+1 >= len(got) || got[i+1] != '"' {
+					break
+				}
+				i++
+			}
+			read = append(read, got[i])
+		}
+		clean := slices.DeleteFunc([]byte(name), func(b byte) bool { return b == 0 })
+		if got[0] != '"' || i != len(got)-1 || string(read) != string(clean) {
+			t.Errorf("quote(%q) = %q reads as %q", name, got, read)
+		}
+		if got != (pgx.Identifier{name}).Sanitize() {
+			t.Error("not pgx's quoting")
+		}
+	})
+}
+
+func FuzzLiteral(f *testing.F) {
+	for _, seed := range []string{"dbconnector:0", "a'b", `a\b`, "a\nb", "é", "SCRAM-SHA-256$4096:x==$y=:z="} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		defer func() {
+			clean := !slices.ContainsFunc([]rune(s), func(r rune) bool { return r < ' ' || r > '~' || r == '\'' || r == '\\' })
+			if r := recover(); (r == nil) != clean {
+				t.Errorf("literal(%q): panic %v", s, r)
+			}
+		}()
+		if got := literal(s); got != "'"+s+"'" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
