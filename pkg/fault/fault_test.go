@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+)
+
+func TestOf(t *testing.T) {
+	t.Parallel()
+	inner := New(Unavailable, "dialling: %w", io.EOF)
+	for name, test := range map[string]struct {
+		err  error
+		want Class
+	}{
+		"nothing":                   {nil, Unknown},
+		"nobody classified it":      {io.EOF, Unknown},
+		"classified":                {inner, Unavailable},
+		"wrapped":                   {fmt.Errorf("logging in: %w", inner), Unavailable},
+		"joined":                    {errors.Join(io.EOF, inner), Unavailable},
+		"the outermost counts":      {New(Refused, "giving up: %w", inner), Refused},
+		"outermost, unknown":        {New(Unknown, "giving up: %w", inner), Unknown},
+		"translated":                {Translate(NoAccess, inner, "no way in"), NoAccess},
+		"the first of two in words": {New(Refused, "%w and %w", io.EOF, inner), Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := Of(test.err); got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+			for c := Unknown; c <= Refused; c++ {
+				if want := test.err != nil && c == test.want; Is(test.err, c) != want {
+					t.Errorf("Is(err, %v) is %v", c, !want)
+				}
+			}
+		})
+	}
+}
+
+func TestCauseIsFound(t *testing.T) {
+	t.Parallel()
+	if err := New(Refused, "reading: %w", io.EOF); !errors.Is(err, io.EOF) || err.Error() != "reading: EOF" {
+		t.Errorf("got %v", err)
+	}
+	// Translate says nothing of what the cause says, for that may be a secret.
+	cause := fmt.Errorf("password hunter2: %w", io.EOF)
+	err := fmt.Errorf("logging in: %w", Translate(Refused, cause, "the server says no: %w", io.ErrNoProgress))
+	if !errors.Is(err, io.EOF) || !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("got %v: the cause is not found", err)
+	}
+	if text := err.Error(); strings.Contains(text, "hunter2") || text != "logging in: the server says no: "+io.ErrNoProgress.Error() {
+		t.Errorf("got %q", text)
+	}
+}
