@@ -31,7 +31,9 @@ import (
 func Build(ctx context.Context, dir string) (string, error) {
 	program := filepath.Join(dir, "dbconnector-init")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/cmd/init")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // it leaves things behind when interrupted
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building dbconnector-init: %w\n%s", err, out)
 	}

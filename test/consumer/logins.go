@@ -14,7 +14,8 @@ import (
 )
 
 // Logins counts the logins of a user since the server was started, by the server's own
-// log: bed.Options.LogStatements must be set.
+// log: bed.Options.LogStatements must be set. On MySQL and MariaDB those that were refused
+// count, too.
 func Logins(s *bed.Server, user string) (int, error) {
 	log, err := s.StatementLog()
 	if err != nil {

@@ -89,8 +89,8 @@ func (d *demo) cleanUp(ctx context.Context) error {
 
 // step does one thing, saying so, and keeps it for the table if it has a title there. f
 // returns what is worth knowing of the outcome.
-func (d *demo) step(ctx context.Context, what, tenant, title string, f func(ctx context.Context) (string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+func (d *demo) step(parent context.Context, what, tenant, title string, f func(ctx context.Context) (string, error)) error {
+	ctx, cancel := context.WithTimeout(parent, time.Minute)
 	defer cancel()
 	d.out.begin(strings.TrimSpace(fmt.Sprintf("%-6s %s", tenant, what)))
 	began := time.Now()
@@ -98,6 +98,10 @@ func (d *demo) step(ctx context.Context, what, tenant, title string, f func(ctx 
 	took := time.Since(began)
 	notes := d.notes
 	d.notes = nil
+	if err != nil && parent.Err() != nil {
+		d.out.end("interrupted", took)
+		return fmt.Errorf("%s: %w", strings.TrimSpace(tenant+" "+what), err)
+	}
 	if err != nil {
 		d.out.end("FAILED", took)
 		d.rows = append(d.rows, row{title, tenant, "FAILED", short(took)})
@@ -163,7 +167,8 @@ func (d *demo) prepare(ctx context.Context, engine bed.Engine, version string) e
 		if d.db, err = bed.Start(ctx, engine, version, bed.Options{RequireTLS: true, LogStatements: true}); err != nil {
 			return "", err
 		}
-		d.notes = append(d.notes, fmt.Sprintf("%s %s at %s, with a CA of its own", d.server, d.db.FullVersion, d.db.Addr()))
+		number, _, _ := strings.Cut(d.db.FullVersion, "-") // MariaDB goes on with its packager
+		d.notes = append(d.notes, fmt.Sprintf("%s %s at %s, with a CA of its own", d.server, number, d.db.Addr()))
 		user, password, err := d.db.CloudAdmin(ctx, adminName)
 		if err != nil {
 			return "", err
