@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dbconnector/test/bed"
+)
+
+// listen serves connections until the test ends.
+func listen(tb testing.TB, serve func(net.Conn)) (port string) {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var mu sync.Mutex
+	var open []net.Conn
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open = append(open, conn)
+			mu.Unlock()
+			wg.Go(func() { serve(conn) })
+		}
+	})
+	tb.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		for _, conn := range open {
+			conn.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// greets makes a server that says something first and then listens, as SSH, SMTP and MySQL servers do.
+func greets(greeting string) func(testing.TB) string {
+	return func(tb testing.TB) string {
+		return listen(tb, func(conn net.Conn) {
+			_, _ = io.WriteString(conn, greeting)
+			_, _ = io.Copy(io.Discard, conn)
+		})
+	}
+}
+
+// silent accepts and never answers.
+func silent(tb testing.TB) string {
+	return listen(tb, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+}
+
+// rude hangs up on everybody.
+func rude(tb testing.TB) string {
+	return listen(tb, func(conn net.Conn) { conn.Close() })
+}
+
+// noisy answers whatever it is told, and only then, with bytes that mean nothing.
+func noisy(tb testing.TB) string {
+	return listen(tb, func(conn net.Conn) {
+		buf := make([]byte, 512)
+		if _, err := conn.Read(buf); err != nil {
+			return
+		}
+		_, _ = conn.Write([]byte("\xfe\xed\xfa\xce\x00\x01\x02\x03\xff\x80\x81\x82 not a database"))
+		_, _ = io.Copy(io.Discard, conn)
+	})
+}
+
+func web(tb testing.TB) string {
+	return portOf(tb, httptest.NewServer(http.NotFoundHandler()))
+}
+
+func secureWeb(tb testing.TB) string {
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	return portOf(tb, server)
+}
+
+func portOf(tb testing.TB, server *httptest.Server) string {
+	tb.Cleanup(server.Close)
+	return strconv.Itoa(server.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+// closedPort is a port that nobody listens on and that nobody gets while the test runs: it is bound, without listening.
+func closedPort(tb testing.TB) string {
+	tb.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		tb.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return strconv.Itoa(name.(*syscall.SockaddrInet4).Port)
+}
+
+// selfSigned makes a certificate that vouches for itself, until then.
+func selfSigned(tb testing.TB, until time.Time) *bed.Cert {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "self"},
+		NotBefore: until.Add(-48 * time.Hour), NotAfter: until,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &bed.Cert{
+		Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}),
+	}
+}
+
+// Servers with certificates of which something is wrong. What a client is told when it does not trust them is the same for
+// every server of an engine, so there is one each.
+func otherName() (*bed.Cert, error) {
+	return issue(bed.Request{Hosts: []string{"db.elsewhere.example"}})
+}
+
+func outdated() (*bed.Cert, error) { return issue(bed.Request{NotAfter: time.Now().Add(-time.Hour)}) }
+
+func issue(r bed.Request) (*bed.Cert, error) {
+	ca, err := bed.Authority()
+	if err != nil {
+		return nil, err
+	}
+	return ca.Issue(r)
+}
+
+// withCert starts a server of its own with a certificate.
+func withCert(tb testing.TB, engine bed.Engine, version string, cert func() (*bed.Cert, error)) *bed.Server {
+	tb.Helper()
+	c, err := cert()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return bed.NewServer(tb, engine, version, bed.Options{Cert: c})
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"dbconnector/test/bed"
+	"dbconnector/test/deploy"
+)
+
+var (
+	// program is the binary under test.
+	program string
+	// scratch is where the tests' directories are. Other accounts may look into it, unlike into those of T.TempDir.
+	scratch string
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(testMain(m))
+}
+
+func testMain(m *testing.M) int {
+	flag.Parse()
+	// Most runs wait for a time limit or for a server: more of them than cores run side by side.
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		if err := flag.Set("test.parallel", "8"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	if testing.Verbose() {
+		bed.Progress = os.Stderr
+	}
+	if err := setUp(); err != nil {
+		fmt.Fprintln(os.Stderr, "preparing:", err)
+		return 1
+	}
+	defer os.RemoveAll(scratch)
+	code := m.Run()
+	stopShared()
+	return code
+}
+
+// setUp builds the program as `make build` and the image do.
+func setUp() error {
+	root, err := deploy.Root()
+	if err != nil {
+		return err
+	}
+	if scratch, err = os.MkdirTemp("", "dbconnector-blackbox-"); err != nil {
+		return err
+	}
+	if err := os.Chmod(scratch, 0o755); err != nil {
+		return err
+	}
+	program = filepath.Join(scratch, "dbconnector-init")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./cmd/init")
+	build.Dir = root
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the program: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// shared is a server that many tests use, each for a tenant of its own. It starts when the first asks for it.
+type shared struct {
+	engine  bed.Engine
+	version string
+	options bed.Options
+	prepare func(ctx context.Context, s *bed.Server) error
+
+	once   sync.Once
+	server *bed.Server
+	err    error
+}
+
+var (
+	startedMu sync.Mutex
+	started   []*shared
+)
+
+func (s *shared) get(tb testing.TB) *bed.Server {
+	tb.Helper()
+	s.once.Do(func() {
+		ctx := context.Background() // the server outlives the test that happens to start it
+		if s.server, s.err = bed.Start(ctx, s.engine, s.version, s.options); s.err != nil {
+			return
+		}
+		startedMu.Lock()
+		started = append(started, s)
+		startedMu.Unlock()
+		if s.prepare != nil {
+			s.err = s.prepare(ctx, s.server)
+		}
+	})
+	if s.err != nil {
+		tb.Fatal(s.err)
+	}
+	return s.server
+}
+
+func stopShared() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range started {
+		wg.Go(func() {
+			if err := s.server.Stop(ctx); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The shared servers. All log statements, which is how tests see what was asked of them.
+var (
+	postgres = &shared{engine: bed.Postgres, version: "17", options: bed.Options{LogStatements: true, IPv6: true}, prepare: preparePostgres}
+	mysql    = &shared{engine: bed.MySQL, version: "9.7", options: bed.Options{LogStatements: true}, prepare: prepareMySQL}
+	mariadb  = &shared{engine: bed.MariaDB, version: "11.8", options: bed.Options{LogStatements: true}, prepare: prepareMySQL}
+)
+
+var engines = map[string]*shared{"postgres": postgres, "mysql": mysql, "mariadb": mariadb}

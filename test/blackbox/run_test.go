@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// user is who the image runs as.
+const user = 65532
+
+// credential is that of the image's user where the tests run as root, and else nobody's: ourselves.
+func credential() *syscall.Credential {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &syscall.Credential{Uid: user, Gid: user}
+}
+
+// dir makes a directory that belongs to the program's user.
+func dir(tb testing.TB) string {
+	tb.Helper()
+	name, err := os.MkdirTemp(scratch, "")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	give(tb, name)
+	return name
+}
+
+func give(tb testing.TB, name string) {
+	tb.Helper()
+	if c := credential(); c != nil {
+		if err := os.Chown(name, int(c.Uid), int(c.Gid)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// write makes a file that the program's user owns.
+func write(tb testing.TB, path, content string) {
+	tb.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		tb.Fatal(err)
+	}
+	give(tb, path)
+}
+
+func read(tb testing.TB, path ...string) string {
+	tb.Helper()
+	data, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(data)
+}
+
+func names(tb testing.TB, dir string) []string {
+	tb.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+// child is the program at work.
+type child struct {
+	cmd            *exec.Cmd
+	stdout, stderr bytes.Buffer
+	// argv and environ are what anybody on the node sees of it.
+	argv, environ string
+	began         time.Time
+}
+
+// start runs the program with this environment and nothing else.
+func start(tb testing.TB, env map[string]string) *child {
+	tb.Helper()
+	c := &child{cmd: exec.CommandContext(tb.Context(), program), began: time.Now()}
+	c.cmd.Dir = "/"
+	c.cmd.Env = []string{}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		c.cmd.Env = append(c.cmd.Env, name+"="+env[name])
+	}
+	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(), Pdeathsig: syscall.SIGKILL}
+	if err := c.cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	proc := fmt.Sprintf("/proc/%d/", c.cmd.Process.Pid)
+	argv, _ := os.ReadFile(proc + "cmdline") // it may have ended by now
+	environ, _ := os.ReadFile(proc + "environ")
+	c.argv, c.environ = string(argv), string(environ)
+	return c
+}
+
+// outcome is what is left of a run.
+type outcome struct {
+	code           int
+	stdout, stderr string
+	argv, environ  string
+	took           time.Duration
+	lines          []map[string]any // stderr, decoded; nil for a line that is not JSON
+}
+
+func (c *child) wait(tb testing.TB) *outcome {
+	tb.Helper()
+	err := c.cmd.Wait()
+	if _, ended := err.(*exec.ExitError); err != nil && !ended {
+		tb.Fatal(err)
+	}
+	o := &outcome{
+		code: c.cmd.ProcessState.ExitCode(), stdout: c.stdout.String(), stderr: c.stderr.String(),
+		argv: c.argv, environ: c.environ, took: time.Since(c.began),
+	}
+	for line := range strings.Lines(o.stderr) {
+		var fields map[string]any
+		_ = json.Unmarshal([]byte(line), &fields)
+		o.lines = append(o.lines, fields)
+	}
+	return o
+}
+
+func run(tb testing.TB, env map[string]string) *outcome {
+	tb.Helper()
+	return start(tb, env).wait(tb)
+}
+
+// message is what the last line says is wrong.
+func (o *outcome) message() string {
+	if len(o.lines) == 0 {
+		return ""
+	}
+	text, _ := o.lines[len(o.lines)-1]["error"].(string)
+	return text
+}
+
+// said tells whether any line has this message and, among its fields, this text.
+func (o *outcome) said(message, text string) bool {
+	for _, line := range o.lines {
+		if line["msg"] == message && strings.Contains(fmt.Sprint(line), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// trace matches what belongs into a stack trace and not into a log for operators.
+var trace = regexp.MustCompile(`goroutine |panic:|\.go:[0-9]|runtime error|0x[0-9a-f]{8}`)
+
+// wellBehaved checks what holds for every run, however it ends.
+func (o *outcome) wellBehaved(tb testing.TB) {
+	tb.Helper()
+	if o.stdout != "" {
+		tb.Errorf("stdout: %q, want nothing", o.stdout)
+	}
+	if found := trace.FindString(o.stderr); found != "" {
+		tb.Errorf("stderr has a part of a stack trace: %q", found)
+	}
+	for i, line := range o.lines {
+		if line == nil {
+			tb.Errorf("line %d of stderr is no JSON object", i+1)
+		}
+	}
+	if argv := strings.Trim(o.argv, "\x00"); argv != "" && argv != program {
+		tb.Errorf("argv %q, want the program's name alone", argv)
+	}
+	if tb.Failed() {
+		tb.Logf("stderr:\n%s", o.stderr)
+	}
+}
+
+// succeeded checks a run that did its work.
+func (o *outcome) succeeded(tb testing.TB) {
+	tb.Helper()
+	if o.code != 0 {
+		tb.Fatalf("exit code %d, want 0\n%s", o.code, o.stderr)
+	}
+	o.wellBehaved(tb)
+	if last := o.lines[len(o.lines)-1]; last["msg"] != "ready" {
+		tb.Errorf("the last line is %v, want \"ready\"", last)
+	}
+}
+
+// refused checks a run that ended with this code and a last line that says all of this.
+func (o *outcome) refused(tb testing.TB, code int, want ...string) {
+	tb.Helper()
+	if o.code != code {
+		tb.Errorf("exit code %d, want %d", o.code, code)
+	}
+	message := o.message()
+	for _, text := range want {
+		if !strings.Contains(message, text) {
+			tb.Errorf("the message does not say %q:\n%s", text, message)
+		}
+	}
+	if strings.ContainsAny(message, "\r\n\x00") {
+		tb.Errorf("the message has more than one line: %q", message)
+	}
+	if len(o.lines) > 0 && o.lines[len(o.lines)-1]["exitCode"] != float64(code) {
+		tb.Errorf("the last line does not give the exit code: %v", o.lines[len(o.lines)-1])
+	}
+	o.wellBehaved(tb)
+}
+
+// within checks that a run kept to its time limit. The margin is for a machine with more work than cores.
+func (o *outcome) within(tb testing.TB, limit time.Duration) {
+	tb.Helper()
+	const margin = 10 * time.Second
+	if o.took > limit+margin {
+		tb.Errorf("took %s, with a time limit of %s", o.took.Round(time.Millisecond), limit)
+	}
+}
+
+// hides checks that no secret is in a text, in any form in which it could be read from it.
+func hides(tb testing.TB, where, text string, secrets ...string) {
+	tb.Helper()
+	for _, secret := range secrets {
+		for form, value := range forms(secret) {
+			if strings.Contains(text, value) {
+				tb.Errorf("%s shows a password (%s)", where, form)
+			}
+		}
+	}
+}
+
+// hides checks everything that a run leaves behind for others to see.
+func (o *outcome) hides(tb testing.TB, secrets ...string) {
+	tb.Helper()
+	hides(tb, "stdout", o.stdout, secrets...)
+	hides(tb, "stderr", o.stderr, secrets...)
+	hides(tb, "argv", o.argv, secrets...)
+	hides(tb, "the environment", o.environ, secrets...)
+}
+
+// forms are the spellings of a secret to look for. Base64 has three, by where in the encoded text the secret begins; its
+// first and last characters there depend on the neighbours and are left out.
+func forms(secret string) map[string]string {
+	all := map[string]string{
+		"as it is": secret, "in hexadecimal": hex.EncodeToString([]byte(secret)),
+		"URL-encoded": url.QueryEscape(secret), "path-encoded": url.PathEscape(secret),
+	}
+	quoted, _ := json.Marshal(secret)
+	all["quoted"] = strings.Trim(string(quoted), `"`)
+	for offset := range 3 {
+		for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64url": base64.RawURLEncoding} {
+			text := encoding.EncodeToString(append(make([]byte, offset), secret...))
+			begin := []int{0, 2, 3}[offset]
+			all[fmt.Sprintf("%s at %d", name, offset)] = text[begin : len(text)-len(text)%4-2]
+		}
+	}
+	return all
+}
