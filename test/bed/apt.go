@@ -13,24 +13,38 @@ import (
 	"strings"
 )
 
+// keyring verifies the Debian archive's releases, older and newer ones included.
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
 // mirror finds the Debian archive that this machine's apt sources name, whatever
 // their format. The archive carries every release, so it also has those the machine
-// itself does not run.
+// itself does not run. On a machine without one, $DBCONNECTOR_TEST_DEBIAN_MIRROR names it.
 func mirror(ctx context.Context) (string, error) {
-	out, err := run(ctx, "", "apt-get", "indextargets",
-		"--format", "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(COMPONENT)", "Created-By: Packages")
-	if err != nil {
-		return "", fmt.Errorf("reading apt sources: %w", err)
+	if uri := os.Getenv("DBCONNECTOR_TEST_DEBIAN_MIRROR"); uri != "" {
+		return uri, nil
 	}
-	for line := range strings.Lines(out) {
-		field := strings.Split(strings.TrimSpace(line), "|")
-		// Origin and label are the archive's own words, where third-party
-		// repositories may well use the same suites, components and paths.
-		if len(field) == 4 && field[1] == "Debian" && field[2] == "Debian" && field[3] == "main" {
-			return field[0], nil
+	for _, updated := range []bool{false, true} {
+		if updated {
+			// Fresh containers have no package lists, and these hold the origin.
+			if err := aptGet(ctx, "update"); err != nil {
+				return "", fmt.Errorf("updating package lists: %w", err)
+			}
+		}
+		out, err := run(ctx, "", "apt-get", "indextargets",
+			"--format", "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(COMPONENT)", "Created-By: Packages")
+		if err != nil {
+			return "", fmt.Errorf("reading apt sources: %w", err)
+		}
+		for line := range strings.Lines(out) {
+			field := strings.Split(strings.TrimSpace(line), "|")
+			// Origin and label are the archive's own words, where third-party
+			// repositories may well use the same suites, components and paths.
+			if len(field) == 4 && field[1] == "Debian" && field[2] == "Debian" && field[3] == "main" {
+				return field[0], nil
+			}
 		}
 	}
-	return "", errors.New("no apt source of this machine is the Debian archive (or apt-get update was never run)")
+	return "", errors.New("no apt source of this machine is the Debian archive: set DBCONNECTOR_TEST_DEBIAN_MIRROR")
 }
 
 // unpackDebs puts packages of a Debian release, and what they depend on, below
@@ -41,12 +55,15 @@ func unpackDebs(ctx context.Context, dir, suite string, pkgs ...string) error {
 	if err != nil {
 		return err
 	}
+	if err := need(ctx, func() bool { return exists(keyring) }, "debian-archive-keyring"); err != nil {
+		return err
+	}
 	state, err := os.MkdirTemp(filepath.Dir(dir), ".apt-")
 	if err != nil {
 		return fmt.Errorf("making apt's directory: %w", err)
 	}
 	defer os.RemoveAll(state)
-	source := fmt.Sprintf("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", uri, suite)
+	source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", keyring, uri, suite)
 	if err := errors.Join(
 		os.MkdirAll(filepath.Join(state, "lists", "partial"), 0o755),
 		os.MkdirAll(filepath.Join(state, "archives", "partial"), 0o755),

@@ -193,7 +193,10 @@ func TestServerCrashes(t *testing.T) {
 		if got, err := s.Query(t.Context(), "d", "SELECT i FROM kept"); err != nil || got != "7" {
 			t.Errorf("after Kill and Restart: got %q, %v", got, err)
 		}
-		if err := s.Restart(t.Context()); err != nil { // and one in order
+		if err := s.Halt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -498,6 +501,55 @@ func TestKineOnDatabase(t *testing.T) {
 	if rows, err := s.Query(t.Context(), "kine", "SELECT count(*) > 10 FROM kine"); err != nil || rows != "true" {
 		t.Errorf("rows in kine's table: %s, %v", rows, err)
 	}
+}
+
+// TestOwnServer names a server by the environment.
+func TestOwnServer(t *testing.T) {
+	for _, v := range latest {
+		t.Run(v.String(), func(t *testing.T) {
+			theirs := NewServer(t, v.Engine, v.Version, Options{IPv6: true})
+			ca := filepath.Join(t.TempDir(), "ca.crt")
+			if err := os.WriteFile(ca, theirs.CA, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			name := "DBCONNECTOR_TEST_" + strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(v.String()))
+			t.Setenv(name+"_URL", fmt.Sprintf("%s://%s:%s@[::1]:%d/", v.Engine, theirs.AdminUser, theirs.AdminPassword, theirs.Port))
+			t.Setenv(name+"_CA", ca)
+			s := NewServer(t, v.Engine, v.Version, Options{})
+			if s.Host != "::1" || s.Port != theirs.Port || s.FullVersion != theirs.FullVersion {
+				t.Errorf("got %s version %s, want the server of the environment", s.Addr(), s.FullVersion)
+			}
+			if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
+				t.Error(err)
+			}
+			if err := s.Kill(); err == nil {
+				t.Error("killed a server that is not ours")
+			}
+			if special := NewServer(t, v.Engine, v.Version, Options{RequireTLS: true}); special.Port == theirs.Port {
+				t.Error("used the server of the environment though the options ask for something special")
+			}
+		})
+	}
+}
+
+func TestClients(t *testing.T) {
+	eachEngine(t, func(t *testing.T, v Version) {
+		s := NewServer(t, v.Engine, v.Version, Options{})
+		name := "mariadb"
+		args := []string{"--host=" + s.Host, "--port=" + strconv.Itoa(s.Port), "--user=" + s.AdminUser, "--ssl-ca=" + s.file("ca.crt"), "--execute=SELECT 6*7"}
+		if v.Engine == Postgres {
+			name = "psql"
+			args = []string{"--no-psqlrc", "--host=" + s.Host, "--port=" + strconv.Itoa(s.Port), "--username=" + s.AdminUser, "--command=SELECT 6*7", "postgres"}
+		}
+		cmd, err := Client(t.Context(), name, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Env = append(os.Environ(), "PGPASSWORD="+s.AdminPassword, "MYSQL_PWD="+s.AdminPassword)
+		if out, err := output(cmd); err != nil || !strings.Contains(out, "42") {
+			t.Errorf("got %q, %v", out, err)
+		}
+	})
 }
 
 // TestFetchTwice lets two processes, with two goroutines each, want the same item.

@@ -250,11 +250,25 @@ func tail(log string) string {
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
 }
 
-// need makes sure that a command is installed on this machine.
-func need(ctx context.Context, command, pkg string) error {
-	if _, err := exec.LookPath(command); err == nil {
+// need makes sure that a Debian package is installed on this machine, unless what it
+// would bring is there already.
+func need(ctx context.Context, there func() bool, pkg string) error {
+	if there() {
 		return nil
 	}
+	progress("installing %s", pkg)
+	if err := aptGet(ctx, "update"); err != nil {
+		return fmt.Errorf("installing %s: %w", pkg, err)
+	}
+	if err := aptGet(ctx, "install", "--yes", "--no-install-recommends", pkg); err != nil {
+		return fmt.Errorf("installing %s: %w", pkg, err)
+	}
+	return nil
+}
+
+// aptGet runs apt-get on this machine. It waits for dpkg's lock by itself but not for that
+// of the package lists, hence ours.
+func aptGet(ctx context.Context, args ...string) error {
 	cache, err := CacheDir()
 	if err != nil {
 		return err
@@ -264,15 +278,8 @@ func need(ctx context.Context, command, pkg string) error {
 		return err
 	}
 	defer unlock()
-	if _, err := exec.LookPath(command); err == nil {
-		return nil
-	}
-	progress("installing %s", pkg)
-	cmd := exec.CommandContext(ctx, "apt-get", "-o", "DPkg::Lock::Timeout=300",
-		"install", "--yes", "--no-install-recommends", pkg)
+	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-o", "DPkg::Lock::Timeout=300"}, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-	if _, err := output(cmd); err != nil {
-		return fmt.Errorf("installing %s for the command %s: %w", pkg, command, err)
-	}
-	return nil
+	_, err = output(cmd)
+	return err
 }

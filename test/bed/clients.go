@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // clients are command line programs that only benchmarks and people want.
@@ -32,7 +33,7 @@ func clientItems() []item {
 }
 
 // Client returns a command that runs a command line client, "psql" or "mariadb".
-// The mariadb client also talks to MySQL.
+// The mariadb client also talks to MySQL, and reads no option files.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {
 		if c.name != name {
@@ -47,7 +48,13 @@ func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error)
 		if err != nil {
 			return nil, err
 		}
-		argv = append(append(argv, filepath.Join(root, c.path)), args...)
+		argv = append(argv, filepath.Join(root, c.path))
+		if name == "mariadb" {
+			// MySQL's authentication is a plugin to it, which it would look for below /usr.
+			plugins, _ := filepath.Glob(filepath.Join(root, "usr/lib/*/libmariadb3/plugin"))
+			args = append([]string{"--no-defaults", "--plugin-dir=" + strings.Join(plugins, "")}, args...)
+		}
+		argv = append(argv, args...)
 		return exec.CommandContext(ctx, argv[0], argv[1:]...), nil
 	}
 	return nil, fmt.Errorf("no client %q", name)

@@ -90,11 +90,10 @@ func (v Version) createAdmin(ctx context.Context, dir string) error {
 		return err
 	}
 	s.argv = append(s.argv, "--init-file="+initFile)
-	s.kind = v.kind()
 	if err := s.launch(ctx); err != nil {
 		return fmt.Errorf("creating admin: %w", err)
 	}
-	if err := s.halt(ctx); err != nil {
+	if err := s.Halt(ctx); err != nil {
 		return fmt.Errorf("creating admin: %w", err)
 	}
 	// What only this run needed, or what is made anew and would only be copied.
@@ -168,5 +167,8 @@ func (s *Server) mysqlArgv(root string, o Options) ([]string, error) {
 	if o.LogStatements {
 		argv = append(argv, "--general-log=ON", "--general-log-file="+s.file("general.log"))
 	}
-	return append(argv, flags(o.Settings)...), nil
+	for key, value := range o.Settings {
+		argv = append(argv, "--"+key+"="+value)
+	}
+	return argv, nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -16,7 +17,8 @@ import (
 
 // buildPostgres makes root, the programs, and data, an initialised cluster.
 func (v Version) buildPostgres(ctx context.Context, dir string) error {
-	if err := need(ctx, "npm", "npm"); err != nil {
+	haveNPM := func() bool { _, err := exec.LookPath("npm"); return err == nil }
+	if err := need(ctx, haveNPM, "npm"); err != nil {
 		return err
 	}
 	arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
@@ -72,7 +74,8 @@ func linkLibraries(root string) error {
 	}
 	for _, l := range links {
 		// Both are paths like native/lib/x, and so stay below root.
-		source, target := filepath.Join(root, "..", "root", strings.TrimPrefix(l.Source, "native/")), filepath.Join(root, strings.TrimPrefix(l.Target, "native/"))
+		source := filepath.Join(root, strings.TrimPrefix(l.Source, "native/"))
+		target := filepath.Join(root, strings.TrimPrefix(l.Target, "native/"))
 		relative, err := filepath.Rel(filepath.Dir(target), source)
 		if err != nil {
 			return fmt.Errorf("linking %s: %w", l.Target, err)
@@ -98,9 +101,7 @@ func (s *Server) postgresArgv(root string, o Options) ([]string, error) {
 		// A killed server loses nothing by these, only a killed machine does.
 		"fsync":            "off",
 		"full_page_writes": "off",
-		// A restart shall not depend on what the log collector does.
-		"logging_collector": "off",
-		"log_line_prefix":   "%m [%p] %q%u@%d ",
+		"log_line_prefix":  "%m [%p] %q%u@%d ",
 	}
 	host := "host"
 	if !o.NoTLS {

@@ -70,16 +70,9 @@ type Server struct {
 	plaintext bool
 	dir       string
 	owner     *os.File
-	kind      kind
 	argv      []string
 	mu        sync.Mutex
 	proc      *process
-}
-
-// kind is what differs between the engines' programs.
-type kind struct {
-	graceful syscall.Signal // ends the server without waiting for its clients
-	argv     func(s *Server, root string, o Options) ([]string, error)
 }
 
 // adminPassword is in every cached data directory. It is long and odd so that it is
@@ -91,13 +84,6 @@ func databaseItem(v Version) item {
 		return item{name: v.String(), key: fmt.Sprintf("%s-%s-1", v.Engine, v.npm), build: v.buildPostgres}
 	}
 	return item{name: v.String(), key: fmt.Sprintf("%s-%s-1", v, v.suite), build: v.buildMySQL}
-}
-
-func (v Version) kind() kind {
-	if v.Engine == Postgres {
-		return kind{graceful: syscall.SIGINT, argv: (*Server).postgresArgv}
-	}
-	return kind{graceful: syscall.SIGTERM, argv: (*Server).mysqlArgv}
 }
 
 // Start starts a server, or finds the user's own.
@@ -149,7 +135,7 @@ func start(ctx context.Context, v Version, o Options) (_ *Server, err error) {
 		Host:      "127.0.0.1",
 		AdminUser: adminUser(v.Engine), AdminPassword: adminPassword,
 		DataDir: filepath.Join(dir, "data"), LogFile: filepath.Join(dir, "server.log"),
-		plaintext: o.NoTLS, dir: dir, owner: owner, kind: v.kind(),
+		plaintext: o.NoTLS, dir: dir, owner: owner,
 	}
 	defer func() {
 		if err != nil {
@@ -169,13 +155,21 @@ func start(ctx context.Context, v Version, o Options) (_ *Server, err error) {
 	if s.Port, err = freePort(); err != nil {
 		return nil, err
 	}
-	if s.argv, err = s.kind.argv(s, filepath.Join(cache, "root"), o); err != nil {
+	if s.argv, err = s.commandLine(filepath.Join(cache, "root"), o); err != nil {
 		return nil, err
 	}
 	if err := s.launch(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// commandLine configures the server and returns how to run it.
+func (s *Server) commandLine(root string, o Options) ([]string, error) {
+	if s.Engine == Postgres {
+		return s.postgresArgv(root, o)
+	}
+	return s.mysqlArgv(root, o)
 }
 
 func adminUser(e Engine) string {
@@ -246,25 +240,32 @@ func (s *Server) ping(ctx context.Context) error {
 	return db.QueryRowContext(ctx, query).Scan(&s.FullVersion)
 }
 
-// Stop ends the server in order and removes its data. A server of the user's own
-// is left alone.
-func (s *Server) Stop(ctx context.Context) error {
+// Stop ends the server and removes its data. It kills, since an orderly end is
+// for the sake of the data, and takes MySQL seconds. A server of the user's own is left
+// alone.
+func (s *Server) Stop(context.Context) error {
 	if s.dir == "" {
 		return nil
 	}
-	err := s.halt(ctx)
+	err := s.Kill()
 	s.cleanUp()
 	return err
 }
 
-func (s *Server) halt(ctx context.Context) error {
+// Halt ends the server in order, as for maintenance. [Server.Restart] brings it
+// back, [Server.Stop] cleans up.
+func (s *Server) Halt(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	p, err := s.process()
 	if err != nil {
 		return err
 	}
-	return p.stop(ctx, s.kind.graceful)
+	sig := syscall.SIGTERM
+	if s.Engine == Postgres {
+		sig = syscall.SIGINT // SIGTERM would wait for clients to leave
+	}
+	return p.stop(ctx, sig)
 }
 
 func (s *Server) cleanUp() {
@@ -285,7 +286,7 @@ func (s *Server) Kill() error {
 
 // Restart ends the server in order, if it runs, and starts it again on the same port.
 func (s *Server) Restart(ctx context.Context) error {
-	if err := s.halt(ctx); err != nil {
+	if err := s.Halt(ctx); err != nil {
 		return err
 	}
 	if err := s.launch(ctx); err != nil {
@@ -473,14 +474,4 @@ func (s *Server) CloudAdmin(ctx context.Context, name string) (user, password st
 		}
 	}
 	return name, password, nil
-}
-
-// command makes an argument list from settings, sorted by nothing: the servers do
-// not mind.
-func flags(settings map[string]string) []string {
-	var args []string
-	for key, value := range settings {
-		args = append(args, "--"+key+"="+value)
-	}
-	return args
 }
