@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docs_test
+
+import (
+	"context"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+)
+
+// block is the SQL of docs/operations.md whose first line is the given comment, statement by statement.
+func block(t *testing.T, title string) []string {
+	t.Helper()
+	m := regexp.MustCompile("(?ms)^ *```sql\n *-- " + regexp.QuoteMeta(title) + "\n(.*?)^ *```$").FindStringSubmatch(read(t, "docs/operations.md"))
+	if m == nil {
+		t.Fatalf("docs/operations.md has no block of SQL called %q", title)
+	}
+	var statements []string
+	for statement := range strings.SplitSeq(m[1], ";\n") {
+		if statement = strings.TrimSpace(statement); statement != "" {
+			statements = append(statements, statement)
+		}
+	}
+	return statements
+}
+
+// TestSQLOfOperations runs the statements of docs/operations.md: the admin that they make can do the whole admin path, a
+// repair included, and nothing of a tenant is left when they have deleted it.
+func TestSQLOfOperations(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		engine         bed.Engine
+		version, admin string
+	}{
+		{bed.Postgres, "13", "postgres"},
+		{bed.Postgres, "17", "postgres"},
+		{bed.Postgres, "18", "postgres"},
+		{bed.MySQL, "9.7", "mysql"},
+		{bed.MariaDB, "10.5", "mariadb"},
+		{bed.MariaDB, "11.8", "mariadb"},
+	} {
+		t.Run(string(test.engine)+"-"+test.version, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			// With a setting, so that it is never a server of the user's own.
+			server := bed.NewServer(t, test.engine, test.version, bed.Options{RequireTLS: true})
+			if err := server.Exec(ctx, block(t, test.admin+": admin")...); err != nil {
+				t.Fatal(err)
+			}
+			target := connector.Server{
+				Engine: connector.MySQL, Host: server.Host, Port: port(t, server), SSLMode: connector.VerifyFull, CA: string(server.CA),
+			}
+			deletion := block(t, "mysql: delete a tenant")
+			if test.engine == bed.Postgres {
+				target.Engine = connector.Postgres
+				deletion = block(t, "postgres: delete a tenant")
+			}
+			e := engine.Open(target, "docs")
+			names := tenant.NamesOf("docs/" + string(test.engine))
+			passwords := map[tenant.Slot]connector.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()}
+			login := tenant.Login{User: names.User(tenant.A), Password: passwords[tenant.A], Database: names.Database}
+
+			admin, err := e.Admin(ctx, "dbconnector", "change-me")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer admin.Close()
+			if err := admin.Lock(ctx, names); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := admin.Ensure(ctx, tenant.Want{Names: names, Passwords: passwords, ConnectionLimit: 10}); err != nil {
+				t.Fatal(err)
+			}
+			if used, err := admin.InUse(ctx, login.User); used || err != nil {
+				t.Fatalf("in use: %v, %v", used, err)
+			}
+			login.Password = tenant.NewPassword()
+			if err := admin.SetPassword(ctx, login.User, login.Password); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.Verify(ctx, login, names); err != nil {
+				t.Fatal(err)
+			}
+			work(t, login, server)
+
+			// PostgreSQL: as the connector's admin, as the text says. The others: as one who has DROP.
+			user, password := "dbconnector", "change-me"
+			if test.engine != bed.Postgres {
+				user, password = server.AdminUser, server.AdminPassword
+			}
+			db, err := server.Open(user, password, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close() //nolint:errcheck // nothing depends on it
+			for _, statement := range deletion {
+				if err := bed.Wait(ctx, func(ctx context.Context) error { // a session that was closed lives on for a moment
+					_, err := db.ExecContext(ctx, strings.ReplaceAll(statement, "vcXXXX", names.Database))
+					return err
+				}); err != nil {
+					t.Fatalf("%s: %v", statement, err)
+				}
+			}
+			if err := e.Login(ctx, login); !fault.Is(err, fault.WrongPassword) {
+				t.Errorf("after the deletion a login gives %v", err)
+			}
+			count := "SELECT COUNT(*) FROM mysql.user WHERE User LIKE '" + names.Database + "%'"
+			if test.engine == bed.Postgres {
+				count = "SELECT (SELECT count(*) FROM pg_roles WHERE rolname LIKE '" + names.Database + "%') + (SELECT count(*) FROM pg_database WHERE datname = '" + names.Database + "')"
+			}
+			if left, err := server.Query(ctx, "", count); left != "0" || err != nil {
+				t.Errorf("%s objects are left, %v", left, err)
+			}
+		})
+	}
+}
+
+// work leaves a table behind, as kine does: what is owned decides the order of the deletion.
+func work(t *testing.T, login tenant.Login, server *bed.Server) {
+	t.Helper()
+	db, err := server.Open(login.User, login.Password.Reveal(), login.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // nothing depends on it
+	if _, err := db.ExecContext(t.Context(), "CREATE TABLE kine (id INT PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func port(t *testing.T, server *bed.Server) uint16 {
+	t.Helper()
+	n, err := strconv.ParseUint(strconv.Itoa(server.Port), 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint16(n)
+}
