@@ -68,7 +68,11 @@ func classify(err error) error {
 			lockedMySQL, lockedMariaDB, insecureTransport:
 			class = fault.Refused
 		}
-		return fault.Translate(class, server, "the server says: %s (error %d)", oneLine(server.Message), server.Number)
+		hint := ""
+		if server.Number == mustChangePassword || server.Number == passwordExpired {
+			hint = ": the password of this login has expired, set a new one"
+		}
+		return fault.Translate(class, server, "the server says: %s (error %d)%s", oneLine(server.Message), server.Number, hint)
 	}
 	var (
 		verification *tls.CertificateVerificationError
@@ -89,7 +93,7 @@ func classify(err error) error {
 		return fault.New(fault.Refused, "the server answers TLS with something else")
 	case errors.Is(err, mysqldriver.ErrMalformPkt), errors.Is(err, mysqldriver.ErrPktSync), errors.Is(err, mysqldriver.ErrPktSyncMul),
 		errors.Is(err, mysqldriver.ErrOldProtocol), errors.Is(err, mysqldriver.ErrPktTooLarge):
-		return fault.New(fault.Refused, `the server does not speak MySQL's protocol: see the connector's keys "type", "endpoint" and "port"`)
+		return errForeign
 	case errors.Is(err, mysqldriver.ErrUnknownPlugin), errors.Is(err, mysqldriver.ErrCleartextPassword), errors.Is(err, mysqldriver.ErrOldPassword),
 		errors.Is(err, mysqldriver.ErrNativePassword):
 		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", oneLine(err.Error()))
@@ -108,32 +112,67 @@ func classify(err error) error {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// sniffer counts what a server sends. A MySQL server speaks first; one that stays silent may be waiting to be spoken to.
+var errForeign = fault.New(fault.Refused, `the server does not speak MySQL's protocol: see the connector's keys "type", "endpoint" and "port"`)
+
+// greeting is what is known of the first bytes from a server. A MySQL server speaks first; one that stays silent may be
+// waiting to be spoken to.
+type greeting struct{ anything, foreign atomic.Bool }
+
+// isMySQL says whether bytes are the beginning of a MySQL server's greeting: three bytes of length, sequence number 0, and
+// then the protocol version or an error. Fewer than five bytes say nothing, and may be.
+func isMySQL(first []byte) bool {
+	return len(first) < 5 || first[3] == 0 && (first[4] == 10 || first[4] == 9 || first[4] == 0xff)
+}
+
+// sniffer looks at the greeting before the driver does: the driver takes the first bytes of whatever speaks for a length, and
+// waits for that much.
 type sniffer struct {
 	net.Conn
-	heard *atomic.Int64
+	heard *greeting
 }
 
 func (s *sniffer) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
-	s.heard.Add(int64(n))
+	if n > 0 && !s.heard.anything.Swap(true) && !isMySQL(p[:n]) {
+		s.heard.foreign.Store(true)
+		return 0, io.ErrUnexpectedEOF
+	}
 	return n, err
 }
 
-// isPostgres asks a silent server PostgreSQL's first question (SSLRequest, "Message Formats" in its manual).
-func isPostgres(ctx context.Context, address string) bool {
+// careful turns the driver's panic on a greeting that is cut short into an error.
+type careful struct{ driver.Connector }
+
+func (c careful) Connect(ctx context.Context) (conn driver.Conn, err error) {
+	defer func() {
+		if recover() != nil {
+			conn, err = nil, mysqldriver.ErrMalformPkt
+		}
+	}()
+	return c.Connector.Connect(ctx)
+}
+
+// ask asks a silent server PostgreSQL's first question (SSLRequest, "Message Formats" in its manual), and says what it is
+// if that tells; else nil.
+func ask(ctx context.Context, address string) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
-		return false
+		return nil
 	}
 	defer conn.Close() //nolint:errcheck // nothing was written that counts
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
 	if _, err := conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); err != nil {
-		return false
+		return nil
 	}
-	answer := make([]byte, 1)
+	answer := make([]byte, 64)
 	n, _ := conn.Read(answer)
-	return n == 1 && (answer[0] == 'S' || answer[0] == 'N')
+	switch answer = answer[:n]; {
+	case n == 1 && (answer[0] == 'S' || answer[0] == 'N'):
+		return fault.New(fault.Refused, `the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`)
+	case !isMySQL(answer): // a MySQL server that was merely late is none of these
+		return errForeign
+	}
+	return nil
 }

@@ -59,7 +59,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	if config.TLS, err = s.server.TLSConfig(); err != nil {
 		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
 	}
-	var heard atomic.Int64
+	var heard greeting
 	var connected atomic.Bool
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -74,7 +74,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	if err != nil {
 		return nil, fault.New(fault.Refused, "preparing a connection to %s failed", s.server.Address())
 	}
-	db := sql.OpenDB(c)
+	db := sql.OpenDB(careful{c})
 	db.SetMaxOpenConns(1)
 	// The driver waits for the greeting as long as the context lets it. A PostgreSQL server waits as well: half of the time
 	// is for the greeting, the rest for finding out what answers there.
@@ -83,10 +83,20 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	conn, err := db.Conn(attempt)
 	if err != nil {
 		_ = db.Close() // nothing is open
-		if connected.Load() && heard.Load() == 0 && isPostgres(ctx, s.server.Address()) {
-			return nil, fault.New(fault.Refused, `connecting to %s: the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`, s.server.Address())
+		switch silent := connected.Load() && !heard.anything.Load(); {
+		case heard.foreign.Load():
+			return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), errForeign)
+		case silent:
+			if verdict := ask(ctx, s.server.Address()); verdict != nil {
+				return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), verdict)
+			}
 		}
-		return nil, fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
+		err = fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
+		if config.TLS == nil && (fault.Is(err, fault.WrongPassword) || fault.Is(err, fault.Refused)) {
+			// MariaDB answers so, too, where it or the account asks for TLS.
+			err = fmt.Errorf(`%w (in clear text, since the connector's key "sslMode" is "disable"; the server may insist on TLS)`, err)
+		}
+		return nil, err
 	}
 	return &session{db: db, conn: conn}, nil
 }
