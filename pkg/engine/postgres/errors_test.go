@@ -112,7 +112,7 @@ func TestVerdict(t *testing.T) {
 		{"PostgreSQL with TLS", "S", true, ""},
 		{"PostgreSQL has an error", "E\x00\x00\x00\x40", true, ""},
 		{"a web server", "HTTP/1.1 400 Bad Request", true, "type"},
-		{"an SSH server", "SSH-2.0-OpenSSH_9.2", true, ""}, // its S reads as "yes to TLS", and TLS then fails
+		{"an SSH server, whose S is no yes to TLS", "SSH-2.0-OpenSSH_9.2", true, "type"},
 	} {
 		s := sniffer{first: []byte(tc.first)}
 		err := s.verdict(tc.tls)

@@ -85,7 +85,11 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 				return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), verdict)
 			}
 		}
-		return nil, fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
+		hint := ""
+		if config.TLSConfig == nil && code(err) == invalidAuthorization {
+			hint = ` (in clear text, since the connector's key "sslMode" is "disable"; the server may insist on TLS)`
+		}
+		return nil, fmt.Errorf("logging in to %s as %q: %w%s", s.server.Address(), user, classify(err), hint)
 	}
 	return conn, nil
 }
