@@ -69,8 +69,11 @@ func (s Server) TLSConfig() (*tls.Config, error) {
 			for _, cert := range state.PeerCertificates[1:] {
 				options.Intermediates.AddCert(cert)
 			}
-			_, err := state.PeerCertificates[0].Verify(options)
-			return err
+			if _, err := state.PeerCertificates[0].Verify(options); err != nil {
+				// As the library itself reports it, so that it is recognised.
+				return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+			}
+			return nil
 		}
 	default:
 		return nil, fmt.Errorf("sslMode %q is not a mode", s.SSLMode)
