@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -109,7 +110,7 @@ func connectorReader(cfg config.Init, client *kube.Client, source []byte) func(c
 		if cfg.ConnectorDir != "" {
 			data, err := connector.ReadDir(cfg.ConnectorDir)
 			if err != nil {
-				return connector.Connector{}, err
+				return connector.Connector{}, fmt.Errorf("DBCONNECTOR_CONNECTOR_DIR: %w", err)
 			}
 			return connector.Parse("directory "+connector.Show(cfg.ConnectorDir), data, time.Now())
 		}
@@ -162,6 +163,9 @@ type publisher struct {
 func (p publisher) check() error {
 	if info, err := os.Stat(p.cfg.OutputDir); err != nil || !info.IsDir() {
 		return fault.New(fault.Refused, "DBCONNECTOR_OUTPUT_DIR=%s: must be a directory that exists: a volume which the control plane mounts, too", connector.Show(p.cfg.OutputDir))
+	}
+	if err := handover.Check(p.cfg.OutputDir); err != nil {
+		return err
 	}
 	if p.source == nil {
 		return nil

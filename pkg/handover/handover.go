@@ -40,6 +40,15 @@ type Files struct {
 	Config []byte
 }
 
+// Check refuses, before anything else is done, a directory that Write could not write to. It leaves no trace there.
+func Check(dir string) error {
+	const write, enter = 2, 1 // access(2)
+	if err := syscall.Access(dir, write|enter); err != nil {
+		return classify(dir, &fs.PathError{Op: "access", Path: dir, Err: err})
+	}
+	return nil
+}
+
 // Write brings the directory to this state and tells whether anything in it changed. A file that has its content and mode
 // is not touched. The directory has to exist: it is a volume, and a directory made in its place would be a part of the
 // container that nobody else sees.
