@@ -242,13 +242,17 @@ var badServers = []badInput{
 	{name: "MySQL, and PostgreSQL was said", reason: "the key type was copied", on: mysql, change: crossed("postgres"), want: []string{`MySQL's protocol`, `key "type"`}},
 	{name: "MariaDB, and PostgreSQL was said", reason: "as above", on: mariadb, change: crossed("postgres"), want: []string{`MySQL's protocol`, `key "type"`}},
 	{name: "PostgreSQL, and MySQL was said", reason: "mysql is what a missing type stands for", on: postgres, change: crossed("mysql"), want: []string{`PostgreSQL's protocol`, `key "type"`}},
-	{name: "HTTP server", reason: "a console's address", change: at("postgres", web), want: []string{`does not speak PostgreSQL's protocol`, `"port"`}},
-	{name: "HTTP server, mysql", reason: "it waits to be spoken to, and MySQL's client does, too", on: mariadb, change: at("mysql", web), want: []string{`does not speak MySQL's protocol`, `"port"`}},
-	{name: "HTTPS server", reason: "answers PostgreSQL's first question with a TLS alert", change: at("postgres", secureWeb), want: []string{`does not speak PostgreSQL's protocol`}},
+	{name: "HTTP server", reason: "a console's address", change: at("postgres", answers("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")), want: []string{`does not speak PostgreSQL's protocol`, `"port"`}},
+	{name: "HTTP server, mysql", reason: "it waits to be spoken to, and MySQL's client does, too", on: mariadb, change: at("mysql", answers("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")), want: []string{`does not speak MySQL's protocol`, `"port"`}},
+	{name: "patient HTTP server", reason: "it waits for the rest of the request: a black hole for all that can be seen", change: at("postgres", web), code: moment, waits: true, want: []string{"no answer"}},
+	{name: "HTTPS server", reason: "hangs up on whoever does not begin with TLS, as a load balancer does whose backends are down", change: at("postgres", secureWeb), code: moment, waits: true, want: []string{"connection broke"}},
+	{name: "TLS alert", reason: "what most other servers that begin with TLS answer", change: at("postgres", answers("\x15\x03\x01\x00\x02\x02\x46")), want: []string{`does not speak PostgreSQL's protocol`}},
+	{name: "TLS alert, mysql", reason: "as above", on: mariadb, change: at("mysql", answers("\x15\x03\x01\x00\x02\x02\x46")), want: []string{`does not speak MySQL's protocol`}},
+	{name: "greeting cut short, mysql", reason: "a protocol version and nothing behind it", on: mariadb, change: at("mysql", greets("\x01\x00\x00\x00\x0a")), want: []string{`does not speak MySQL's protocol`}},
 	{name: "SSH server", reason: "its greeting begins like PostgreSQL's yes to TLS", change: at("postgres", greets("SSH-2.0-OpenSSH_9.2p1 Debian\r\n")), want: []string{`does not speak PostgreSQL's protocol`}},
 	{name: "SSH server, mysql", reason: "its greeting is no packet of MySQL's", on: mariadb, change: at("mysql", greets("SSH-2.0-OpenSSH_9.2p1 Debian\r\n")), want: []string{`does not speak MySQL's protocol`}},
 	{name: "SMTP server, mysql", reason: "the same with other bytes", on: mariadb, change: at("mysql", greets("220 mail.example ESMTP\r\n")), want: []string{`does not speak MySQL's protocol`}},
-	{name: "random bytes", reason: "anything may listen there", change: at("postgres", noisy), want: []string{`does not speak PostgreSQL's protocol`}},
+	{name: "random bytes", reason: "anything may listen there", change: at("postgres", answers("\xfe\xed\xfa\xce\x00\x01\x02\x03\xff\x80\x81\x82 not a database")), want: []string{`does not speak PostgreSQL's protocol`}},
 	{name: "random bytes, mysql", reason: "anything may listen there", on: mariadb, change: at("mysql", greets("\x07\x00\x00\x00\x63\xfe\xed\xfa\xce\xff\x00")), want: []string{`does not speak MySQL's protocol`}},
 
 	{name: "no TLS", reason: "promise 6", change: on(plain(bed.Postgres, "17"), unset("sslMode")), want: []string{"does not offer TLS", `"sslMode"`}},
@@ -403,6 +407,7 @@ var badEnvironments = []badInput{
 	{name: "vCluster name with an injection", reason: "B29", change: variable("DBCONNECTOR_VCLUSTER_NAME", injection), want: []string{"DBCONNECTOR_VCLUSTER_NAME="}},
 	{name: "vCluster name of 64 KiB", reason: "the message must stay short", change: variable("DBCONNECTOR_VCLUSTER_NAME", large), want: []string{"DBCONNECTOR_VCLUSTER_NAME="}},
 	{name: "two lines in the vCluster name", reason: "must not become two lines of a log", change: variable("DBCONNECTOR_VCLUSTER_NAME", "demo\n{}"), want: []string{`DBCONNECTOR_VCLUSTER_NAME="demo\n{}"`}},
+	{name: "libpq's variables", reason: "what names files that are not there; for another program in the image", change: variable("PGSERVICE", "x"), want: []string{"PG variables", "remove them"}},
 	{name: "namespace", reason: "not a name", change: variable("DBCONNECTOR_NAMESPACE", "Team A"), want: []string{`DBCONNECTOR_NAMESPACE="Team A"`, "name of a namespace"}},
 	{name: "connector's name", reason: "a path would be another API call", change: all(variable("DBCONNECTOR_CONNECTOR_DIR", ""), variable("DBCONNECTOR_CONNECTOR", "../secrets/other")), want: []string{`DBCONNECTOR_CONNECTOR="../secrets/other"`}},
 	{name: "connector's namespace", reason: "not a name", change: variable("DBCONNECTOR_CONNECTOR_NAMESPACE", "a/b"), want: []string{`DBCONNECTOR_CONNECTOR_NAMESPACE="a/b"`}},
@@ -525,14 +530,14 @@ func (s *site) untouchedBut(tb testing.TB, late bool) {
 		}
 		return
 	}
-	if s.server != nil && s.server.Engine != "" && !answers(s.server) {
+	if s.server != nil && !reachable(s.server) {
 		s = &site{outputDir: s.outputDir}
 	}
 	s.untouched(tb)
 }
 
-// answers tells whether a server can be asked: not one that a case has stopped or filled.
-func answers(s *bed.Server) bool {
+// reachable tells whether a server can be asked: not one that a case has stopped or filled, or that nobody trusts.
+func reachable(s *bed.Server) bool {
 	busy.Lock()
 	defer busy.Unlock()
 	return !busy.servers[s]
@@ -650,7 +655,7 @@ func TestLooksBad(t *testing.T) {
 			variable("DBCONNECTOR_PORT", "tcp://10.96.0.7:5432"), variable("DBCONNECTOR_SERVICE_HOST", "10.96.0.7"), variable("DBCONNECTOR_SERVICE_PORT", "5432"),
 			variable("DBCONNECTOR_PORT_5432_TCP", "tcp://10.96.0.7:5432"), variable("DBCONNECTOR_PORT_5432_TCP_ADDR", "10.96.0.7"), variable("DBCONNECTOR_SERVICE_PORT_PG", "5432")), nil, ""},
 		{"libpq's variables", "meant for another program in the image", postgres, all(
-			variable("PGHOST", "10.255.255.1"), variable("PGSSLMODE", "disable"), variable("PGPASSWORD", "x"), variable("PGDATABASE", "nope"), variable("PGSSLROOTCERT", "/nope"), variable("PGSERVICE", "x"), variable("PGPASSFILE", "/nope")), nil, ""},
+			variable("PGHOST", "10.255.255.1"), variable("PGSSLMODE", "disable"), variable("PGPASSWORD", "x"), variable("PGDATABASE", "nope"), variable("PGPASSFILE", "/nope")), nil, ""},
 		{"proxy variables", "a database is not reached over HTTP", postgres, all(variable("HTTPS_PROXY", "http://10.255.255.1:1"), variable("HTTP_PROXY", "http://10.255.255.1:1")), nil, ""},
 		{"config of 1 MiB", "as large as it can be", postgres, config(embedded + "# " + strings.Repeat("x", 1<<20-200) + "\n"), nil, ""},
 		{"long tenant UID", "as long as it may be", postgres, func(_ testing.TB, s *site) {

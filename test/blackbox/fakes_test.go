@@ -78,16 +78,17 @@ func rude(tb testing.TB) string {
 	return listen(tb, func(conn net.Conn) { conn.Close() })
 }
 
-// noisy answers whatever it is told, and only then, with bytes that mean nothing.
-func noisy(tb testing.TB) string {
-	return listen(tb, func(conn net.Conn) {
-		buf := make([]byte, 512)
-		if _, err := conn.Read(buf); err != nil {
-			return
-		}
-		_, _ = conn.Write([]byte("\xfe\xed\xfa\xce\x00\x01\x02\x03\xff\x80\x81\x82 not a database"))
-		_, _ = io.Copy(io.Discard, conn)
-	})
+// answers makes a server that answers whatever it is told, and only then.
+func answers(text string) func(testing.TB) string {
+	return func(tb testing.TB) string {
+		return listen(tb, func(conn net.Conn) {
+			if _, err := conn.Read(make([]byte, 512)); err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, text)
+			_, _ = io.Copy(io.Discard, conn)
+		})
+	}
 }
 
 func web(tb testing.TB) string {
@@ -173,5 +174,5 @@ func withCert(tb testing.TB, engine bed.Engine, version string, cert func() (*be
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return bed.NewServer(tb, engine, version, bed.Options{Cert: c})
+	return markBusy(bed.NewServer(tb, engine, version, bed.Options{Cert: c}))
 }
