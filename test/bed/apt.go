@@ -62,7 +62,7 @@ func unpackDebs(ctx context.Context, dir, suite string, pkgs ...string) error {
 	if err != nil {
 		return fmt.Errorf("making apt's directory: %w", err)
 	}
-	defer os.RemoveAll(state)
+	defer func() { _ = os.RemoveAll(state) }()
 	source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", keyring, uri, suite)
 	if err := errors.Join(
 		os.MkdirAll(filepath.Join(state, "lists", "partial"), 0o755),
@@ -104,8 +104,11 @@ func unpackDebs(ctx context.Context, dir, suite string, pkgs ...string) error {
 		return fmt.Errorf("downloading packages of %s: %w", suite, err)
 	}
 	debs, err := filepath.Glob(filepath.Join(state, "archives", "*.deb"))
-	if err != nil || len(debs) == 0 {
-		return fmt.Errorf("downloading packages of %s: apt left none (%v)", suite, err)
+	if err != nil {
+		return fmt.Errorf("listing packages of %s: %w", suite, err)
+	}
+	if len(debs) == 0 {
+		return fmt.Errorf("downloading packages of %s: apt left none", suite)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making %s: %w", dir, err)

@@ -64,7 +64,7 @@ func progress(format string, args ...any) {
 	}
 	progressMu.Lock()
 	defer progressMu.Unlock()
-	fmt.Fprintf(Progress, "bed: "+format+"\n", args...)
+	_, _ = fmt.Fprintf(Progress, "bed: "+format+"\n", args...)
 }
 
 // Engine is a kind of database server.
@@ -129,7 +129,7 @@ func tempDir(kind string) (string, *os.File, error) {
 	}
 	owner, err := holdDir(dir)
 	if err != nil {
-		os.RemoveAll(dir)
+		_ = os.RemoveAll(dir)
 		return "", nil, err
 	}
 	return dir, owner, nil

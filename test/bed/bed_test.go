@@ -5,6 +5,8 @@ package bed
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -59,7 +61,7 @@ func login(tb testing.TB, s *Server, user, password string) (version, cipher str
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	if s.Engine == Postgres {
 		err = db.QueryRowContext(tb.Context(), "SELECT current_setting('server_version'), cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&version, &cipher)
 	} else {
@@ -106,7 +108,7 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	may := map[bool][]string{
 		true:  {"CREATE DATABASE d", "CREATE ROLE r"},
 		false: {"ALTER SYSTEM SET work_mem = '8MB'", "CREATE ROLE r2 SUPERUSER", "SELECT * FROM pg_authid"},
@@ -158,7 +160,7 @@ func TestServerCrashes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer db.Close()
+		defer func() { _ = db.Close() }()
 		if err := db.PingContext(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -283,7 +285,7 @@ func TestCounts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer db.Close()
+			defer func() { _ = db.Close() }()
 			if err := db.PingContext(t.Context()); err == nil {
 				t.Fatal("logged in with a wrong password")
 			}
@@ -301,11 +303,11 @@ func TestCounts(t *testing.T) {
 // echo starts a server that answers each line with itself.
 func echo(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { l.Close() })
+	tb.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -313,9 +315,9 @@ func echo(tb testing.TB) string {
 				return
 			}
 			go func() {
-				defer conn.Close()
+				defer func() { _ = conn.Close() }()
 				for lines := bufio.NewScanner(conn); lines.Scan(); {
-					fmt.Fprintln(conn, lines.Text())
+					_, _ = fmt.Fprintln(conn, lines.Text())
 				}
 			}()
 		}
@@ -330,11 +332,11 @@ type lineClient struct {
 
 func dial(tb testing.TB, addr string) *lineClient {
 	tb.Helper()
-	conn, err := net.Dial("tcp", addr)
+	conn, err := new(net.Dialer).DialContext(tb.Context(), "tcp", addr)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { conn.Close() })
+	tb.Cleanup(func() { _ = conn.Close() })
 	return &lineClient{conn, bufio.NewReader(conn)}
 }
 
@@ -377,7 +379,7 @@ func TestProxy(t *testing.T) {
 	}
 
 	p.Refuse()
-	if conn, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("refuse: got %v, %v", conn, err)
 	}
 	if got, err := c.ask("still"); got != "late" || err != nil {
@@ -430,7 +432,7 @@ func TestProxyBeforeServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer db.Close()
+		defer func() { _ = db.Close() }()
 		if err := db.PingContext(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -464,13 +466,14 @@ func TestAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer "+token)
-	anonymous := &http.Client{Transport: a.Admin.Transport.(*http.Transport).Clone()}
-	anonymous.Transport.(*http.Transport).TLSClientConfig.Certificates = nil
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(a.CA)
+	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	response, err := anonymous.Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusForbidden || !strings.Contains(string(body), "system:serviceaccount:default:someone") {
 		t.Errorf("got %s %s, want forbidden by name", response.Status, body)
 	}
@@ -587,7 +590,7 @@ func fetchOnce(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer builds.Close()
+		defer func() { _ = builds.Close() }()
 		if _, err := builds.WriteString("x"); err != nil {
 			return err
 		}
@@ -635,11 +638,11 @@ func TestFetchInterrupted(t *testing.T) {
 // killed, and that the next bed removes what it left.
 func TestParentKilled(t *testing.T) {
 	t.Parallel()
-	temp, err := os.MkdirTemp("", "bed-parent-") // open to the servers' account
+	temp, err := os.MkdirTemp("", "bed-parent-") //nolint:usetesting // t.TempDir is closed to the servers' account
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(temp)
+	defer func() { _ = os.RemoveAll(temp) }()
 	if err := os.Chmod(temp, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -656,18 +659,18 @@ func TestParentKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr = strings.TrimSpace(addr)
-	if conn, err := net.Dial("tcp", addr); err != nil {
+	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr); err != nil {
 		t.Fatal(err)
 	} else {
-		conn.Close()
+		_ = conn.Close()
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	Eventually(t, 10*time.Second, func(context.Context) error {
-		if conn, err := net.Dial("tcp", addr); err == nil {
-			conn.Close()
+	Eventually(t, 10*time.Second, func(ctx context.Context) error {
+		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr); err == nil {
+			_ = conn.Close()
 			return errors.New("the server is still there")
 		}
 		return nil

@@ -135,13 +135,13 @@ func cachedIn(ctx context.Context, cache string, it item) (string, error) {
 	// Whoever left one of these is dead: we hold the lock.
 	left, _ := filepath.Glob(filepath.Join(cache, ".tmp-"+it.key+"-*"))
 	for _, l := range left {
-		os.RemoveAll(l)
+		_ = os.RemoveAll(l)
 	}
 	tmp, err := os.MkdirTemp(cache, ".tmp-"+it.key+"-")
 	if err != nil {
 		return "", fmt.Errorf("making directory for %s: %w", it.name, err)
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return "", fmt.Errorf("opening directory for %s: %w", it.name, err)
 	}
@@ -168,10 +168,10 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 		return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	})
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("locking %s: %w", name, err)
 	}
-	return func() { f.Close() }, nil
+	return func() { _ = f.Close() }, nil
 }
 
 const (
@@ -190,7 +190,7 @@ func holdDir(dir string) (*os.File, error) {
 		syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB),
 		os.Rename(f.Name(), filepath.Join(dir, ownerFile)),
 	); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("marking %s: %w", dir, err)
 	}
 	return f, nil
@@ -209,9 +209,9 @@ func sweep(temp string) {
 			continue
 		}
 		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			os.RemoveAll(filepath.Dir(name))
+			_ = os.RemoveAll(filepath.Dir(name))
 		}
-		f.Close()
+		_ = f.Close()
 	}
 }
 

@@ -80,7 +80,7 @@ func (s *Server) Status(ctx context.Context, name string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	var key, value string
 	if err := db.QueryRowContext(ctx, "SHOW GLOBAL STATUS LIKE '"+name+"'").Scan(&key, &value); err != nil {
 		return 0, fmt.Errorf("asking for status %s: %w", name, err)

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -181,7 +180,7 @@ func speaksHTTP2(ctx context.Context, socket string) error {
 	if err != nil {
 		return fmt.Errorf("dialing: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(deadline); err != nil {
 			return fmt.Errorf("setting deadline: %w", err)
@@ -221,8 +220,8 @@ func (k *Kine) Stop(ctx context.Context) error {
 }
 
 func (k *Kine) cleanUp() {
-	os.RemoveAll(k.dir)
-	k.owner.Close()
+	_ = os.RemoveAll(k.dir)
+	_ = k.owner.Close()
 }
 
 // APIServerOptions say how an API server differs from the usual one.
@@ -448,7 +447,7 @@ func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) er
 	if err != nil {
 		return fmt.Errorf("requesting: %w", err)
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	answer, err := io.ReadAll(response.Body)
 	if err != nil {
 		return fmt.Errorf("reading answer: %w", err)
@@ -478,7 +477,7 @@ func (a *APIServer) Kill() { a.proc.kill() }
 
 // Restart ends the API server, if it runs, and starts it again on the same store.
 func (a *APIServer) Restart(ctx context.Context) error {
-	if err := a.halt(ctx); err != nil {
+	if err := a.Halt(ctx); err != nil {
 		return err
 	}
 	a.Admin.CloseIdleConnections()
@@ -488,27 +487,26 @@ func (a *APIServer) Restart(ctx context.Context) error {
 	return nil
 }
 
-func (a *APIServer) halt(ctx context.Context) error {
+// Halt ends the API server in order; [APIServer.Restart] brings it back.
+func (a *APIServer) Halt(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return a.proc.stop(ctx, syscall.SIGTERM)
 }
 
-// Stop ends the API server, and its kine if it has one of its own.
+// Stop ends the API server in order, since its store may live on, and its kine if it
+// has one of its own.
 func (a *APIServer) Stop(ctx context.Context) error {
-	err := a.halt(ctx)
-	if a.kine != nil {
-		err = errors.Join(err, a.kine.Stop(ctx))
-		a.kine = nil
-	}
+	err := a.Halt(ctx)
 	a.cleanUp()
 	return err
 }
 
 func (a *APIServer) cleanUp() {
-	if a.kine != nil { // a start that failed
-		_ = a.kine.Stop(context.Background())
+	if a.kine != nil {
+		a.kine.Kill()
+		a.kine.cleanUp()
 	}
-	os.RemoveAll(a.dir)
-	a.owner.Close()
+	_ = os.RemoveAll(a.dir)
+	_ = a.owner.Close()
 }

@@ -100,7 +100,7 @@ func (v Version) createAdmin(ctx context.Context, dir string) error {
 	for _, pattern := range []string{"ib_buffer_pool", "ibtmp1", "auto.cnf", "*.pem"} {
 		files, _ := filepath.Glob(filepath.Join(s.DataDir, pattern))
 		for _, file := range files {
-			os.Remove(file)
+			_ = os.Remove(file)
 		}
 	}
 	return nil

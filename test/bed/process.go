@@ -29,15 +29,16 @@ type process struct {
 	log  string
 }
 
-// startProcess runs argv with its output appended to the file log. With drop, and
+// startProcess runs argv, a program's absolute path and its arguments, with its output appended to the file log. With drop, and
 // if we are root, it runs as an unprivileged account.
 func startProcess(log string, drop bool, argv ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening log: %w", err)
 	}
-	defer out.Close()
-	cmd := exec.Command(argv[0], argv[1:]...)
+	defer func() { _ = out.Close() }()
+	// Without a context: the process outlives that of its start.
+	cmd := &exec.Cmd{Path: argv[0], Args: argv}
 	cmd.Dir = filepath.Dir(log)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = serverEnv()
@@ -240,13 +241,17 @@ func (p *process) text() string {
 // freePort finds a port nobody listens on, below those the kernel gives to
 // outgoing connections: one of these could take it before the server does.
 func freePort() (int, error) {
+	// A child that is forked meanwhile would keep the port busy until it is another
+	// program. The lock is what package syscall has for such cases.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for range 100 {
 		port := 10000 + rand.IntN(20000)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 		if err != nil {
 			continue
 		}
-		l.Close()
+		_ = l.Close()
 		return port, nil
 	}
 	return 0, errors.New("finding a free port: none in a hundred tries")

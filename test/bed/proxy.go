@@ -3,10 +3,13 @@
 package bed
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -126,7 +129,10 @@ func (p *Proxy) Refuse() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.listener != nil {
-		p.listener.Close()
+		// As in freePort: afterwards nobody must be listening.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		_ = p.listener.Close()
 		p.listener = nil
 	}
 }
@@ -163,7 +169,7 @@ func (p *Proxy) Cut() {
 		if tcp, ok := c.(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0) // a reset, not an orderly end
 		}
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -186,7 +192,7 @@ type conversation struct {
 }
 
 func (p *Proxy) serve(client net.Conn) {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	p.mu.Lock()
 	p.connections++
 	p.mu.Unlock()
@@ -195,11 +201,11 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	defer p.forget(client)
 	p.pass()
-	server, err := net.Dial("tcp", p.target)
+	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.target) // loopback: no wait
 	if err != nil {
 		return // the client learns it by the end of its connection
 	}
-	defer server.Close()
+	defer func() { _ = server.Close() }()
 	if !p.track(server) {
 		return
 	}
@@ -223,7 +229,7 @@ func (p *Proxy) copy(to, from net.Conn, before func()) {
 				break
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			p.pass()
 			if tcp, ok := to.(*net.TCPConn); ok {
 				_ = tcp.CloseWrite()
@@ -234,8 +240,8 @@ func (p *Proxy) copy(to, from net.Conn, before func()) {
 			break
 		}
 	}
-	to.Close()
-	from.Close()
+	_ = to.Close()
+	_ = from.Close()
 }
 
 // ask notes that the client spoke.

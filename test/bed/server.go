@@ -232,7 +232,7 @@ func (s *Server) ping(ctx context.Context) error {
 	if err != nil {
 		return Permanent(err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	query := "SELECT VERSION()"
 	if s.Engine == Postgres {
 		query = "SHOW server_version"
@@ -269,8 +269,8 @@ func (s *Server) Halt(ctx context.Context) error {
 }
 
 func (s *Server) cleanUp() {
-	os.RemoveAll(s.dir)
-	s.owner.Close()
+	_ = os.RemoveAll(s.dir)
+	_ = s.owner.Close()
 }
 
 // Kill ends the server as a crash would. [Server.Restart] brings it back with its
@@ -382,7 +382,7 @@ func (s *Server) tlsConfig(verify bool) (*tls.Config, error) {
 		return nil, nil
 	}
 	if !verify {
-		return &tls.Config{InsecureSkipVerify: true, ServerName: s.Host}, nil //nolint:gosec // see ping
+		return &tls.Config{InsecureSkipVerify: true, ServerName: s.Host}, nil
 	}
 	config := &tls.Config{ServerName: s.Host, MinVersion: tls.VersionTLS12}
 	if s.CA != nil {
@@ -406,7 +406,7 @@ func (s *Server) ExecIn(ctx context.Context, database string, statements ...stri
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	db.SetMaxOpenConns(1) // so that SET and the like hold for what follows
 	for _, statement := range statements {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
@@ -423,7 +423,7 @@ func (s *Server) Query(ctx context.Context, database, query string, args ...any)
 	if err != nil {
 		return "", err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	var value sql.NullString
 	if err := db.QueryRowContext(ctx, query, args...).Scan(&value); err != nil {
 		return "", fmt.Errorf("querying %q: %w", query, err)
