@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,7 +105,7 @@ func (d *demo) step(parent context.Context, what, tenant, title string, f func(c
 	}
 	if err != nil {
 		d.out.end("FAILED", took)
-		d.rows = append(d.rows, row{title, tenant, "FAILED", short(took)})
+		d.rows = append(d.rows, row{cmp.Or(title, what), tenant, "FAILED", short(took)})
 		return fmt.Errorf("%s: %w", strings.TrimSpace(tenant+" "+what), err)
 	}
 	d.out.end("ok", took)

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"dbconnector/test/bed"
+)
+
+// demoTemp is a directory for temporary files of a demo, so that what it leaves behind
+// can be seen. The servers' account must be able to enter it, unlike t.TempDir.
+func demoTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dbconnector-demo-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // on purpose, see above
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func build(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "demo")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
+func command(t *testing.T, program, temp string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+	return cmd
+}
+
+func checkEmpty(t *testing.T, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("the demo left behind %v, %v", left, err)
+	}
+}
+
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	program := build(t)
+	for engine, refusal := range map[string]string{
+		"postgres": `PostgreSQL says: 42501 permission denied for database "vc`,
+		"mariadb":  "MariaDB says: 1044 Access denied for user 'vc",
+		"mysql":    "MySQL says: 1044 Access denied for user 'vc",
+	} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			temp := demoTemp(t)
+			out, err := command(t, program, temp, "-engine", engine).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			checkEmpty(t, temp)
+			_, table, ok := strings.Cut(string(out), "STEP ")
+			if !ok {
+				t.Fatalf("there is no table:\n%s", out)
+			}
+			for _, tenant := range []string{"blue", "green"} {
+				for _, want := range []string{
+					`provision +` + tenant + ` +database vc[a-z2-7]{24} +\d`,
+					`start kine on the hand-over +` + tenant + ` +up, by TLS`,
+					`create, update, delete, watch +` + tenant + ` +5 changes, and the watch saw 5`,
+					`list +` + tenant + ` +its own 2 objects and nothing else`,
+					`enter the other's database +` + tenant + ` +refused by the server, error \d+`,
+					`create a database +` + tenant + ` +refused by the server, error \d+`,
+					`provision again \(restart\) +` + tenant + ` +logins counted: 1 as tenant, 0 as admin`,
+					`start kine again, list +` + tenant + ` +its own 2 objects and nothing else`,
+				} {
+					if !regexp.MustCompile(`(?m)^` + want).MatchString(table) {
+						t.Errorf("the table has no line like %q:\n%s", want, table)
+					}
+				}
+			}
+			if !strings.Contains(string(out), refusal) || !strings.Contains(table, "All of it held.") {
+				t.Errorf("the output does not have the refusal %q, or not the last line:\n%s", refusal, out)
+			}
+			if bytes.ContainsAny(out, "\x1b\r") {
+				t.Errorf("the output has control characters:\n%q", out)
+			}
+			for line := range strings.Lines(string(out)) {
+				if len(line) > 140 {
+					t.Errorf("a line of %d characters: %s", len(line), line)
+				}
+			}
+		})
+	}
+}
+
+// TestInterrupted stops the demo in the middle, when a server and two kines run.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	if err := bed.Fetch(t.Context(), "postgres-17", "kine"); err != nil {
+		t.Fatal(err)
+	}
+	temp := demoTemp(t)
+	cmd := command(t, build(t), temp)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	buffer := make([]byte, 1024)
+	for sent := false; ; {
+		n, err := pipe.Read(buffer)
+		out.Write(buffer[:n])
+		if !sent && strings.Contains(out.String(), "green  start kine") {
+			sent = true
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Error(err)
+			}
+		}
+		if err != nil {
+			if err != io.EOF {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 130 {
+		t.Errorf("got %v, want exit code 130\n%s", err, out.String())
+	}
+	if !strings.Contains(out.String(), "Interrupted.") || strings.Contains(out.String(), "NOT hold") {
+		t.Errorf("the output does not say just that it was interrupted:\n%s", out.String())
+	}
+	checkEmpty(t, temp)
+}
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	program := build(t)
+	for _, args := range [][]string{{"-engine", "oracle"}, {"postgres"}, {"-engine"}} {
+		cmd := exec.CommandContext(t.Context(), program, args...)
+		if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "-engine") {
+			t.Errorf("%q: got %v, want exit code 2 and a hint\n%s", args, err, out)
+		}
+	}
+}
