@@ -345,7 +345,7 @@ func (c *lineClient) ask(line string) (string, error) {
 	if _, err := fmt.Fprintln(c, line); err != nil {
 		return "", err
 	}
-	if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
 		return "", err
 	}
 	answer, err := c.r.ReadString('\n')
@@ -388,10 +388,13 @@ func TestProxy(t *testing.T) {
 	if err := p.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	dial(t, p.Addr())
+	again := dial(t, p.Addr())
+	if got, err := again.ask("again"); got != "again" || err != nil {
+		t.Errorf("after refusing: got %q, %v", got, err)
+	}
 
 	p.Cut()
-	if got, err := c.ask("gone"); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	if got, err := again.ask("gone"); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("cut: got %q, %v, want an ended connection", got, err)
 	}
 }
