@@ -147,13 +147,19 @@ const binary = "\x00\x01\xff\xfe\x80\n\r\x1b[31m"
 const injection = `'; DROP DATABASE postgres; -- "\`
 
 var badConnectors = []badInput{
-	{name: "no keys at all", reason: "an empty Secret; all refusals come at once", change: unset("type", "endpoint", "port", "user", "password", "caCert"),
-		want: []string{`key "endpoint": is missing`, `key "port": is missing`, `key "user": is missing`, `key "password": is missing`}},
-	{name: "all keys empty", reason: "a template that was rendered without values", change: all(key("endpoint", ""), key("port", ""), key("user", ""), key("password", "")),
-		want: []string{`key "endpoint": is empty`, `key "port": is empty`, `key "user": is empty`, `key "password": is empty`}},
-	{name: "everything wrong", reason: "one round of mending must be enough",
+	{
+		name: "no keys at all", reason: "an empty Secret; all refusals come at once", change: unset("type", "endpoint", "port", "user", "password", "caCert"),
+		want: []string{`key "endpoint": is missing`, `key "port": is missing`, `key "user": is missing`, `key "password": is missing`},
+	},
+	{
+		name: "all keys empty", reason: "a template that was rendered without values", change: all(key("endpoint", ""), key("port", ""), key("user", ""), key("password", "")),
+		want: []string{`key "endpoint": is empty`, `key "port": is empty`, `key "user": is empty`, `key "password": is empty`},
+	},
+	{
+		name: "everything wrong", reason: "one round of mending must be enough",
 		change: all(key("type", "oracle"), key("endpoint", "http://x"), key("port", "0"), key("user", ""), key("password", "x\n"), key("sslMode", "maybe"), key("caCert", "no")),
-		want:   []string{`key "type": `, `key "endpoint": `, `key "port": `, `key "user": `, `key "password": `, `key "sslMode": `, `key "caCert": `}},
+		want:   []string{`key "type": `, `key "endpoint": `, `key "port": `, `key "user": `, `key "password": `, `key "sslMode": `, `key "caCert": `},
+	},
 
 	{name: "endpoint missing", reason: "a typing error in the key", change: unset("endpoint"), want: []string{`key "endpoint": is missing`}},
 	{name: "endpoint of white space", reason: "an empty value in a template with indentation", change: key("endpoint", "   "), want: []string{`key "endpoint": `, "white space"}},
@@ -311,8 +317,10 @@ var badRecords = []badInput{
 	{name: "edited engine", reason: "not an engine", change: field(func(r map[string]any) { r["server"].(map[string]any)["engine"] = "oracle" }), want: []string{"field server.engine"}},
 	{name: "edited TLS mode", reason: "promise 6 holds for the record, too", change: field(func(r map[string]any) { r["server"].(map[string]any)["sslMode"] = "prefer" }), want: []string{"field server", "sslMode"}},
 	{name: "field of another type", reason: "edited by hand", change: field(func(r map[string]any) { r["generation"] = "one" }), want: []string{`"generation"`}},
-	{name: "record of another tenant", reason: "a state directory that was mounted twice", change: field(func(r map[string]any) { r["tenantUID"], r["database"] = "other", databaseOf("other") }),
-		want: []string{`"other"`, "DBCONNECTOR_TENANT_UID", "rm "}},
+	{
+		name: "record of another tenant", reason: "a state directory that was mounted twice", change: field(func(r map[string]any) { r["tenantUID"], r["database"] = "other", databaseOf("other") }),
+		want: []string{`"other"`, "DBCONNECTOR_TENANT_UID", "rm "},
+	},
 	{name: "database gone", reason: "promise 2: never on an empty database", change: record(func(s string) string { return s }), want: []string{"refusing to start on an empty one", "rm "}},
 	{name: "record is a directory", reason: "made by a mount", change: func(tb testing.TB, s *site) {
 		if err := os.MkdirAll(s.recordFile(), 0o755); err != nil {
@@ -397,10 +405,12 @@ var badOutputs = []badInput{
 
 var badEnvironments = []badInput{
 	{name: "no environment", reason: "a container without env", change: func(_ testing.TB, s *site) { clear(s.env) }, want: []string{"DBCONNECTOR_VCLUSTER_NAME is not set", "DBCONNECTOR_NAMESPACE is not set"}},
-	{name: "many variables at once", reason: "one round of mending must be enough", change: all(
-		variable("DBCONNECTOR_VCLUSTER_NAME", "Demo_1"), variable("DBCONNECTOR_TIMEOUT", "soon"), variable("DBCONNECTOR_FILE_MODE", "rw-"),
-		variable("DBCONNECTOR_CONNECTION_LIMIT", "many"), variable("DBCONNECTOR_LOG_LEVEL", "loud"), variable("DBCONNECTOR_OUTPUT_DIR", "out"), variable("DBCONNECTOR_POD_NAME", "demo-0")),
-		want: []string{`DBCONNECTOR_VCLUSTER_NAME="Demo_1"`, `DBCONNECTOR_TIMEOUT="soon"`, `DBCONNECTOR_FILE_MODE="rw-"`, `DBCONNECTOR_CONNECTION_LIMIT="many"`, `DBCONNECTOR_LOG_LEVEL="loud"`, `DBCONNECTOR_OUTPUT_DIR="out"`, "DBCONNECTOR_POD_UID"}},
+	{
+		name: "many variables at once", reason: "one round of mending must be enough", change: all(
+			variable("DBCONNECTOR_VCLUSTER_NAME", "Demo_1"), variable("DBCONNECTOR_TIMEOUT", "soon"), variable("DBCONNECTOR_FILE_MODE", "rw-"),
+			variable("DBCONNECTOR_CONNECTION_LIMIT", "many"), variable("DBCONNECTOR_LOG_LEVEL", "loud"), variable("DBCONNECTOR_OUTPUT_DIR", "out"), variable("DBCONNECTOR_POD_NAME", "demo-0")),
+		want: []string{`DBCONNECTOR_VCLUSTER_NAME="Demo_1"`, `DBCONNECTOR_TIMEOUT="soon"`, `DBCONNECTOR_FILE_MODE="rw-"`, `DBCONNECTOR_CONNECTION_LIMIT="many"`, `DBCONNECTOR_LOG_LEVEL="loud"`, `DBCONNECTOR_OUTPUT_DIR="out"`, "DBCONNECTOR_POD_UID"},
+	},
 	{name: "vCluster name missing", reason: "a guess could give one tenant another's database", change: variable("DBCONNECTOR_VCLUSTER_NAME", ""), want: []string{"DBCONNECTOR_VCLUSTER_NAME is not set"}},
 	{name: "vCluster name of white space", reason: "a template without a value", change: variable("DBCONNECTOR_VCLUSTER_NAME", " "), want: []string{`DBCONNECTOR_VCLUSTER_NAME=" "`, "Kubernetes name"}},
 	{name: "vCluster name with a path", reason: "must not leave the record's directory", change: variable("DBCONNECTOR_VCLUSTER_NAME", "../../etc"), want: []string{`DBCONNECTOR_VCLUSTER_NAME="../../etc"`}},
@@ -694,4 +704,3 @@ func TestLooksBad(t *testing.T) {
 		})
 	}
 }
-

@@ -49,6 +49,7 @@ func testMain(m *testing.M) int {
 	defer os.RemoveAll(scratch)
 	code := m.Run()
 	stopShared()
+	stopCluster()
 	return code
 }
 

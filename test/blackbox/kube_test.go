@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"dbconnector/test/bed"
+	"dbconnector/test/deploy"
+)
+
+// api is the API server that all tests share; each has namespaces of its own.
+var api struct {
+	once   sync.Once
+	server *bed.APIServer
+	err    error
+}
+
+func cluster(tb testing.TB) *bed.APIServer {
+	tb.Helper()
+	api.once.Do(func() { api.server, api.err = bed.StartAPIServer(context.Background(), bed.APIServerOptions{}) })
+	if api.err != nil {
+		tb.Fatal(api.err)
+	}
+	return api.server
+}
+
+type object = map[string]any
+
+func do(tb testing.TB, method, path string, in, out any) {
+	tb.Helper()
+	if err := cluster(tb).Do(tb.Context(), method, path, in, out); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func unique(prefix string) string { return prefix + "-" + strings.ToLower(rand.Text()[:10]) }
+
+// namespace makes a namespace and returns its UID.
+func namespace(tb testing.TB, name string) string {
+	tb.Helper()
+	var made struct{ Metadata struct{ UID string } }
+	do(tb, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": name}}, &made)
+	return made.Metadata.UID
+}
+
+func secretPath(namespace, name string) string {
+	return "/api/v1/namespaces/" + namespace + "/secrets/" + name
+}
+
+// makeSecret makes a Secret; with label, one that is marked as a connector.
+func makeSecret(tb testing.TB, namespace, name string, labels map[string]string, data map[string]string) {
+	tb.Helper()
+	encoded := map[string]string{}
+	for key, value := range data {
+		encoded[key] = base64.StdEncoding.EncodeToString([]byte(value))
+	}
+	do(tb, http.MethodPost, "/api/v1/namespaces/"+namespace+"/secrets", object{
+		"metadata": object{"name": name, "labels": labels}, "data": encoded,
+	}, nil)
+}
+
+var connectorLabel = map[string]string{"loft.sh/connector-type": "shared-database"}
+
+// getSecret is a Secret's data; nil where there is none.
+func getSecret(tb testing.TB, namespace, name string) map[string]string {
+	tb.Helper()
+	var secret struct{ Data map[string][]byte }
+	if err := cluster(tb).Do(tb.Context(), http.MethodGet, secretPath(namespace, name), nil, &secret); err != nil {
+		if strings.Contains(err.Error(), "404") {
+			return nil
+		}
+		tb.Fatal(err)
+	}
+	data := map[string]string{}
+	for key, value := range secret.Data {
+		data[key] = string(value)
+	}
+	return data
+}
+
+// vcluster is a tenant on Kubernetes: namespaces, the connector Secret, the chart's ServiceAccount with what the chart's
+// Role and our manifests grant it, and the environment that our Helm values give its init container.
+type vcluster struct {
+	release, namespace, uid, platform, connector string
+	server                                       *bed.Server
+	env                                          map[string]string
+	outputDir                                    string
+}
+
+// newVCluster makes all of it. Names hold the characters at which something could split them.
+func newVCluster(tb testing.TB, server *bed.Server, connector map[string]string) *vcluster {
+	tb.Helper()
+	v := prepared(tb, server, connector)
+	v.grant(tb)
+	v.useToken(tb, cluster(tb).URL)
+	return v
+}
+
+// prepared is a vCluster that still acts as the cluster's admin, for tests in which rights play no part.
+func prepared(tb testing.TB, server *bed.Server, connector map[string]string) *vcluster {
+	tb.Helper()
+	v := &vcluster{
+		release: "my-v-c", namespace: unique("team-a"), platform: unique("vcluster-platform"), connector: "pg-1.example",
+		server: server, outputDir: dir(tb),
+	}
+	namespace(tb, v.platform)
+	v.uid = namespace(tb, v.namespace)
+	if connector != nil {
+		makeSecret(tb, v.platform, v.connector, connectorLabel, connector)
+	}
+	v.env = map[string]string{
+		"DBCONNECTOR_VCLUSTER_NAME": v.release, "DBCONNECTOR_NAMESPACE": v.namespace,
+		"DBCONNECTOR_CONNECTOR": v.connector, "DBCONNECTOR_CONNECTOR_NAMESPACE": v.platform,
+		"DBCONNECTOR_POD_NAME": v.release + "-0", "DBCONNECTOR_POD_UID": "8f1a6a2e-0000-4000-8000-000000000000",
+		"DBCONNECTOR_OUTPUT_DIR": v.outputDir, "DBCONNECTOR_TIMEOUT": "60s", "DBCONNECTOR_LOG_LEVEL": "debug",
+	}
+	v.useKubeconfig(tb, read(tb, cluster(tb).Kubeconfig))
+	return v
+}
+
+func (v *vcluster) useKubeconfig(tb testing.TB, content string) {
+	tb.Helper()
+	file := filepath.Join(dir(tb), "kubeconfig")
+	write(tb, file, content)
+	v.env["KUBECONFIG"] = file
+}
+
+// useToken lets the program be the chart's ServiceAccount, at this address of the API server.
+func (v *vcluster) useToken(tb testing.TB, address string) {
+	tb.Helper()
+	v.useKubeconfig(tb, strings.ReplaceAll(string(cluster(tb).KubeconfigFor(v.token(tb))), cluster(tb).URL, address))
+}
+
+func (v *vcluster) token(tb testing.TB) string {
+	tb.Helper()
+	token, err := cluster(tb).Token(tb.Context(), v.namespace, "vc-"+v.release)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return token
+}
+
+// grant makes the ServiceAccount, the Role that the vCluster chart gives it by default, and what our manifests add.
+func (v *vcluster) grant(tb testing.TB) {
+	tb.Helper()
+	account := "vc-" + v.release
+	do(tb, http.MethodPost, "/api/v1/namespaces/"+v.namespace+"/serviceaccounts", object{"metadata": object{"name": account}}, nil)
+	most := []string{"create", "delete", "patch", "update", "get", "list", "watch"}
+	group := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + v.namespace
+	do(tb, http.MethodPost, group+"/roles", object{"metadata": object{"name": account}, "rules": []object{
+		{"apiGroups": []string{""}, "resources": []string{"configmaps", "secrets", "services", "pods", "pods/attach", "pods/portforward", "pods/exec", "persistentvolumeclaims"}, "verbs": most},
+		{"apiGroups": []string{""}, "resources": []string{"pods/status", "pods/ephemeralcontainers"}, "verbs": []string{"patch", "update"}},
+		{"apiGroups": []string{""}, "resources": []string{"endpoints", "events", "pods/log"}, "verbs": []string{"get", "list", "watch"}},
+		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": []string{"get", "list", "watch", "patch"}},
+	}}, nil)
+	do(tb, http.MethodPost, group+"/rolebindings", object{
+		"metadata": object{"name": account},
+		"roleRef":  object{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
+		"subjects": []object{{"kind": "ServiceAccount", "name": account, "namespace": v.namespace}},
+	}, nil)
+	v.apply(tb)
+}
+
+// apply does what `kubectl apply -k` does with the shipped component and this vCluster's names.
+func (v *vcluster) apply(tb testing.TB) {
+	tb.Helper()
+	root, err := deploy.Root()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	overlay := tb.TempDir()
+	rbac, err := filepath.Rel(overlay, filepath.Join(root, "deploy", "kustomize", "rbac"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	write(tb, filepath.Join(overlay, "kustomization.yaml"), "resources: [vcluster.yaml]\ncomponents: ["+rbac+"]\n")
+	write(tb, filepath.Join(overlay, "vcluster.yaml"), fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: dbconnector, annotations: {config.kubernetes.io/local-config: "true"}}
+data: {release: %q, namespace: %q, connector: %q, platformNamespace: %q}
+`, v.release, v.namespace, v.connector, v.platform))
+	manifests, err := deploy.Build(tb.Context(), overlay)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	paths := map[string]string{"Role": "roles", "RoleBinding": "rolebindings"}
+	for doc := range strings.SplitSeq(string(manifests), "\n---\n") {
+		var o object
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			tb.Fatal(err)
+		}
+		kind, _ := o["kind"].(string)
+		meta, _ := o["metadata"].(object)
+		if paths[kind] == "" {
+			tb.Fatalf("the manifests hold a %s, which this test does not know", kind)
+		}
+		do(tb, http.MethodPost, fmt.Sprintf("/apis/rbac.authorization.k8s.io/v1/namespaces/%s/%s", meta["namespace"], paths[kind]), o, nil)
+	}
+}
+
+// unbind removes the RoleBinding that lets the vCluster read the connector.
+func (v *vcluster) unbind(tb testing.TB) {
+	tb.Helper()
+	do(tb, http.MethodDelete, "/apis/rbac.authorization.k8s.io/v1/namespaces/"+v.platform+"/rolebindings/dbconnector."+v.namespace+"."+v.release, nil, nil)
+}
+
+func (v *vcluster) run(tb testing.TB) *outcome {
+	tb.Helper()
+	return run(tb, v.env)
+}
+
+func (v *vcluster) provision(tb testing.TB) *outcome {
+	tb.Helper()
+	o := v.run(tb)
+	o.succeeded(tb)
+	return o
+}
+
+func (v *vcluster) tenant() string { return v.uid + "/" + v.release }
+
+func (v *vcluster) recordName() string { return "dbconnector-" + v.release }
+
+func (v *vcluster) record(tb testing.TB) map[string]any {
+	tb.Helper()
+	return decodeRecord(tb, []byte(getSecret(tb, v.namespace, v.recordName())["record.json"]))
+}
+
+// setConnector replaces the connector's data.
+func (v *vcluster) setConnector(tb testing.TB, data map[string]string) {
+	tb.Helper()
+	do(tb, http.MethodDelete, secretPath(v.platform, v.connector), nil, nil)
+	makeSecret(tb, v.platform, v.connector, connectorLabel, data)
+}
+
+// events are the reasons and messages of the Events in the vCluster's namespace, and all that the API server holds of them.
+func (v *vcluster) events(tb testing.TB) (reasons []string, text string) {
+	tb.Helper()
+	var list struct {
+		Items []struct {
+			Reason, Message, Type string
+			InvolvedObject        struct{ Kind, Name, UID string }
+			Source                struct{ Component string }
+		}
+	}
+	do(tb, http.MethodGet, "/api/v1/namespaces/"+v.namespace+"/events", nil, &list)
+	for _, e := range list.Items {
+		if e.InvolvedObject.Kind != "Pod" || e.InvolvedObject.Name != v.env["DBCONNECTOR_POD_NAME"] || e.Source.Component != "dbconnector-init" {
+			tb.Errorf("an Event is about %+v, by %q", e.InvolvedObject, e.Source.Component)
+		}
+		reasons = append(reasons, e.Type+" "+e.Reason)
+		text += e.Message + "\n"
+	}
+	return reasons, text
+}
+
+// counter is a front of the API server that notes every request.
+type counter struct {
+	url string
+
+	mu       sync.Mutex
+	requests []string
+}
+
+func newCounter(tb testing.TB) *counter {
+	tb.Helper()
+	a := cluster(tb)
+	target, err := url.Parse(a.URL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(a.CA)
+	cert, err := issue(bed.Request{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert.Cert, cert.Key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c := &counter{}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	forward.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		c.requests = append(c.requests, r.Method+" "+r.URL.Path)
+		c.mu.Unlock()
+		forward.ServeHTTP(w, r)
+	}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	tb.Cleanup(server.Close)
+	c.url = server.URL
+	return c
+}
+
+// take returns what was requested since it was last asked.
+func (c *counter) take() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.requests
+	c.requests = nil
+	return list
+}
+
+// newAdmin makes an admin whose name and password no other test uses.
+func newAdmin(tb testing.TB, server *bed.Server) (user, password string) {
+	tb.Helper()
+	user, password = strings.ToLower("adm"+rand.Text()[:12]), "Adm1n-"+rand.Text()+"~x_y.z"
+	statements := []string{"CREATE ROLE " + user + " SUPERUSER LOGIN PASSWORD '" + password + "'"}
+	if server.Engine != bed.Postgres {
+		statements = []string{"CREATE USER " + user + "@'%' IDENTIFIED BY '" + password + "'", "GRANT ALL ON *.* TO " + user + "@'%' WITH GRANT OPTION"}
+	}
+	if err := server.Exec(tb.Context(), statements...); err != nil {
+		tb.Fatal(err)
+	}
+	return user, password
+}
+
+// setPassword changes a login's password behind the program's back.
+func setPassword(tb testing.TB, server *bed.Server, user, password string) {
+	tb.Helper()
+	statement := "ALTER ROLE " + user + " PASSWORD '" + password + "'"
+	if server.Engine != bed.Postgres {
+		statement = "ALTER USER " + user + "@'%' IDENTIFIED BY '" + password + "'"
+	}
+	if err := server.Exec(tb.Context(), statement); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// dropDatabase drops a tenant's database as somebody would who does not know what it is.
+func dropDatabase(tb testing.TB, server *bed.Server, name string) {
+	tb.Helper()
+	statement := "DROP DATABASE " + name
+	if server.Engine == bed.Postgres {
+		statement += " WITH (FORCE)"
+	}
+	if err := server.Exec(tb.Context(), statement); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// as makes a request to the API server with a token and returns the status code.
+func as(tb testing.TB, token, method, path string, body string) (code int, answer string) {
+	tb.Helper()
+	a := cluster(tb)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(a.CA)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(tb.Context(), method, a.URL+path, bytes.NewBufferString(body))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+token)
+	request.Header.Set("Content-Type", "application/json")
+	if method == http.MethodPatch {
+		request.Header.Set("Content-Type", "application/merge-patch+json")
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+	return response.StatusCode, string(text)
+}
+
+func stopCluster() {
+	if api.server == nil {
+		return
+	}
+	if err := api.server.Stop(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
