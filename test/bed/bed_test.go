@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -403,9 +404,9 @@ func TestProxyKillAfter(t *testing.T) {
 	t.Parallel()
 	p := NewProxy(t, echo(t))
 	c := dial(t, p.Addr())
-	called := 0
+	var called atomic.Int32
 	p.KillAfter(2, func() {
-		called++
+		called.Add(1)
 		p.Cut()
 	})
 	if got, err := c.ask("first"); got != "first" || err != nil {
@@ -414,8 +415,8 @@ func TestProxyKillAfter(t *testing.T) {
 	if got, err := c.ask("second"); got != "" || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("got %q, %v, want an ended connection and no answer", got, err)
 	}
-	if called != 1 {
-		t.Errorf("called %d times, want once", called)
+	if n := called.Load(); n != 1 {
+		t.Errorf("called %d times, want once", n)
 	}
 	if got, err := dial(t, p.Addr()).ask("third"); got != "third" || err != nil {
 		t.Errorf("got %q, %v", got, err)

@@ -88,7 +88,7 @@ func (p *Proxy) Flights() int {
 
 // KillAfter calls f once, when the n-th flight from now has reached the server and
 // the server has answered, but before the client learns of it: the moment at which
-// a crash does the most harm. f may kill the client, the server, or [Proxy.Cut].
+// a crash does the most harm. f runs in a goroutine of the proxy, and may kill the client, the server, or [Proxy.Cut].
 // An n of 0 calls nothing, also what an earlier call asked for.
 func (p *Proxy) KillAfter(n int, f func()) {
 	p.mu.Lock()
