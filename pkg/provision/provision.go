@@ -408,7 +408,10 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	if record, err = r.reset(ctx, s, admin, slot, tenant.Activate, done); err != nil {
 		return nil, err
 	}
-	if err := verify(); err != nil {
+	if err := verify(); fault.Is(err, fault.WrongPassword) {
+		// The change was dropped: somebody began to use the slot after we had looked.
+		return nil, fault.New(fault.Unavailable, "waiting for a login that nobody uses: %w", err)
+	} else if err != nil {
 		return nil, err
 	}
 	return r.settleOther(ctx, s, admin, record, done)
