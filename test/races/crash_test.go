@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package races_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// scene is what the process is killed in.
+type scene struct {
+	name string
+	// set brings a tenant, that was provisioned, to where the process starts. It returns the slot that a control plane uses
+	// meanwhile, and "" where none does.
+	set func(ctx context.Context, s *bed.Server, t *rig.Tenant) (held tenant.Slot, err error)
+	// fresh: the tenant is not provisioned before.
+	fresh bool
+	// active is the slot that must be active in the end.
+	active tenant.Slot
+}
+
+var scenes = []scene{
+	{name: "first", fresh: true, active: tenant.A},
+	{name: "restart", active: tenant.A, set: func(context.Context, *bed.Server, *rig.Tenant) (tenant.Slot, error) {
+		return tenant.A, nil
+	}},
+	// Somebody changed the active slot's password by hand, and a control plane runs on the other slot.
+	{name: "password", active: tenant.A, set: func(ctx context.Context, s *bed.Server, t *rig.Tenant) (tenant.Slot, error) {
+		return tenant.B, setPassword(ctx, s, t.Names().User(tenant.A))
+	}},
+	// The record is lost, and a control plane still runs on slot a, with a password that nothing but its DSN holds any more.
+	{name: "record", active: tenant.B, set: func(ctx context.Context, _ *bed.Server, t *rig.Tenant) (tenant.Slot, error) {
+		return tenant.A, t.Forget(ctx)
+	}},
+}
+
+func setPassword(ctx context.Context, s *bed.Server, user string) error {
+	const password = "Somebody-changed.it~by_hand0"
+	if s.Engine == bed.Postgres {
+		return s.Exec(ctx, fmt.Sprintf(`ALTER ROLE "%s" PASSWORD '%s'`, user, password))
+	}
+	return s.Exec(ctx, fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY '%s'", user, password))
+}
+
+// TestKilledAtEveryQuestion kills dbconnector-init at each question that it asks of the database or of the API server,
+// once before the server hears it and once after the server has answered it, and runs it again (design.md, promise 3).
+//
+// After every kill: the tenant's database is closed to others, and what was handed out still works. After the second run:
+// it succeeded, its hand-over works, and the server holds what it holds for a tenant that nobody disturbed.
+func TestKilledAtEveryQuestion(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	for _, server := range []struct {
+		engine  bed.Engine
+		version string
+		cloud   bool
+	}{
+		{bed.Postgres, "17", false},
+		{bed.Postgres, "17", true},
+		{bed.Postgres, "13", true},
+		{bed.MySQL, "9.7", true},
+		{bed.MariaDB, "11.8", true},
+	} {
+		kind := "superuser"
+		if server.cloud {
+			kind = "cloud"
+		}
+		t.Run(fmt.Sprintf("%s-%s-%s", server.engine, server.version, kind), func(t *testing.T) {
+			t.Parallel()
+			s := bed.NewServer(t, server.engine, server.version, bed.Options{})
+			a := superuser(s)
+			if server.cloud {
+				a = cloudAdmin(t, s)
+			}
+			for _, sc := range scenes {
+				t.Run(sc.name, func(t *testing.T) { killEverywhere(t, c, s, a, sc) })
+			}
+		})
+	}
+}
+
+func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc scene) {
+	ctx := t.Context()
+	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
+	check(t, "putting a front before the servers", err)
+	t.Cleanup(front.Close)
+	shop := name(t, "connector")
+	check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
+
+	var points []string // of the last run
+	play := func(id string, at int, moment rig.Moment) (facts string) {
+		t.Helper()
+		what := fmt.Sprintf("%s question %d", moment, at)
+		x := newTenant(t, c, name(t, id), shop)
+		x.Kubeconfig = front.Kubeconfig
+		var held *session
+		if !sc.fresh {
+			front.Watch(0, moment, nil)
+			r, err := x.Run(ctx)
+			must(t, "provisioning", r, err)
+			before, err := x.Record(ctx)
+			check(t, "reading the record", err)
+			dsn, err := x.DSN()
+			check(t, "reading the hand-over", err)
+			slot, err := sc.set(ctx, s, x)
+			check(t, "setting the scene", err)
+			held, err = hold(ctx, rig.WithLogin(dsn, before.Login(slot)))
+			check(t, "logging in as a control plane", err)
+			defer held.close()
+		}
+		p := x.Prepare(ctx)
+		front.Watch(at, moment, p.Kill)
+		first, err := p.Run()
+		check(t, what, err)
+		points = front.Names()
+		if at != 0 {
+			if len(points) >= at {
+				what += " (" + points[at-1] + ")"
+			}
+			front.Watch(0, moment, nil)
+			check(t, what+": right after the kill", rig.CheckClosed(ctx, s, x.Names(), a.user))
+			check(t, what+": right after the kill", x.CheckFiles(ctx, ""))
+			if held != nil {
+				check(t, what+": right after the kill: the control plane that runs", held.check(ctx))
+			}
+			if first.Exit != -1 && first.Exit != 0 {
+				t.Fatalf("%s: the process ended by itself: %v", what, first.Err())
+			}
+			second, err := x.Run(ctx)
+			must(t, what+": the second run", second, err)
+		} else {
+			must(t, "undisturbed", first, nil)
+		}
+		check(t, what, x.CheckHandover(ctx))
+		check(t, what, rig.CheckClosed(ctx, s, x.Names(), a.user))
+		check(t, what, rig.CheckAdmin(ctx, s, x.Names(), a.user))
+		if held != nil {
+			check(t, what+": the control plane that runs", held.check(ctx))
+		}
+		record, err := x.Record(ctx)
+		check(t, what, err)
+		if record.Active != sc.active {
+			t.Errorf("%s: slot %s is active, want %s", what, record.Active, sc.active)
+		}
+		if facts, err = rig.Facts(ctx, s, x.Names()); err != nil {
+			t.Fatal(err)
+		}
+		return facts
+	}
+
+	want := play("undisturbed", 0, rig.Before)
+	all := points
+	t.Logf("%d points: %s", len(all), strings.Join(all, " | "))
+	if least := 3; len(all) < least {
+		t.Fatalf("a run asks only %d questions, at least %d were expected: is the front in its way?", len(all), least)
+	}
+	for _, moment := range []rig.Moment{rig.Before, rig.After} {
+		// What a server has done when the process dies before a question is what it has done after the question before. So
+		// where a run begins with a tenant that is complete, half of the moments tell all.
+		if moment == rig.Before && !sc.fresh {
+			continue
+		}
+		for at := 1; at <= len(all); at++ {
+			if at > 1 && all[at-1] == all[at-2] {
+				continue // asked again and again, until the answer is another
+			}
+			if got := play(fmt.Sprintf("%s-%d", moment, at), at, moment); got != want {
+				t.Errorf("%s question %d (%s): the server holds\n%s\nand for an undisturbed tenant\n%s", moment, at, all[at-1], got, want)
+			}
+		}
+	}
+}
+
+// session is a control plane's: a connection that it has, and the login with which it makes others.
+type session struct {
+	dsn  string
+	db   *sql.DB
+	conn *sql.Conn
+}
+
+func hold(ctx context.Context, dsn string) (*session, error) {
+	db, err := rig.OpenDSN(dsn, nil)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &session{dsn, db, conn}, nil
+}
+
+func (s *session) close() { _ = errors.Join(s.conn.Close(), s.db.Close()) }
+
+// check uses the open connection and makes a new one.
+func (s *session) check(ctx context.Context) error {
+	if err := s.conn.PingContext(ctx); err != nil {
+		return fmt.Errorf("its connection: %w", err)
+	}
+	if err := rig.UseDSN(ctx, s.dsn, nil); err != nil {
+		return fmt.Errorf("a new connection: %w", err)
+	}
+	return nil
+}
+
+// TestKilledAtEveryFileOperation kills dbconnector-init at each system call by which it changes its record's directory or
+// the hand-over, before and after the kernel has carried it out, and runs it again.
+func TestKilledAtEveryFileOperation(t *testing.T) {
+	t.Parallel()
+	s := bed.NewServer(t, bed.Postgres, "17", bed.Options{})
+	a := cloudAdmin(t, s)
+	ctx := t.Context()
+	shop := t.TempDir()
+	check(t, "writing the connector", rig.WriteConnector(shop, rig.Connector(s, a.user, a.password, "", true)))
+	ca := string(s.CA)
+
+	play := func(id string, at int, moment rig.Moment) []string {
+		t.Helper()
+		dir := t.TempDir()
+		x := &rig.Tenant{Binary: binary, Name: id, Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: shop}
+		check(t, "making the directory", os.Mkdir(x.Out, 0o755))
+		what := fmt.Sprintf("%s call %d", moment, at)
+		calls, exit, err := x.Trace([]string{x.Out, x.State}, at, moment)
+		check(t, what, err)
+		if at > 0 {
+			if len(calls) < at || exit != -1 {
+				t.Fatalf("%s: the process was to be killed, and ended with %d after %d calls", what, exit, len(calls))
+			}
+			what += " (" + calls[at-1] + ")"
+			check(t, what+": right after the kill", x.CheckFiles(ctx, ca))
+			check(t, what+": right after the kill", rig.CheckClosed(ctx, s, x.Names(), a.user))
+			r, err := x.Run(ctx)
+			must(t, what+": the second run", r, err)
+		}
+		check(t, what, x.CheckHandover(ctx))
+		for _, dir := range []string{x.Out, x.State} {
+			entries, err := os.ReadDir(dir)
+			check(t, what, err)
+			for _, e := range entries {
+				if strings.Contains(e.Name(), "tmp") {
+					t.Errorf("%s: %s was left behind", what, e.Name())
+				}
+			}
+		}
+		return calls
+	}
+
+	calls := play("undisturbed", 0, rig.Before)
+	t.Logf("%d calls: %s", len(calls), strings.Join(calls, " | "))
+	if least := 20; len(calls) < least {
+		t.Fatalf("a run changes files by only %d calls, at least %d were expected: is it traced?", len(calls), least)
+	}
+	for _, moment := range []rig.Moment{rig.Before, rig.After} {
+		for at := 1; at <= len(calls); at++ {
+			play(fmt.Sprintf("%s-%d", moment, at), at, moment)
+		}
+	}
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package races_test runs dbconnector-init as its users do, but many at once, or killed at every moment, or while the
+// servers it needs go away and come back.
+package races_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// binary is dbconnector-init, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Verbose() {
+		bed.Progress = os.Stderr
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "races-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		binary, err = rig.BuildInit(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer stopCluster()
+	return m.Run()
+}
+
+// The API server is shared by all tests: tenants have names of their own.
+var (
+	clusterOnce sync.Once
+	cluster     *rig.Cluster
+	clusterErr  error
+)
+
+func sharedCluster(tb testing.TB) *rig.Cluster {
+	tb.Helper()
+	clusterOnce.Do(func() {
+		// Not the test's context: the API server outlives it.
+		ctx := context.Background()
+		var api *bed.APIServer
+		if api, clusterErr = bed.StartAPIServer(ctx, bed.APIServerOptions{}); clusterErr == nil {
+			cluster, clusterErr = rig.NewCluster(ctx, api)
+		}
+	})
+	if clusterErr != nil {
+		tb.Fatal(clusterErr)
+	}
+	return cluster
+}
+
+func stopCluster() {
+	if cluster != nil {
+		_ = cluster.API.Stop(context.Background())
+	}
+}
+
+// admin is an admin on a server and whether it is a cloud's.
+type admin struct{ user, password string }
+
+func superuser(s *bed.Server) admin { return admin{s.AdminUser, s.AdminPassword} }
+
+func cloudAdmin(tb testing.TB, s *bed.Server) admin {
+	tb.Helper()
+	user, password, err := s.CloudAdmin(tb.Context(), "cloudadmin")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return admin{user, password}
+}
+
+// name makes a name for a tenant or connector of a test.
+func name(tb testing.TB, suffix string) string {
+	return strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + "-" + suffix
+}
+
+// newTenant is a tenant with a hand-over directory of its own and its record in a Secret.
+func newTenant(tb testing.TB, c *rig.Cluster, name, connector string) *rig.Tenant {
+	tb.Helper()
+	out := filepath.Join(tb.TempDir(), "out")
+	if err := os.Mkdir(out, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return &rig.Tenant{Binary: binary, Name: name, Out: out, Cluster: c, ConnectorName: connector}
+}
+
+// must fails the test for a run that did not succeed.
+func must(tb testing.TB, what string, r rig.Result, err error) {
+	tb.Helper()
+	if err == nil {
+		err = r.Err()
+	}
+	if err != nil {
+		tb.Fatalf("%s: %v", what, err)
+	}
+}
+
+func check(tb testing.TB, what string, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatalf("%s: %v", what, err)
+	}
+}
