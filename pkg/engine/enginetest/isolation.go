@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enginetest
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"dbconnector/pkg/tenant"
+)
+
+// Attempt is something that a tenant tries. Besides what stands in Break, {other}, {otherowner} and {othera} stand for the
+// neighbour's names.
+type Attempt struct {
+	Name, Reason string
+	// Database to connect to; the tenant's own where it is empty.
+	Database string
+	// SQL is tried over one connection; the last statement must be answered with one of the codes, and those before it must
+	// succeed. Where there is no SQL, connecting must fail.
+	SQL []string
+	// Codes are the server's words for no; empty for what the server cannot hide, and which must succeed, so that the
+	// threat model does not say less, or more, than is true.
+	Codes []string
+	// Rows: the last statement is a query, and gives as many rows.
+	Rows *int
+}
+
+// isolation is promise 1, tried for real: two tenants whose UIDs would collide if they were joined, cut or folded (B27, B28),
+// and everything that one could try against the other, against the server and against its own limits.
+func isolation(t *testing.T, s *Server) {
+	if len(s.Attempts) == 0 {
+		t.Fatal("nothing to try")
+	}
+	long := strings.Repeat("team", 50)
+	unique := s.NewTenant().UID
+	var victim, thief *Tenant
+	for i, pair := range [][2]string{
+		{"a-b/c", "a/b-c"},
+		{long + "1", long + "2"},
+		{"Tenant", "tenant"},
+		{"vc_1", "vc%1"},
+		{`x'; DROP DATABASE postgres; --`, "x`; DROP DATABASE mysql; --"},
+	} {
+		thief, victim = s.TenantOf(unique+pair[0]), s.TenantOf(unique+pair[1])
+		if thief.Database == victim.Database || !tenant.IsDatabase(thief.Database) || len(thief.User(tenant.A)) > 32 {
+			t.Errorf("%q and %q: names %q and %q", pair[0], pair[1], thief.Database, victim.Database)
+		}
+		if i == 0 {
+			defer func(thief, victim *Tenant) { thief.Works(t); victim.Works(t) }(thief, victim)
+			thief.Ensure(t)
+			victim.Ensure(t)
+		}
+	}
+	thief.Ensure(t)
+	victim.Ensure(t)
+	s.ExecAs(t, victim.User(tenant.A), victim.Passwords[tenant.A], victim.Database, "CREATE TABLE treasure (id INTEGER)", "INSERT INTO treasure (id) VALUES (1)")
+	whole, wholeThief := victim.Look(t), thief.Look(t)
+	more := []string{"{other}", victim.Database, "{otherowner}", victim.Owner, "{othera}", victim.User(tenant.A)}
+
+	t.Run("attempts", func(t *testing.T) {
+		for _, a := range s.Attempts {
+			t.Run(a.Name, func(t *testing.T) {
+				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+					database := thief.Database
+					if a.Database != "" {
+						database = thief.SQL([]string{a.Database}, more...)[0]
+					}
+					db := s.Pool(t, thief.User(slot), thief.Passwords[slot], database)
+					err := db.PingContext(t.Context())
+					rows := 0
+					for i, statement := range thief.SQL(a.SQL, more...) {
+						if err != nil {
+							t.Fatalf("%s: slot %s: before %q: %v", a.Reason, slot, statement, err)
+						}
+						if a.Rows == nil || i < len(a.SQL)-1 {
+							_, err = db.ExecContext(t.Context(), statement)
+							continue
+						}
+						rs, qerr := db.QueryContext(t.Context(), statement)
+						if err = qerr; err == nil {
+							for rs.Next() {
+								rows++
+							}
+							err = rs.Err()
+							_ = rs.Close()
+						}
+					}
+					switch {
+					case len(a.Codes) == 0 && err != nil:
+						t.Errorf("%s: slot %s: got %v, where the threat model says that it is possible", a.Reason, slot, err)
+					case len(a.Codes) > 0 && err == nil:
+						t.Errorf("%s: slot %s: it is possible", a.Reason, slot)
+					case err != nil && !slices.Contains(a.Codes, s.Code(err)):
+						t.Errorf("%s: slot %s: got code %s (%v), want one of %q", a.Reason, slot, s.Code(err), err, a.Codes)
+					case err == nil && a.Rows != nil && rows != *a.Rows:
+						t.Errorf("%s: slot %s: got %d rows, want %d", a.Reason, slot, rows, *a.Rows)
+					}
+					_ = db.Close()
+				}
+			})
+		}
+	})
+	if now := victim.Look(t); now != whole {
+		t.Errorf("the neighbour changed: the server says\n%s\nafter\n%s", now, whole)
+	}
+	if now := thief.Look(t); now != wholeThief {
+		t.Errorf("the tenant changed itself: the server says\n%s\nafter\n%s", now, wholeThief)
+	}
+	victim.Works(t)
+	thief.Works(t)
+}

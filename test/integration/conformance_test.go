@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"testing"
+
+	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/test/bed"
+)
+
+// TestConformance is everything that can share a server, for every version and both kinds of admin.
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			enginetest.Run(t, admins(t, newServer(t, v)))
+		})
+	}
+}
