@@ -311,11 +311,11 @@ var badRecords = []badInput{
 	{name: "later version", reason: "written by a later release: rewriting it would lose what that one knows", change: field(func(r map[string]any) { r["version"] = 2 }), want: []string{"format version 2", "knows version 1"}},
 	{name: "unknown field", reason: "as above, without the courtesy", change: field(func(r map[string]any) { r["colour"] = "red" }), want: []string{"a field that this version does not know"}},
 	{name: "edited password", reason: "everything that renders one relies on its alphabet", change: field(func(r map[string]any) {
-		r["slots"].(map[string]any)["a"].(map[string]any)["password"] = injection
+		part(r, "slots", "a")["password"] = injection
 	}), want: []string{"slots.a", "password"}},
 	{name: "edited database", reason: "a path to another tenant's data", change: field(func(r map[string]any) { r["database"] = "postgres" }), want: []string{"field database"}},
-	{name: "edited engine", reason: "not an engine", change: field(func(r map[string]any) { r["server"].(map[string]any)["engine"] = "oracle" }), want: []string{"field server.engine"}},
-	{name: "edited TLS mode", reason: "promise 6 holds for the record, too", change: field(func(r map[string]any) { r["server"].(map[string]any)["sslMode"] = "prefer" }), want: []string{"field server", "sslMode"}},
+	{name: "edited engine", reason: "not an engine", change: field(func(r map[string]any) { part(r, "server")["engine"] = "oracle" }), want: []string{"field server.engine"}},
+	{name: "edited TLS mode", reason: "promise 6 holds for the record, too", change: field(func(r map[string]any) { part(r, "server")["sslMode"] = "prefer" }), want: []string{"field server", "sslMode"}},
 	{name: "field of another type", reason: "edited by hand", change: field(func(r map[string]any) { r["generation"] = "one" }), want: []string{`"generation"`}},
 	{
 		name: "record of another tenant", reason: "a state directory that was mounted twice", change: field(func(r map[string]any) { r["tenantUID"], r["database"] = "other", databaseOf("other") }),
@@ -584,7 +584,7 @@ func full(engine bed.Engine, version string) func(testing.TB) *bed.Server {
 			if err != nil {
 				tb.Fatal(err)
 			}
-			tb.Cleanup(func() { db.Close() })
+			tb.Cleanup(func() { shut(db) })
 			db.SetMaxOpenConns(1)
 			if err := db.PingContext(tb.Context()); err != nil {
 				if text := err.Error(); !strings.Contains(text, "53300") && !strings.Contains(text, "1040") {
@@ -649,6 +649,8 @@ func TestLooksBad(t *testing.T) {
 	}{
 		{"IPv6", "an address without brackets", postgres, key("endpoint", "::1"), nil, "@[::1]:"},
 		{"IPv6 in brackets", "an address with brackets", postgres, key("endpoint", "[::1]"), nil, "@[::1]:"},
+		{"IPv6, mysql", "as above", mysql, key("endpoint", "::1"), nil, "@tcp([::1]:"},
+		{"IPv6, mariadb", "as above", mariadb, key("endpoint", "0:0::1"), nil, "@tcp([::1]:"},
 		{"name in capitals", "names have no case", postgres, key("endpoint", "LOCALHOST"), nil, "@localhost:"},
 		{"odd password", "nothing in an admin's password may matter (B23)", postgres, admin("marked", odd), nil, ""},
 		{"odd password, mysql", "as above", mysql, admin("marked", odd), nil, ""},

@@ -25,9 +25,9 @@ import (
 )
 
 // listen serves connections until the test ends.
-func listen(tb testing.TB, serve func(net.Conn)) (port string) {
+func listen(tb testing.TB, serve func(net.Conn)) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -47,15 +47,20 @@ func listen(tb testing.TB, serve func(net.Conn)) (port string) {
 		}
 	})
 	tb.Cleanup(func() {
-		l.Close()
+		shut(l)
 		mu.Lock()
 		for _, conn := range open {
-			conn.Close()
+			shut(conn)
 		}
 		mu.Unlock()
 		wg.Wait()
 	})
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return port(l)
+}
+
+func port(l net.Listener) string {
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
 }
 
 // greets makes a server that says something first and then listens, as SSH, SMTP and MySQL servers do.
@@ -75,7 +80,7 @@ func silent(tb testing.TB) string {
 
 // rude hangs up on everybody.
 func rude(tb testing.TB) string {
-	return listen(tb, func(conn net.Conn) { conn.Close() })
+	return listen(tb, func(conn net.Conn) { shut(conn) })
 }
 
 // answers makes a server that answers whatever it is told, and only then.
@@ -104,7 +109,7 @@ func secureWeb(tb testing.TB) string {
 
 func portOf(tb testing.TB, server *httptest.Server) string {
 	tb.Cleanup(server.Close)
-	return strconv.Itoa(server.Listener.Addr().(*net.TCPAddr).Port)
+	return port(server.Listener)
 }
 
 // closedPort is a port that nobody listens on and that nobody gets while the test runs: it is bound, without listening.
@@ -122,7 +127,11 @@ func closedPort(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return strconv.Itoa(name.(*syscall.SockaddrInet4).Port)
+	address, ok := name.(*syscall.SockaddrInet4)
+	if !ok {
+		tb.Fatalf("bound to %T", name)
+	}
+	return strconv.Itoa(address.Port)
 }
 
 // selfSigned makes a certificate that vouches for itself, until then.

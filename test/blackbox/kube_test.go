@@ -230,11 +230,9 @@ func (v *vcluster) run(tb testing.TB) *outcome {
 	return run(tb, v.env)
 }
 
-func (v *vcluster) provision(tb testing.TB) *outcome {
+func (v *vcluster) provision(tb testing.TB) {
 	tb.Helper()
-	o := v.run(tb)
-	o.succeeded(tb)
-	return o
+	v.run(tb).succeeded(tb)
 }
 
 func (v *vcluster) tenant() string { return v.uid + "/" + v.release }
@@ -384,7 +382,7 @@ func as(tb testing.TB, token, method, path string, body string) (code int, answe
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer shut(response.Body)
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16))
 	return response.StatusCode, string(text)
 }

@@ -46,7 +46,7 @@ func testMain(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "preparing:", err)
 		return 1
 	}
-	defer os.RemoveAll(scratch)
+	defer func() { _ = os.RemoveAll(scratch) }()
 	code := m.Run()
 	stopShared()
 	stopCluster()
@@ -66,7 +66,7 @@ func setUp() error {
 		return err
 	}
 	program = filepath.Join(scratch, "dbconnector-init")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./cmd/init")
+	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./cmd/init")
 	build.Dir = root
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -129,8 +129,8 @@ func stopShared() {
 // The shared servers. All log statements, which is how tests see what was asked of them.
 var (
 	postgres = &shared{engine: bed.Postgres, version: "17", options: bed.Options{LogStatements: true, IPv6: true}, prepare: preparePostgres}
-	mysql    = &shared{engine: bed.MySQL, version: "9.7", options: bed.Options{LogStatements: true}, prepare: prepareMySQL}
-	mariadb  = &shared{engine: bed.MariaDB, version: "11.8", options: bed.Options{LogStatements: true}, prepare: prepareMySQL}
+	mysql    = &shared{engine: bed.MySQL, version: "9.7", options: bed.Options{LogStatements: true, IPv6: true}, prepare: prepareMySQL}
+	mariadb  = &shared{engine: bed.MariaDB, version: "11.8", options: bed.Options{LogStatements: true, IPv6: true}, prepare: prepareMySQL}
 )
 
 var engines = map[string]*shared{"postgres": postgres, "mysql": mysql, "mariadb": mariadb}

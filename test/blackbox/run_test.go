@@ -7,7 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/url"
 	"os"
@@ -35,7 +37,7 @@ func credential() *syscall.Credential {
 // dir makes a directory that belongs to the program's user.
 func dir(tb testing.TB) string {
 	tb.Helper()
-	name, err := os.MkdirTemp(scratch, "")
+	name, err := os.MkdirTemp(scratch, "") //nolint:usetesting // nobody else may look into TempDir
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -60,6 +62,9 @@ func write(tb testing.TB, path, content string) {
 	}
 	give(tb, path)
 }
+
+// shut closes what nothing depends on any more.
+func shut(c io.Closer) { _ = c.Close() }
 
 func read(tb testing.TB, path ...string) string {
 	tb.Helper()
@@ -125,7 +130,7 @@ type outcome struct {
 func (c *child) wait(tb testing.TB) *outcome {
 	tb.Helper()
 	err := c.cmd.Wait()
-	if _, ended := err.(*exec.ExitError); err != nil && !ended {
+	if ended := (*exec.ExitError)(nil); err != nil && !errors.As(err, &ended) {
 		tb.Fatal(err)
 	}
 	o := &outcome{

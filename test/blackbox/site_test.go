@@ -97,11 +97,9 @@ func (s *site) writeConnector(tb testing.TB) {
 }
 
 // provision runs the program for the first time.
-func (s *site) provision(tb testing.TB) *outcome {
+func (s *site) provision(tb testing.TB) {
 	tb.Helper()
-	o := s.run(tb)
-	o.succeeded(tb)
-	return o
+	s.run(tb).succeeded(tb)
 }
 
 func (s *site) recordFile() string { return filepath.Join(s.stateDir, "record.json") }
@@ -164,6 +162,14 @@ func (s *site) edit(tb testing.TB, change func(record map[string]any)) {
 	s.put(tb, string(data))
 }
 
+// part is an object inside of a record.
+func part(record map[string]any, path ...string) map[string]any {
+	for _, key := range path {
+		record, _ = record[key].(map[string]any)
+	}
+	return record
+}
+
 // databaseOf derives a tenant's database name anew, from the design and not from the code.
 func databaseOf(uid string) string {
 	sum := sha256.Sum256([]byte(uid))
@@ -212,7 +218,7 @@ func login(tb testing.TB, server *bed.Server, dsn string) (string, error) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer db.Close()
+	defer shut(db)
 	var name sql.NullString
 	query := "SELECT DATABASE()"
 	if server.Engine == bed.Postgres {
