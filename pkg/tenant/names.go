@@ -35,6 +35,9 @@ type Names struct {
 	// Marker is what we write beside our objects where an engine has room for a comment. It is derived from the UID, so that
 	// a database of another tenant is never taken for this one's, and cannot be read backwards.
 	Marker string
+	// Lock names the tenant's lock on the server. It is derived from the UID and stands nowhere on the server, because
+	// anybody may take a lock whose name he knows, and one tenant must not hold up another's start.
+	Lock string
 }
 
 // NamePattern matches the database names that we make, and no name that a person would choose. It is a regular
@@ -51,7 +54,8 @@ func NamesOf(uid string) Names {
 	sum := sha256.Sum256([]byte(uid))
 	n := "vc" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:24]
 	mark := sha256.Sum256([]byte("dbconnector marker\n" + uid))
-	return Names{Database: n, Owner: n + "o", Marker: "dbconnector:" + hex.EncodeToString(mark[:16])}
+	lock := sha256.Sum256([]byte("dbconnector lock\n" + uid))
+	return Names{Database: n, Owner: n + "o", Marker: "dbconnector:" + hex.EncodeToString(mark[:16]), Lock: "dbconnector/" + hex.EncodeToString(lock[:16])}
 }
 
 // User is the login of a slot.

@@ -22,7 +22,10 @@ func TestNamesAreForGood(t *testing.T) {
 	t.Parallel()
 	got := NamesOf(UID("0b5ee28b-3f6e-4b3c-8d0c-0d6a4f0c9f11", "blue"))
 	// Computed by another program.
-	want := Names{Database: "vcvy6yawimtldhoehxgj3swoj3", Owner: "vcvy6yawimtldhoehxgj3swoj3o", Marker: "dbconnector:4b4dcbba18aece27013b0690b34c4e3d"}
+	want := Names{
+		Database: "vcvy6yawimtldhoehxgj3swoj3", Owner: "vcvy6yawimtldhoehxgj3swoj3o",
+		Marker: "dbconnector:4b4dcbba18aece27013b0690b34c4e3d", Lock: "dbconnector/cd37f3f47910621054e8da3d392e9519",
+	}
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

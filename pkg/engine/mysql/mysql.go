@@ -218,7 +218,7 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 		wait = time.Until(deadline)
 	}
 	var got sql.NullInt64
-	if err := a.session.conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, ?)", "dbconnector/"+names.Database, int(wait.Seconds())).Scan(&got); err != nil {
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, ?)", names.Lock, int(wait.Seconds())).Scan(&got); err != nil {
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
 	}
 	if got.Int64 != 1 {
@@ -260,7 +260,7 @@ func (a *Admin) explain(err error) error {
 		return fault.New(fault.Refused, "%w; passwords travel as hashes, so that the server's logs do not show them: SET GLOBAL strict_password_validation = OFF (the passwords have 40 characters of all classes)", err)
 	}
 	if fault.Is(err, fault.NoAccess) || fault.Is(err, fault.WrongPassword) { // a GRANT beyond one's own rights is answered with 1045
-		return fault.New(fault.Refused, "the admin %q may not do this: %w; it needs CREATE USER (on MySQL CREATE ROLE too), SELECT on mysql.*, and %s WITH GRANT OPTION, on *.*",
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; it needs CREATE USER, SELECT on mysql.*, and %s WITH GRANT OPTION, on *.*",
 			a.user, err, strings.Join(privileges, ", "))
 	}
 	return err

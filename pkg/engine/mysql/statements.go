@@ -43,11 +43,11 @@ type dialect struct {
 
 var (
 	dialectMySQL = dialect{
-		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only", readOnlyName: "read_only, super_read_only", roleHost: "%",
+		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only", readOnlyName: "read_only, super_read_only, innodb_read_only", roleHost: "%",
 		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal,
 	}
 	dialectMariaDB = dialect{
-		name: "MariaDB", readOnly: "@@global.read_only", readOnlyName: "read_only", roleHost: "",
+		name: "MariaDB", readOnly: "@@global.read_only OR @@global.innodb_read_only", readOnlyName: "read_only, innodb_read_only", roleHost: "",
 		identified: "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true,
 	}
 )

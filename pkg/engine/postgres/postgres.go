@@ -217,8 +217,8 @@ func (a *Admin) Close() { hangUp(context.Background(), a.conn) }
 
 // Lock waits for the tenant's lock on the server. It lasts until Close.
 func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
-	// hashtextextended folds 26 characters into the lock's 64 bits; a collision would only make one tenant wait for another.
-	if _, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", "dbconnector/"+names.Database); err != nil {
+	// hashtextextended folds the name into the lock's 64 bits; a collision would only make one tenant wait for another.
+	if _, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", names.Lock); err != nil {
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
 	}
 	return nil
