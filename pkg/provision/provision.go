@@ -255,47 +255,22 @@ func (r *run[S]) finish(ctx context.Context, record *tenant.Record) (Result, err
 
 // provision is the admin path.
 func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connector.Connector) (Result, error) {
+	uid, err := r.uid(ctx, record)
+	if err != nil {
+		return Result{}, err
+	}
 	s := r.open(c.Server)
 	admin, err := r.admin(ctx, s, c)
 	if err != nil {
 		return Result{}, err
 	}
 	defer admin.Close()
-
-	// The intent first: of N replicas that start together one writes the record, and the others use it.
-	created := false
-	if record == nil {
-		uid := r.TenantUID
-		if uid == "" {
-			if uid, err = r.UID(ctx); err != nil {
-				return Result{}, err
-			}
-		}
-		fresh := tenant.NewRecord(uid, r.Namespace, r.VCluster, c.Server, r.ConnectionLimit)
-		record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
-			created = old == nil
-			if created {
-				return fresh, nil
-			}
-			return old, nil
-		})
-		if err != nil {
-			return Result{}, err
-		}
-	}
-	if err := admin.Lock(ctx, record.Names()); err != nil {
+	if err := admin.Lock(ctx, tenant.NamesOf(uid)); err != nil {
 		return Result{}, err
 	}
-	if !created {
-		// Whoever held the lock before may have moved the record on.
-		if record, err = r.Store.Load(ctx); err != nil {
-			return Result{}, err
-		}
-		if record == nil {
-			return Result{}, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
-		}
-	}
-	if err := r.belongs(record); err != nil {
+	// Only under the lock is the record what it will stay: whoever held it before may have moved it on, also one that we
+	// have written ourselves.
+	if record, err = r.intent(ctx, record, uid, c.Server); err != nil {
 		return Result{}, err
 	}
 
@@ -330,6 +305,47 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 		return Result{}, err
 	}
 	return Result{Record: record, Done: done}, nil
+}
+
+// uid is the tenant's, from its record where there is one.
+func (r *run[S]) uid(ctx context.Context, record *tenant.Record) (string, error) {
+	switch {
+	case record != nil:
+		return record.UID, nil
+	case r.TenantUID != "":
+		return r.TenantUID, nil
+	}
+	return r.UID(ctx)
+}
+
+// intent reads the record, and writes it where there was none: the passwords are in it before any server learns them, and
+// of N replicas that start together one writes it, while the others use what it wrote.
+func (r *run[S]) intent(ctx context.Context, record *tenant.Record, uid string, at connector.Server) (*tenant.Record, error) {
+	var err error
+	if record != nil {
+		record, err = r.Store.Load(ctx)
+	} else {
+		fresh := tenant.NewRecord(uid, r.Namespace, r.VCluster, at, r.ConnectionLimit)
+		record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+			if old == nil {
+				return fresh, nil
+			}
+			return old, nil
+		})
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case record == nil:
+		return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+	}
+	if err := r.belongs(record); err != nil {
+		return nil, err
+	}
+	if record.UID != uid { // and so it is not this tenant's lock that is held
+		return nil, fault.New(fault.Unavailable, "%s was replaced while it was in use", r.RecordName)
+	}
+	return record, nil
 }
 
 // passwords are for logins that have to be created; a slot whose password nobody knows gets one that nobody will, until
@@ -389,7 +405,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	}
 
 	// The server does not know the record's password: the record was lost or is older than the server, or somebody changed
-	// the password by hand. What is pending comes first.
+	// the password by hand (docs/failures.md B51). What is pending comes first.
 	if record.Pending != nil {
 		if record, err = r.rollForward(ctx, s, admin, record, done); err != nil {
 			return nil, err

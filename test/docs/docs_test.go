@@ -506,3 +506,27 @@ func TestAgentsListsTheLayerRules(t *testing.T) {
 		}
 	}
 }
+
+// A number that a comment cites leads somewhere, and a rule that is stated is held by something.
+func TestCasesAreListed(t *testing.T) {
+	t.Parallel()
+	number := regexp.MustCompile(`\bB[1-9][0-9]?\b`)
+	listed := map[string]bool{}
+	for _, row := range regexp.MustCompile(`(?m)^\| (B[0-9]+) \|`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1) {
+		listed[row[1]] = true
+	}
+	cited := map[string]bool{}
+	for _, file := range files(t, ".go", "cmd", "pkg", "test") {
+		for _, c := range number.FindAllString(read(t, file), -1) {
+			cited[c] = true
+			if !listed[c] {
+				t.Errorf("%s cites case %s, which docs/failures.md does not list", file, c)
+			}
+		}
+	}
+	for c := range listed {
+		if !cited[c] {
+			t.Errorf("docs/failures.md lists case %s, which no test and no code cites", c)
+		}
+	}
+}

@@ -28,7 +28,7 @@ import (
 
 // sqlMode is set on the admin's session, so that a server's own setting changes nothing of what our statements mean: no ANSI_QUOTES,
 // no NO_BACKSLASH_ESCAPES (the driver's quoting follows it, one mode is one thing less to test), errors instead of
-// truncation (failures.md B52).
+// truncation (docs/failures.md B52).
 const sqlMode = "'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 
 // Server is a MySQL or MariaDB server.
@@ -293,7 +293,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 		case !login:
 			seen.marked = seen.marked || host == a.dialect.roleHost
 		case host != "%":
-			// The server prefers the more specific host: this row would be asked for the password in place of ours (failures.md B6).
+			// The server prefers the more specific host: this row would be asked for the password in place of ours (docs/failures.md B6).
 			return seen, fault.New(fault.Refused, "account '%s'@'%s' shadows the tenant's '%s'@'%%': DROP USER '%s'@'%s'", user, host, user, user, host)
 		default:
 			seen.accounts[slot] = have
@@ -308,7 +308,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 		if !ok {
 			continue
 		}
-		// A set, read from the catalog: the text of SHOW GRANTS differs between servers (failures.md B30).
+		// A set, read from the catalog: the text of SHOW GRANTS differs between servers (docs/failures.md B30).
 		if have.privileges, err = a.granted(ctx, user, names.Database); err != nil {
 			return seen, err
 		}

@@ -60,7 +60,7 @@ func nativeHash(p connector.Password) string {
 }
 
 // dialectOf tells the servers apart by VERSION(), which MariaDB always marks ("10.11.6-MariaDB-0+deb12u1"); a prefix such as
-// "5.5.5-" or "8" proves nothing (failures.md B8).
+// "5.5.5-" or "8" proves nothing (docs/failures.md B8).
 func dialectOf(version string) dialect {
 	if strings.Contains(strings.ToLower(version), "mariadb") {
 		return dialectMariaDB

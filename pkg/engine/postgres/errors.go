@@ -34,7 +34,7 @@ const (
 )
 
 // lostRace says that somebody else did the same at the same time: whoever reads the catalog again finds it done, or can
-// try again. The codes are those that PostgreSQL gives for concurrent DDL (failures.md B40, B41).
+// try again. The codes are those that PostgreSQL gives for concurrent DDL (docs/failures.md B40, B41).
 func lostRace(err error) bool {
 	switch code(err) {
 	case duplicateDatabase, duplicateObject, uniqueViolation, internalError, objectInUse, "40001", "40P01":

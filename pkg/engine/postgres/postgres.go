@@ -4,7 +4,7 @@
 //
 // The admin owns the tenant's database and the tenant does not, so that a managed service's admin, who is no superuser, never
 // needs SET ROLE, and the tenant can neither drop nor open its database. Both logins are members of an owner role without
-// login and begin their sessions as that role, so that either reads and writes what the other made (failures.md B4).
+// login and begin their sessions as that role, so that either reads and writes what the other made (docs/failures.md B4).
 //
 // The catalog is asked first and only what is missing runs, so a second run changes nothing, and no statement fails in the
 // ordinary course of things: the server's log stays clean, and a refused statement would stand in it in full. Passwords
@@ -371,7 +371,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	return seen, nil
 }
 
-// expel ends the sessions that others opened while the database was open to them: a REVOKE does not (failures.md B25).
+// expel ends the sessions that others opened while the database was open to them: a REVOKE does not (docs/failures.md B25).
 func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done) error {
 	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usename IS NOT NULL AND NOT usename = ANY($2)`
 	users := []string{names.User(tenant.A), names.User(tenant.B), a.session.user}

@@ -132,7 +132,7 @@ func planRoles(c catalog, s session, w tenant.Want, verifiers map[tenant.Slot]st
 }
 
 // createDatabase makes the database closed; it cannot run in a transaction. template0 because template1 may be in use or
-// have another collation version (failures.md B42 has the cases); C because kine compares bytes.
+// have another collation version (docs/failures.md B42 has the cases); C because kine compares bytes.
 func createDatabase(w tenant.Want) statement {
 	return statement{"create database", fmt.Sprintf(
 		"CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT %d",
