@@ -114,7 +114,7 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 			check(t, "reading the hand-over", err)
 			slot, err := sc.set(ctx, s, x)
 			check(t, "setting the scene", err)
-			held, err = hold(ctx, rig.WithLogin(dsn, before.Login(slot)))
+			held, err = hold(ctx, rig.WithLogin(dsn, before.Login(slot)), nil)
 			check(t, "logging in as a control plane", err)
 			defer held.close()
 		}
@@ -184,12 +184,13 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 // session is a control plane's: a connection that it has, and the login with which it makes others.
 type session struct {
 	dsn  string
+	ca   []byte
 	db   *sql.DB
 	conn *sql.Conn
 }
 
-func hold(ctx context.Context, dsn string) (*session, error) {
-	db, err := rig.OpenDSN(dsn, nil)
+func hold(ctx context.Context, dsn string, ca []byte) (*session, error) {
+	db, err := rig.OpenDSN(dsn, ca)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +198,7 @@ func hold(ctx context.Context, dsn string) (*session, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &session{dsn, db, conn}, nil
+	return &session{dsn, ca, db, conn}, nil
 }
 
 func (s *session) close() { _ = errors.Join(s.conn.Close(), s.db.Close()) }
@@ -207,7 +208,7 @@ func (s *session) check(ctx context.Context) error {
 	if err := s.conn.PingContext(ctx); err != nil {
 		return fmt.Errorf("its connection: %w", err)
 	}
-	if err := rig.UseDSN(ctx, s.dsn, nil); err != nil {
+	if err := rig.UseDSN(ctx, s.dsn, s.ca); err != nil {
 		return fmt.Errorf("a new connection: %w", err)
 	}
 	return nil
