@@ -108,6 +108,8 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 	d.Foreign = []string{`CREATE DATABASE {db}`}
 	d.Close = []string{`REVOKE ALL ON {db}.* FROM {a}`, `REVOKE ALL ON {db}.* FROM {b}`}
 	d.DropDatabase = []string{`DROP DATABASE {db}`}
+	d.DropLogins = []string{`DROP USER {a}, {b}`, `DROP ROLE {owner}`}
+	d.Dump = []string{`CREATE DATABASE {db}`}
 	d.LimitIsPerLogin = true
 	d.Attempts = mysqlAttempts(mariadb, s.AdminUser)
 }

@@ -64,8 +64,10 @@ type Server struct {
 	Foreign []string
 	// Close takes away the right to use the tenant's database from its logins, but not the database.
 	Close []string
-	// DropDatabase drops the tenant's database, whoever uses it.
-	DropDatabase []string
+	// DropDatabase drops the tenant's database, whoever uses it, and DropLogins what else is there of the tenant.
+	DropDatabase, DropLogins []string
+	// Dump creates the tenant's database as one that was restored from a dump, without anything of ours.
+	Dump []string
 	// LimitIsPerLogin: the connection limit counts each login for itself.
 	LimitIsPerLogin bool
 
@@ -117,7 +119,7 @@ const Limit = 7
 type Tenant struct {
 	*Server
 	tenant.Want
-	UID string
+	ID string // its UID
 }
 
 // NewTenant makes up a tenant.
@@ -125,7 +127,7 @@ func (s *Server) NewTenant() *Tenant { return s.TenantOf("suite/" + rand.Text())
 
 // TenantOf is a tenant with this UID.
 func (s *Server) TenantOf(uid string) *Tenant {
-	t := &Tenant{Server: s, UID: uid, Want: tenant.Want{
+	t := &Tenant{Server: s, ID: uid, Want: tenant.Want{
 		Names: tenant.NamesOf(uid), ConnectionLimit: Limit,
 		Passwords: map[tenant.Slot]connector.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()},
 	}}

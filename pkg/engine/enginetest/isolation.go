@@ -33,7 +33,7 @@ func isolation(t *testing.T, s *Server) {
 		t.Fatal("nothing to try")
 	}
 	long := strings.Repeat("team", 50)
-	unique := s.NewTenant().UID
+	unique := s.NewTenant().ID
 	var victim, thief *Tenant
 	for i, pair := range [][2]string{
 		{"a-b/c", "a/b-c"},
