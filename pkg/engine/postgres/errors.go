@@ -101,6 +101,8 @@ func classify(err error) error {
 		return context.Canceled
 	case errors.As(err, &network):
 		return fault.New(fault.Unavailable, "%s", oneLine(network.Error()))
+	case pgconn.SafeToRetry(err): // "conn closed": the connection broke before
+		return fault.New(fault.Unavailable, "the connection broke: %s", oneLine(innermost(err).Error()))
 	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return fault.New(fault.Unavailable, "the connection broke: %s", oneLine(innermost(err).Error()))
 	}

@@ -306,18 +306,23 @@ func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statemen
 	if len(plan) == 0 {
 		return nil
 	}
-	var names []string
-	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		for _, s := range plan {
-			if _, err := tx.Exec(ctx, s.sql); err != nil {
-				return fmt.Errorf("%s: %w", s.name, classify(err))
-			}
-			names = append(names, s.name)
+	var sql, names []string
+	for _, s := range plan {
+		sql, names = append(sql, s.sql), append(names, s.name)
+	}
+	// What one simple query holds is one transaction, and one round trip.
+	results := conn.PgConn().Exec(ctx, strings.Join(sql, ";\n"))
+	ran := 0
+	for results.NextResult() {
+		if _, err := results.ResultReader().Close(); err == nil {
+			ran++
 		}
-		return nil
-	})
-	if err != nil {
-		return classify(err) // of BEGIN and COMMIT
+	}
+	switch err := results.Close(); {
+	case err != nil && ran < len(plan):
+		return fmt.Errorf("%s: %w", plan[ran].name, classify(err))
+	case err != nil: // of the commit
+		return classify(err)
 	}
 	done.Changes = append(done.Changes, names...)
 	return nil
