@@ -276,7 +276,9 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	seen.database = n > 0
 
 	slots := map[string]tenant.Slot{names.User(tenant.A): tenant.A, names.User(tenant.B): tenant.B}
-	rows, err := a.session.conn.QueryContext(ctx, "SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user WHERE User IN (?, ?, ?)",
+	// An account of nobody (old installations have one) matters where it matches the host that the server sees us from.
+	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user
+		WHERE User IN (?, ?, ?) OR User = '' AND Host <> '%' AND SUBSTRING_INDEX(USER(), '@', -1) LIKE Host`,
 		names.Owner, names.User(tenant.A), names.User(tenant.B))
 	if err != nil {
 		return seen, fmt.Errorf("reading the accounts: %w", classify(err))
@@ -290,11 +292,11 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 		}
 		slot, login := slots[user]
 		switch {
+		case (login || user == "") && host != "%":
+			// The server prefers the more specific host: this row would be asked for the password in place of ours (failures.md B6).
+			return seen, fault.New(fault.Refused, "account '%s'@'%s' shadows the tenant's logins, which are at '%%': DROP USER '%s'@'%s'", user, host, user, host)
 		case !login:
 			seen.marked = seen.marked || host == a.dialect.roleHost
-		case host != "%":
-			// The server prefers the more specific host: this row would be asked for the password in place of ours (docs/failures.md B6).
-			return seen, fault.New(fault.Refused, "account '%s'@'%s' shadows the tenant's '%s'@'%%': DROP USER '%s'@'%s'", user, host, user, user, host)
 		default:
 			seen.accounts[slot] = have
 		}
