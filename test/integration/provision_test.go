@@ -113,7 +113,7 @@ func (j *job) run(t *testing.T) *tenant.Record {
 	if r.Login(r.Active) != result.Record.Login(result.Record.Active) {
 		t.Error("handed over something else than the result")
 	}
-	if err := j.Engine.Login(t.Context(), r.Login(r.Active)); err != nil {
+	if err := engine.Open(r.Server, program).Login(t.Context(), r.Login(r.Active)); err != nil {
 		t.Errorf("what was handed over: %v", err)
 	}
 	return r
@@ -140,6 +140,21 @@ func (j *job) refused(t *testing.T, words ...string) string {
 		t.Errorf("took %s, as if repeating would help", took)
 	}
 	return err.Error()
+}
+
+// verified checks what the tenant can do with what was handed over, and with the other slot.
+func (j *job) verified(t *testing.T) {
+	t.Helper()
+	c, err := j.Init.Connector(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := j.published[len(j.published)-1]
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		if _, err := engine.Open(c.Server, program).Verify(t.Context(), r.Login(slot), r.Names()); err != nil {
+			t.Errorf("slot %s: %v", slot, err)
+		}
+	}
 }
 
 // byHand changes the password of a slot past the record.

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+)
+
+// TestServerWide is what concerns every tenant of a server, and so needs a server of its own. Its steps follow each other.
+func TestServerWide(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			if v.Engine == bed.Postgres {
+				postgresWide(t, server)
+			} else {
+				mysqlWide(t, server)
+			}
+		})
+	}
+}
+
+// exec runs statements as the superuser, each on its own.
+func exec(t *testing.T, s *bed.Server, statements ...string) {
+	t.Helper()
+	if err := s.Exec(t.Context(), statements...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func postgresWide(t *testing.T, server *bed.Server) {
+	both := admins(t, server)
+	modes(t, both["cloud admin"])
+
+	// B25: whoever came in while the database was open is sent away when it is closed.
+	for name, s := range both {
+		t.Run("sessions of strangers as "+name, func(t *testing.T) {
+			x, stranger := s.NewTenant(), s.NewTenant()
+			x.Ensure(t)
+			stranger.Ensure(t)
+			x.MustExec(t, "", x.SQL([]string{"GRANT CONNECT ON DATABASE {db} TO PUBLIC"})...)
+			own := x.Session(t, x.Login(tenant.A))
+			foreign := stranger.Login(tenant.A)
+			foreign.Database = x.Database
+			session := stranger.Session(t, foreign)
+			conn, err := session.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := x.Ensure(t)
+			_, err = conn.ExecContext(t.Context(), "SELECT 1")
+			warned := strings.Contains(strings.Join(done.Warnings, "\n"), "foreign sessions")
+			if (err != nil) == warned {
+				t.Errorf("the stranger's session: %v; warned: %t (%q)", err, warned, done.Warnings)
+			}
+			if name == "superuser" && err == nil {
+				t.Error("the stranger is still there")
+			}
+			if _, err := own.ExecContext(t.Context(), "SELECT 1"); err != nil {
+				t.Errorf("the tenant's own session: %v", err)
+			}
+		})
+	}
+
+	// B24: what is open to every login of the server is said.
+	t.Run("open doors", func(t *testing.T) {
+		x := both["superuser"].NewTenant()
+		warnings := strings.Join(x.Ensure(t).Warnings, "\n")
+		for _, name := range []string{"postgres", "template1"} {
+			exec(t, server, printed(t, warnings, `REVOKE CONNECT ON DATABASE "`+name+`" FROM PUBLIC`))
+		}
+		exec(t, server, `GRANT CONNECT ON DATABASE postgres TO "cloud@admin"`)
+		if done := x.Ensure(t); len(done.Warnings) > 0 {
+			t.Errorf("closed: warnings %q", done.Warnings)
+		}
+		x.Works(t)
+		both["cloud admin"].NewTenant().Ensure(t)
+	})
+
+	existing := newJob(t, both["superuser"])
+	existing.run(t)
+	t.Run("read-only by setting", func(t *testing.T) { // B47
+		exec(t, server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+		for _, s := range both {
+			j := newJob(t, s)
+			enginetest.Eventually(t, "the server to read its settings", func() bool {
+				admin, err := s.Engine.Admin(t.Context(), s.Connector.User, s.Connector.Password)
+				if err == nil {
+					admin.Close()
+				}
+				return err != nil
+			})
+			j.refused(t, "read-only", "default_transaction_read_only")
+		}
+		db, err := server.Admin("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close() //nolint:errcheck // the test is over
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, statement := range []string{"SET default_transaction_read_only = off", "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"} {
+			if _, err := conn.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	t.Run("standby", func(t *testing.T) {
+		// A server with this file recovers without an end, and takes no writes: just what a standby is.
+		file := filepath.Join(server.DataDir, "standby.signal")
+		if err := os.WriteFile(file, nil, 0o644); err != nil { // the server only looks whether it is there
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range both {
+			newJob(t, s).refused(t, "standby", "primary")
+		}
+		// A control plane that was there before must not start on it, either. 13 does not say at login what it is.
+		if server.Version != "13" {
+			existing.refused(t, "standby", "primary")
+		}
+	})
+}
+
+func mysqlWide(t *testing.T, server *bed.Server) {
+	both := admins(t, server)
+	modes(t, both["cloud admin"])
+
+	// An account of nobody would shadow an admin at '%', too, so here they are at this host.
+	for _, s := range both {
+		exec(t, server, fmt.Sprintf("RENAME USER '%s'@'%%' TO '%[1]s'@'127.0.0.1'", s.Connector.User))
+	}
+	exec(t, server, "FLUSH PRIVILEGES") // MariaDB sorts accounts only then
+
+	for name, s := range both {
+		// B6: the server takes the more specific host first, and asks for that account's password.
+		for what, shadow := range map[string]string{
+			"an account of the same name": `'{a}'@'127.0.0.1'`,
+			"an account for a network":    `'{b}'@'127.0.0.0/255.0.0.0'`,
+			"an account with a wildcard":  `'{a}'@'127.%'`,
+			"the account of nobody":       `''@'127.0.0.1'`,
+			"nobody from a network":       `''@'127.0.0.%'`,
+		} {
+			t.Run(what+" shadows as "+name, func(t *testing.T) {
+				j := newJob(t, s)
+				shadow := j.SQL([]string{shadow})[0]
+				exec(t, server, "CREATE USER "+shadow+" IDENTIFIED BY 'Shadow-1~password'")
+				way := printed(t, j.refused(t, "shadows"), `DROP USER '[^']*'@'[^']*'`)
+				j.ExecAs(t, s.Connector.User, s.Connector.Password, "", way)
+				j.run(t)
+				j.verified(t)
+			})
+		}
+		t.Run("an account of nobody elsewhere is no shadow as "+name, func(t *testing.T) {
+			exec(t, server, `CREATE USER ''@'192.0.2.1' IDENTIFIED BY 'Shadow-1~password'`, `CREATE USER ''@'%' IDENTIFIED BY 'Shadow-1~password'`)
+			newJob(t, s).run(t)
+			exec(t, server, `DROP USER ''@'192.0.2.1', ''@'%'`)
+		})
+	}
+
+	// B48 is the rule of this server: without TLS there is no way in, and it is said.
+	t.Run("clear text", func(t *testing.T) {
+		s := both["superuser"]
+		c := s.Connector.Server
+		c.SSLMode, c.CA = connector.Disable, ""
+		_, err := engine.Open(c, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
+		if err == nil || !strings.Contains(err.Error(), "TLS") && !strings.Contains(err.Error(), "secure transport") {
+			t.Errorf("got %v, want a word about TLS", err)
+		}
+	})
+
+	settings := []string{"read_only"}
+	if server.Engine == bed.MySQL {
+		settings = append(settings, "super_read_only")
+	}
+	for _, setting := range settings {
+		t.Run(setting, func(t *testing.T) {
+			exec(t, server, "SET GLOBAL "+setting+" = ON")
+			for _, s := range both {
+				newJob(t, s).refused(t, "read-only", setting, "primary")
+			}
+			exec(t, server, "SET GLOBAL "+setting+" = OFF", "SET GLOBAL read_only = OFF")
+			newJob(t, both["cloud admin"]).run(t)
+		})
+	}
+}
+
+// TestWithoutTLS is a server that has none: the connector must say so (promise 6, B9).
+func TestWithoutTLS(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := bed.NewServer(t, v.Engine, v.Version, bed.Options{NoTLS: true, LogStatements: true})
+			s := describe(server, server.AdminUser, server.AdminPassword)
+			for _, mode := range []connector.SSLMode{connector.Require, connector.VerifyCA, connector.VerifyFull} {
+				with(t, s, mode, "").refused(t, "does not offer TLS", "sslMode")
+			}
+			j := with(t, s, connector.Disable, "")
+			j.run(t)
+			j.verified(t)
+			log, err := s.Log() // here, where nothing else hides what is sent
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.NoSecretIn(t, "the server's log", log)
+		})
+	}
+}
+
+// with is a new job with another way of securing the connection.
+func with(t *testing.T, s *enginetest.Server, mode connector.SSLMode, ca string) *job {
+	t.Helper()
+	j := newJob(t, s)
+	c := s.Connector
+	c.Server.SSLMode, c.Server.CA = mode, ca
+	j.Init.Connector = func(context.Context) (connector.Connector, error) { return c, nil }
+	return j
+}
+
+// modes are the ways of securing the connection to a server that has TLS.
+func modes(t *testing.T, s *enginetest.Server) {
+	t.Helper()
+	ca := s.Connector.Server.CA
+	for _, tc := range []struct {
+		reason string
+		mode   connector.SSLMode
+		ca     string
+		want   string // what the refusal says; "" where it works
+	}{
+		{"encrypted, not verified", connector.Require, "", ""},
+		{"certificate verified, name not", connector.VerifyCA, ca, ""},
+		{"verified in full", connector.VerifyFull, ca, ""},
+		{"verified by the system, which does not know this CA", connector.VerifyFull, "", "certificate is not accepted"},
+		{"certificate verified by the system", connector.VerifyCA, "", "certificate is not accepted"},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			j := with(t, s, tc.mode, tc.ca)
+			if tc.want != "" {
+				j.refused(t, tc.want)
+				return
+			}
+			j.run(t)
+			j.verified(t)
+		})
+	}
+}
