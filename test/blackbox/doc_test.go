@@ -4,6 +4,5 @@
 // the image and with an environment made from nothing, against real servers. What counts is what an operator sees: the exit
 // code, the last line on stderr, the files, and what is on the servers afterwards.
 //
-// Numbers such as B40 in comments are those of the collection of cases from the field (issues of systems that do a part of
-// this job) that the project was designed with.
+// Numbers such as B40 in comments are those of docs/failures.md.
 package blackbox
