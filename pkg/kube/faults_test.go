@@ -84,7 +84,7 @@ func status(code int, reason metav1.StatusReason, message string, causes ...meta
 		w.WriteHeader(code)
 		_ = json.NewEncoder(w).Encode(metav1.Status{
 			TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
-			Code: int32(code), Reason: reason, Message: message, Details: &metav1.StatusDetails{Causes: causes}, //nolint:gosec // three digits
+			Code: int32(code), Reason: reason, Message: message, Details: &metav1.StatusDetails{Causes: causes},
 		})
 	}
 }

@@ -283,8 +283,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
-	record, err = r.settle(ctx, s, admin, record, &done)
-	if err != nil {
+	if _, err = r.settle(ctx, s, admin, record, &done); err != nil {
 		return Result{}, err
 	}
 	record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {

@@ -39,7 +39,7 @@ type Store struct{ dir string }
 
 // Open makes sure that the directory is there; a new one is open to nobody else.
 func Open(dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the directory is the operator's setting
 		return nil, classify(dir, "creating the state directory", err)
 	}
 	return &Store{dir: dir}, nil
@@ -118,7 +118,7 @@ const (
 // lock waits for the lock until ctx ends. It asks again and again instead of waiting in the kernel, because a wait in the
 // kernel cannot be given up.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600)
+	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600) //nolint:gosec // the directory is the operator's setting
 	if err != nil {
 		return nil, classify(s.dir, "locking the tenant's record", err)
 	}

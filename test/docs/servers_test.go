@@ -101,7 +101,7 @@ func TestSQLOfOperations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer db.Close() //nolint:errcheck // nothing depends on it
+			defer db.Close()
 			for _, statement := range deletion {
 				if err := bed.Wait(ctx, func(ctx context.Context) error { // a session that was closed lives on for a moment
 					_, err := db.ExecContext(ctx, strings.ReplaceAll(statement, "vcXXXX", names.Database))
@@ -131,7 +131,7 @@ func work(t *testing.T, login tenant.Login, server *bed.Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // nothing depends on it
+	defer db.Close()
 	if _, err := db.ExecContext(t.Context(), "CREATE TABLE kine (id INT PRIMARY KEY)"); err != nil {
 		t.Fatal(err)
 	}
