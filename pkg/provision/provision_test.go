@@ -1,0 +1,732 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// The logic against a world in memory, for what real servers do not do on demand: a kill before or after any call, a lost
+// compare-and-swap, any order of two runs. What servers really answer is tested in test/integration.
+
+const uid = "unit/test"
+
+var (
+	names     = tenant.NamesOf(uid)
+	here      = connector.Server{Engine: connector.Postgres, Host: "here", Port: 5432, SSLMode: connector.Disable}
+	elsewhere = connector.Server{Engine: connector.Postgres, Host: "elsewhere", Port: 5432, SSLMode: connector.Disable}
+	errKilled = errors.New("killed")
+)
+
+// world is a server, a store and an output directory.
+type world struct {
+	t  *testing.T
+	mu sync.Mutex
+
+	users    map[string]connector.Password
+	sessions map[string]int
+	database bool
+	limit    int
+	down     bool // elsewhere, and here too
+	record   *tenant.Record
+	handed   *tenant.Record
+	holder   *admin
+
+	// A run is killed at its n-th call: before the call has its effect, or after. From then on nothing it calls has one.
+	calls, killAt int
+	after, dead   bool
+	// conflicts are how many writes of the record lose against a rival who changes nothing.
+	conflicts int
+	// turn is called before each call, without the mutex: a test of interleavings waits there.
+	turn func()
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{t: t, users: map[string]connector.Password{}, sessions: map[string]int{}}
+}
+
+// do is one call to the world outside.
+func (w *world) do(effect func() error) error {
+	if w.turn != nil {
+		w.turn()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dead {
+		return errKilled
+	}
+	w.calls++
+	if w.calls == w.killAt && !w.after {
+		w.dead = true
+		return errKilled
+	}
+	err := effect()
+	if w.calls == w.killAt {
+		w.dead = true
+		return errKilled
+	}
+	return err
+}
+
+// revive makes the world what it is for the next run after a kill: the server has noticed that the session is gone.
+func (w *world) revive() { w.calls, w.killAt, w.dead, w.holder = 0, 0, false, nil }
+
+// Load and Update are the store. Update looks at every write.
+func (w *world) Load(context.Context) (r *tenant.Record, err error) {
+	err = w.do(func() error { r = w.record.Clone(); return nil })
+	return r, err
+}
+
+func (w *world) Update(_ context.Context, fn func(*tenant.Record) (*tenant.Record, error)) (r *tenant.Record, err error) {
+	err = w.do(func() error {
+		if w.conflicts > 0 {
+			w.conflicts--
+			if _, err := fn(w.record.Clone()); err != nil { // and what it made is thrown away
+				return err
+			}
+		}
+		old := w.record
+		next, err := fn(old.Clone())
+		if err != nil {
+			return err
+		}
+		if _, err := next.Encode(); err != nil {
+			w.t.Errorf("a record that nobody could read back: %v", err)
+		}
+		if old != nil && old.Pending != nil && next.Pending != nil && *old.Pending != *next.Pending {
+			w.t.Error("a second pending change")
+		}
+		if old != nil && next.Generation < old.Generation {
+			w.t.Error("the generation went back")
+		}
+		w.record = next.Clone()
+		r = next.Clone()
+		return nil
+	})
+	return r, err
+}
+
+// server is the world as the server at an address.
+type fake struct {
+	*world
+	at connector.Server
+}
+
+func (f fake) reach() error {
+	if f.down || f.at != here {
+		return fault.New(fault.Unavailable, "connection refused")
+	}
+	return nil
+}
+
+func (f fake) login(l tenant.Login) error {
+	if err := f.reach(); err != nil {
+		return err
+	}
+	switch p, ok := f.users[l.User]; {
+	case !ok || p != l.Password:
+		return fault.New(fault.WrongPassword, "wrong password")
+	case !f.database:
+		return fault.New(fault.NoDatabase, "no database")
+	}
+	return nil
+}
+
+func (f fake) Login(_ context.Context, l tenant.Login) error {
+	return f.do(func() error { return f.login(l) })
+}
+
+func (f fake) Verify(_ context.Context, l tenant.Login, _ tenant.Names) ([]string, error) {
+	return nil, f.do(func() error { return f.login(l) })
+}
+
+func (f fake) Admin(context.Context, string, connector.Password) (tenant.Admin, error) {
+	a := &admin{f}
+	if err := f.do(f.reach); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+type admin struct{ fake }
+
+func (a *admin) Lock(ctx context.Context, _ tenant.Names) error {
+	for {
+		got := false
+		if err := a.do(func() error {
+			if a.holder == nil {
+				a.holder, got = a, true
+			}
+			return nil
+		}); err != nil || got {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fault.New(fault.Unavailable, "somebody holds the lock")
+		}
+	}
+}
+
+func (a *admin) Close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.holder == a {
+		a.holder = nil
+	}
+}
+
+func (a *admin) Ensure(_ context.Context, w tenant.Want) (done tenant.Done, err error) {
+	// Each step is a call of its own, so that a kill comes in between.
+	if err := a.do(func() error {
+		if !a.database && w.Provisioned {
+			return fault.New(fault.NoDatabase, "no database")
+		}
+		return nil
+	}); err != nil {
+		return done, err
+	}
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		if err := a.do(func() error {
+			if _, ok := a.users[w.User(slot)]; !ok {
+				a.learn(w.User(slot), slot, w.Passwords[slot])
+				done.Changes = append(done.Changes, "create login")
+			}
+			return nil
+		}); err != nil {
+			return done, err
+		}
+	}
+	err = a.do(func() error {
+		a.database, a.limit = true, w.ConnectionLimit
+		return nil
+	})
+	return done, err
+}
+
+// learn is the server being told a password. The record must have it (intent first), or say that nobody knows it.
+func (a *admin) learn(user string, slot tenant.Slot, p connector.Password) {
+	switch r := a.record; {
+	case p == "":
+		a.t.Error("an empty password")
+	case r == nil:
+		a.t.Error("the server learns a password without a record")
+	case r.Slots[slot].Password != p && r.Slots[slot].Password != "" && (r.Pending == nil || r.Pending.Password != p):
+		a.t.Error("the server learns a password that the record does not hold")
+	}
+	if a.sessions[user] > 0 {
+		a.t.Errorf("the password of login %s was changed while it is in use", user)
+	}
+	a.users[user] = p
+}
+
+func (a *admin) InUse(_ context.Context, user string) (used bool, err error) {
+	err = a.do(func() error { used = a.sessions[user] > 0; return nil })
+	return used, err
+}
+
+func (a *admin) SetPassword(_ context.Context, user string, p connector.Password) error {
+	return a.do(func() error {
+		slot := tenant.A
+		if user == names.User(tenant.B) {
+			slot = tenant.B
+		}
+		a.learn(user, slot, p)
+		return nil
+	})
+}
+
+// run is one run of init.
+func (w *world) run(ctx context.Context, change ...func(*Init)) (Result, error) {
+	p := Init{
+		Namespace: "ns", VCluster: "vc", UID: func(context.Context) (string, error) { return uid, nil },
+		ConnectionLimit: 10, Attempt: time.Second, Store: w,
+		RecordName: "the record", ForgetCommand: "rm record", Log: zap.NewNop(),
+		Connector: func(context.Context) (connector.Connector, error) {
+			return connector.Connector{Server: here, User: "admin", Password: "admin", Source: "secret ns/c"}, w.do(func() error { return nil })
+		},
+		Publish: func(r *tenant.Record) error {
+			return w.do(func() error { w.handed = r.Clone(); return nil })
+		},
+	}
+	for _, c := range change {
+		c(&p)
+	}
+	return Run(ctx, p, func(s connector.Server) fake { return fake{w, s} })
+}
+
+// must is run, which must succeed and hand over what works.
+func (w *world) must(what string, change ...func(*Init)) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	w.handed = nil
+	if _, err := w.run(ctx, change...); err != nil {
+		w.t.Errorf("%s: %v", what, err)
+		return
+	}
+	w.works(what)
+}
+
+func (w *world) works(what string) {
+	w.t.Helper()
+	switch {
+	case w.handed == nil:
+		w.t.Errorf("%s: nothing was handed over", what)
+	case !w.database || w.users[w.handed.Login(w.handed.Active).User] != w.handed.Login(w.handed.Active).Password:
+		w.t.Errorf("%s: what was handed over does not work", what)
+	case w.record.Pending != nil && w.record.Pending.Slot == w.record.Active:
+		w.t.Errorf("%s: a change is pending", what)
+	}
+	if w.record == nil || w.handed == nil {
+		return
+	}
+	other := w.record.Active.Other()
+	if p := w.record.Slots[other].Password; w.record.Pending == nil && p != "" && w.users[names.User(other)] != p {
+		w.t.Errorf("%s: the record's password of the inactive slot is not the server's", what)
+	}
+}
+
+// scenarios are what init may find. Each returns the logins of running pods, which must keep working.
+var scenarios = map[string]func(*world) []tenant.Slot{
+	"new": func(*world) []tenant.Slot { return nil },
+	"restart": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		return nil
+	},
+	"limit changed": func(w *world) []tenant.Slot {
+		w.must("preparing", func(p *Init) { p.ConnectionLimit = 5 })
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
+	"wrong password": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.users[names.User(tenant.A)] = "by hand"
+		return nil
+	},
+	"wrong password, pod on slot a": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.users[names.User(tenant.A)] = "by hand"
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
+	"both passwords wrong, pod on slot b": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.users[names.User(tenant.A)], w.users[names.User(tenant.B)] = "by hand", "by hand, too"
+		w.sessions[names.User(tenant.B)] = 1
+		return []tenant.Slot{tenant.B}
+	},
+	"record lost": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.record = nil
+		return nil
+	},
+	"record lost, pod on slot a": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.record = nil
+		w.sessions[names.User(tenant.A)] = 2
+		return []tenant.Slot{tenant.A}
+	},
+	"record lost, pod on slot b": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.record = nil
+		w.sessions[names.User(tenant.B)] = 1
+		return []tenant.Slot{tenant.B}
+	},
+	"login a gone": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		delete(w.users, names.User(tenant.A))
+		return nil
+	},
+	"login b gone, its password unknown": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		delete(w.users, names.User(tenant.B))
+		w.record.Slots[tenant.B] = tenant.Credential{}
+		w.users[names.User(tenant.A)] = "by hand"
+		return nil
+	},
+	"pending on the active slot, applied": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.A, tenant.Activate, true)
+		return nil
+	},
+	"pending on the active slot, not applied, password wrong": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.A, tenant.Activate, false)
+		w.users[names.User(tenant.A)] = "by hand"
+		return nil
+	},
+	"pending on the active slot, not applied, pod there": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.A, tenant.Activate, false)
+		w.users[names.User(tenant.A)] = "by hand"
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
+	"pending on the other slot, applied, password wrong": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.B, tenant.Activate, true)
+		w.users[names.User(tenant.A)] = "by hand"
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
+	"pending retirement of an unknown slot": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.record.Slots[tenant.B] = tenant.Credential{}
+		w.users[names.User(tenant.B)] = "unknown"
+		w.pend(tenant.B, tenant.Retire, false)
+		return nil
+	},
+	"pending retirement, applied, password wrong": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.B, tenant.Retire, true)
+		w.users[names.User(tenant.A)] = "by hand"
+		return nil
+	},
+}
+
+// pend is a change that a run decided on before it was killed.
+func (w *world) pend(slot tenant.Slot, purpose tenant.Purpose, applied bool) {
+	w.record.Pending = &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
+	if applied {
+		w.users[names.User(slot)] = w.record.Pending.Password
+	}
+}
+
+// TestKill is promise 3: killed at any call, before or after its effect, and killed again in the run after that, init
+// converges, and whoever is logged in stays so. The points are counted, not listed.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			points := 0
+			for _, after := range []bool{false, true} {
+				for first := 1; ; first++ {
+					killed := kill(t, name, after, first, 0)
+					if !killed {
+						break
+					}
+					points++
+					for second := 1; kill(t, name, after, first, second); second++ {
+						points++
+					}
+					if t.Failed() {
+						t.Fatalf("killed after the effect: %t, at call %d", after, first)
+					}
+				}
+			}
+			if points < 10 {
+				t.Errorf("only %d points: the world is not asked", points)
+			}
+		})
+	}
+}
+
+// kill makes the scenario, kills a run at one call and, unless it is 0, the next at another, and then runs in peace. It
+// says whether the last of the calls was reached at all.
+func kill(t *testing.T, name string, after bool, points ...int) (killed bool) {
+	t.Helper()
+	w := newWorld(t)
+	pods := scenarios[name](w)
+	before := maps.Clone(w.users)
+	for _, n := range points {
+		if n == 0 {
+			break
+		}
+		w.revive()
+		w.killAt, w.after = n, after
+		_, err := w.run(t.Context())
+		if killed = w.dead; killed && err == nil {
+			t.Error("killed, and yet it succeeded")
+		}
+		if !killed && err != nil {
+			t.Error(err)
+		}
+	}
+	w.revive()
+	w.must("in peace")
+	w.revive()
+	w.must("and again")
+	for _, slot := range pods {
+		if user := names.User(slot); w.users[user] != before[user] {
+			t.Errorf("the login %s, which a pod uses, has another password", user)
+		}
+	}
+	return killed
+}
+
+// TestConflicts: every write of the record loses against a rival once, so every closure runs twice.
+func TestConflicts(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			prepare(w)
+			w.conflicts = 1000
+			w.must("with conflicts")
+		})
+	}
+}
+
+// TestInterleavings runs three at once in any order of their calls, which a seed decides.
+func TestInterleavings(t *testing.T) {
+	t.Parallel()
+	const runs, seeds = 3, 60
+	for name, prepare := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(seeds) {
+				w := newWorld(t)
+				pods := prepare(w)
+				before := maps.Clone(w.users)
+				interleave(t, w, seed, runs)
+				for _, slot := range pods {
+					if user := names.User(slot); w.users[user] != before[user] {
+						t.Errorf("the login %s, which a pod uses, has another password", user)
+					}
+				}
+				w.turn = nil
+				w.must("in peace")
+				if t.Failed() {
+					t.Fatalf("seed %d", seed)
+				}
+			}
+		})
+	}
+}
+
+// interleave lets one of the runs make one call at a time.
+func interleave(t *testing.T, w *world, seed uint64, runs int) {
+	t.Helper()
+	order := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be repeatable
+	asking, ended := make(chan chan struct{}), make(chan error)
+	w.turn = func() {
+		go_ := make(chan struct{})
+		asking <- go_
+		<-go_
+	}
+	var handed []*tenant.Record
+	for range runs {
+		go func() {
+			result, err := w.run(t.Context())
+			if err == nil {
+				handed = append(handed, result.Record) // one at a time: the others wait for their turn or for asking
+			}
+			ended <- err
+		}()
+	}
+	var waiting []chan struct{}
+	for alive := runs; alive > 0; {
+		for len(waiting) < alive {
+			select {
+			case c := <-asking:
+				waiting = append(waiting, c)
+			case err := <-ended:
+				alive--
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if alive == 0 {
+			break
+		}
+		i := order.IntN(len(waiting))
+		next := waiting[i]
+		waiting = slices.Delete(waiting, i, i+1)
+		close(next)
+	}
+	// Nobody was given what another one then made useless.
+	for _, r := range handed {
+		if l := r.Login(r.Active); w.users[l.User] != l.Password {
+			t.Errorf("what was handed over (slot %s, generation %d) does not work any more", r.Active, r.Generation)
+		}
+	}
+}
+
+// Both slots in use: wait within the limit, and go on when one is free. The clock is the bubble's.
+func TestBothInUse(t *testing.T) {
+	t.Parallel()
+	prepare := func(t *testing.T) *world {
+		w := newWorld(t)
+		w.must("preparing")
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			w.users[names.User(slot)] = connector.Password("by hand " + slot)
+			w.sessions[names.User(slot)] = 1
+		}
+		return w
+	}
+	t.Run("until the time is up", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := prepare(t)
+			before := maps.Clone(w.users)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			began := time.Now()
+			_, err := w.run(ctx)
+			if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "both logins") || !strings.Contains(err.Error(), "time limit") {
+				t.Errorf("got %v", err)
+			}
+			if took := time.Since(began); took > time.Minute {
+				t.Errorf("took %s", took)
+			}
+			if !maps.Equal(before, w.users) || w.record.Pending != nil {
+				t.Error("something was changed")
+			}
+		})
+	})
+	t.Run("until one is free", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := prepare(t)
+			time.AfterFunc(30*time.Second, func() {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				delete(w.sessions, names.User(tenant.B))
+			})
+			w.must("waiting")
+			if w.record.Active != tenant.B || w.users[names.User(tenant.A)] != "by hand a" {
+				t.Errorf("slot %s is active; slot a was left alone: %t", w.record.Active, w.users[names.User(tenant.A)] == "by hand a")
+			}
+		})
+	})
+}
+
+// TestRestartNeedsNoAdmin is promise 7.
+func TestRestartNeedsNoAdmin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("preparing")
+	w.calls = 0
+	w.must("restart", func(p *Init) {
+		p.Connector = func(context.Context) (connector.Connector, error) {
+			return connector.Connector{}, errors.New("the connector was read")
+		}
+	})
+	if w.calls != 3 {
+		t.Errorf("%d calls, want one read, one login, one hand-over", w.calls)
+	}
+}
+
+// TestWithoutConnector: what is left to do must not keep a control plane from coming up, and what is not must be said.
+func TestWithoutConnector(t *testing.T) {
+	t.Parallel()
+	none := func(p *Init) {
+		p.Connector = func(context.Context) (connector.Connector, error) {
+			return connector.Connector{}, fault.New(fault.Refused, "no such secret")
+		}
+	}
+	for _, tc := range []struct {
+		reason string
+		world  func(*world)
+		want   string // "" where it comes up
+	}{
+		{"the limit can wait", func(w *world) { w.record.ConnectionLimit = 5 }, ""},
+		{"the inactive slot can wait", func(w *world) { w.record.Slots[tenant.B] = tenant.Credential{} }, ""},
+		{"a wrong password cannot", func(w *world) { w.users[names.User(tenant.A)] = "by hand" }, "no such secret"},
+		{"a server that is away cannot, and the record knows where it is", func(w *world) { w.down = true }, "connection refused"},
+		{"the database is away: promise 2", func(w *world) { w.database = false }, "rm record"},
+		{"nothing is there yet", func(w *world) { w.record = nil }, "no such secret"},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.must("preparing")
+				tc.world(w)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				w.handed = nil
+				_, err := w.run(ctx, none)
+				switch {
+				case tc.want == "" && (err != nil || w.handed == nil):
+					t.Errorf("%s: got %v", tc.reason, err)
+				case tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want) || w.handed != nil):
+					t.Errorf("%s: got %v, want %q", tc.reason, err, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// TestGuards are the refusals of a record that is not for this control plane, or for no server that is there (promise 2).
+func TestGuards(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		reason string
+		world  func(*world)
+		init   func(*Init)
+		want   string
+	}{
+		{"the database is gone", func(w *world) { w.database = false }, func(*Init) {}, "rm record"},
+		{"the database and the logins are gone", func(w *world) { w.database = false; clear(w.users) }, func(*Init) {}, "rm record"},
+		{"moved to a server without it", func(w *world) { w.record.Server = elsewhere; w.database = false; clear(w.users) }, func(*Init) {}, elsewhere.Address()},
+		{"another UID", nil, func(p *Init) { p.TenantUID = "other" }, "DBCONNECTOR_TENANT_UID"},
+		{"another namespace", nil, func(p *Init) { p.Namespace = "other" }, "DBCONNECTOR_TENANT_UID=" + uid},
+		{"another vCluster", nil, func(p *Init) { p.VCluster = "other" }, `made for vCluster "vc"`},
+	} {
+		t.Run(tc.reason, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.must("preparing")
+			if tc.world != nil {
+				tc.world(w)
+			}
+			before, users := fmt.Sprint(w.record), len(w.users)
+			w.handed = nil
+			_, err := w.run(t.Context(), tc.init)
+			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("%s: got %v (class %d), want a refusal that says %q", tc.reason, err, fault.Of(err), tc.want)
+			}
+			if w.handed != nil || fmt.Sprint(w.record) != before || len(w.users) != users {
+				t.Errorf("%s: something was done nevertheless", tc.reason)
+			}
+		})
+	}
+	t.Run("moved to a server that has it", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.must("preparing")
+		w.record.Server = elsewhere
+		w.must("moved")
+		if w.record.Server != here {
+			t.Error("the record does not know the new server")
+		}
+	})
+	t.Run("the UID of a tenant that was moved here", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.must("preparing")
+		w.must("moved", func(p *Init) { p.Namespace, p.TenantUID = "other", uid })
+	})
+}
+
+// Stopped on request is not the server's fault, and says so.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.down = true
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.run(ctx); err == nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
