@@ -53,6 +53,9 @@ type world struct {
 	after, dead   bool
 	// conflicts are how many writes of the record lose against a rival who changes nothing.
 	conflicts int
+	// rival writes the record before the n-th write of the run, as a sidecar that rotates does: without the server's lock.
+	rival   func(*tenant.Record)
+	rivalAt int
 	// turn is called before each call, without the mutex: a test of interleavings waits there.
 	turn func()
 }
@@ -100,6 +103,9 @@ func (w *world) Update(_ context.Context, fn func(*tenant.Record) (*tenant.Recor
 			if _, err := fn(w.record.Clone()); err != nil { // and what it made is thrown away
 				return err
 			}
+		}
+		if w.rivalAt--; w.rivalAt == 0 && w.record != nil {
+			w.rival(w.record)
 		}
 		old := w.record
 		next, err := fn(old.Clone())
@@ -485,6 +491,48 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
+// TestRotationMeanwhile: a sidecar of another replica stages a rotation before any write of init. Its pending change is
+// settled and not replaced, or the sidecar would wait for a password that no server was ever told.
+func TestRotationMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; ; n++ {
+				w := newWorld(t)
+				pods := prepare(w)
+				before := maps.Clone(w.users)
+				var staged *tenant.Change
+				w.rivalAt = n
+				w.rival = func(r *tenant.Record) {
+					other := r.Active.Other()
+					if r.Provisioned() && r.OtherRetired && r.Pending == nil && w.sessions[names.User(other)] == 0 {
+						staged = &tenant.Change{Slot: other, Password: tenant.NewPassword(), Purpose: tenant.Activate}
+						change := *staged
+						r.Pending = &change
+					}
+				}
+				w.must("with a rotation")
+				for _, slot := range pods {
+					if user := names.User(slot); w.users[user] != before[user] {
+						t.Errorf("the login %s, which a pod uses, has another password", user)
+					}
+				}
+				if staged != nil && w.record.Pending != nil && *w.record.Pending != *staged {
+					t.Error("the staged change was replaced")
+				}
+				w.must("and again")
+				if t.Failed() {
+					t.Fatalf("before write %d", n)
+				}
+				if w.rivalAt > 0 {
+					return // there are no more writes
+				}
+			}
+		})
+	}
+}
+
 // TestInterleavings runs three at once in any order of their calls, which a seed decides.
 func TestInterleavings(t *testing.T) {
 	t.Parallel()
@@ -518,9 +566,9 @@ func interleave(t *testing.T, w *world, seed uint64, runs int) {
 	order := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be repeatable
 	asking, ended := make(chan chan struct{}), make(chan error)
 	w.turn = func() {
-		go_ := make(chan struct{})
-		asking <- go_
-		<-go_
+		mine := make(chan struct{})
+		asking <- mine
+		<-mine
 	}
 	var handed []*tenant.Record
 	for range runs {
