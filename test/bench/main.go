@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures what docs/benchmarks.md states and prints it as one table:
+//
+//	go run ./test/bench            # print
+//	go run ./test/bench -write     # and put it into docs/benchmarks.md
+//
+// Times are noise on a machine that does something else as well: what is compared runs in pairs, one beside the other in
+// changing order, and what counts is the median of the pairs' ratios. Counts are exact, and a count that is off ends the
+// program with exit code 1.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == measureFlag {
+		os.Exit(measured(os.Args[2]))
+	}
+	write := flag.Bool("write", false, "put the table into docs/benchmarks.md")
+	pairs := flag.Int("pairs", 25, "how many pairs are timed")
+	herd := flag.Bool("herd", true, "let the herds loose")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	bed.Progress = os.Stderr
+	err := run(ctx, *pairs, *herd, *write)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// engines are what is measured, and what the counts have to be.
+var engines = []struct {
+	engine  bed.Engine
+	version string
+	name    string
+	// want is of a first provision.
+	want counts
+}{
+	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}},
+	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 15}},
+	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 15}},
+}
+
+// restart is what the counts of a restart have to be, with every engine.
+var restart = counts{API: 1, Connections: 1}
+
+const (
+	maxSize   = 25e6
+	maxMemory = 30 << 20
+)
+
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+
+func run(ctx context.Context, pairs int, herd, write bool) (err error) {
+	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	progress("building")
+	b := &bench{dir: dir, volume: dir, pairs: pairs}
+	if memory, err := os.MkdirTemp("/dev/shm", "bench-"); err == nil {
+		defer os.RemoveAll(memory)
+		b.volume = memory
+	}
+	if b.init, err = rig.BuildInit(ctx, dir); err != nil {
+		return err
+	}
+	if b.minimal, err = rig.Build(ctx, dir, "minimal", "test/bench/minimal"); err != nil {
+		return err
+	}
+	progress("starting an API server")
+	if err := b.startAPI(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.cluster.API.Stop(context.WithoutCancel(ctx))) }()
+
+	info, err := os.Stat(b.init)
+	if err != nil {
+		return err
+	}
+	var off []string
+	if info.Size() > maxSize {
+		off = append(off, fmt.Sprintf("the binary has %d bytes, at most %d are allowed", info.Size(), int64(maxSize)))
+	}
+	var figures []figures
+	for i := range engines {
+		f, wrong, err := b.engine(ctx, i, herd)
+		if err != nil {
+			return fmt.Errorf("%s: %w", engines[i].name, err)
+		}
+		figures, off = append(figures, f), append(off, wrong...)
+	}
+	table := render(figures, info.Size(), pairs)
+	fmt.Println(table)
+	if write {
+		if err := writeTable(table); err != nil {
+			return err
+		}
+	}
+	if len(off) > 0 {
+		return fmt.Errorf("counts are off:\n%s", strings.Join(off, "\n"))
+	}
+	return nil
+}
+
+// figures are the results for one engine.
+type figures struct {
+	version        string
+	first, restart counts
+	overMinimal    ratio
+	// overClient is of a first provision, direct of one without Kubernetes.
+	overClient, direct ratio
+	memory             [2]int64 // of a first provision and of a restart
+	herd               rig.HerdResult
+	herdWasLetLoose    bool
+}
+
+func render(all []figures, size int64, pairs int) string {
+	var s strings.Builder
+	row := func(what, goal string, cell func(f figures) string) {
+		fmt.Fprintf(&s, "| %s | %s |", what, goal)
+		for _, f := range all {
+			fmt.Fprintf(&s, " %s |", cell(f))
+		}
+		s.WriteString("\n")
+	}
+	fmt.Fprintf(&s, "Measured on %s, %d cores, %s; %d pairs for each ratio.\n\n", cpu(), runtime.NumCPU(), runtime.Version(), pairs)
+	s.WriteString("| Figure | Goal |")
+	for i, f := range all {
+		fmt.Fprintf(&s, " %s %s |", engines[i].name, short(f.version))
+	}
+	s.WriteString("\n|---|---|" + strings.Repeat("---:|", len(all)) + "\n")
+	row("Restart: API requests", "1", func(f figures) string { return fmt.Sprint(f.restart.API) })
+	row("Restart: database connections", "1", func(f figures) string { return fmt.Sprint(f.restart.Connections) })
+	row("Restart: connections of the admin", "0", func(f figures) string { return fmt.Sprint(f.restart.Admin) })
+	row("Restart: time / minimal program", "≤ 1.5", func(f figures) string { return f.overMinimal.String() })
+	row("First provision: API requests", "", func(f figures) string { return fmt.Sprint(f.first.API) })
+	row("First provision: database connections (of the admin)", "", func(f figures) string {
+		return fmt.Sprintf("%d (%d)", f.first.Connections, f.first.Admin)
+	})
+	row("First provision: requests with SQL", "", func(f figures) string { return fmt.Sprint(f.first.Statements) })
+	row("First provision: time / same statements by psql, mariadb", "≤ 1.3", func(f figures) string { return f.overClient.String() })
+	row("The same without Kubernetes", "≤ 1.3", func(f figures) string { return f.direct.String() })
+	row("Peak memory, first provision", "≤ 30 MiB", func(f figures) string { return mib(f.memory[0]) })
+	row("Peak memory, restart", "≤ 30 MiB", func(f figures) string { return mib(f.memory[1]) })
+	if all[0].herdWasLetLoose {
+		row(fmt.Sprintf("Herd of %d, max_connections=%d: failed", rig.Herd, rig.HerdLimit), "0", func(f figures) string { return fmt.Sprint(len(f.herd.Failed)) })
+		row("Herd: p50 / p99", "", func(f figures) string {
+			return fmt.Sprintf("%.1f s / %.1f s", f.herd.P50.Seconds(), f.herd.P99.Seconds())
+		})
+		row("Herd: most connections of the admin at once", "", func(f figures) string { return fmt.Sprint(f.herd.Peak) })
+	}
+	row("Binary, stripped", "≤ 25 MB", func(figures) string { return fmt.Sprintf("%.1f MB", float64(size)/1e6) })
+	return s.String()
+}
+
+func short(version string) string {
+	version, _, _ = strings.Cut(version, "-")
+	return version
+}
+
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+// cpu is the processor's name, as the kernel has it.
+func cpu() string {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+const (
+	begin = "<!-- bench: begin -->"
+	end   = "<!-- bench: end -->"
+)
+
+// writeTable puts the table between the markers in docs/benchmarks.md.
+func writeTable(table string) error {
+	name := filepath.Join("docs", "benchmarks.md")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return fmt.Errorf("%w (is this the module's root?)", err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no markers %s and %s", name, begin, end)
+	}
+	return os.WriteFile(name, []byte(before+begin+"\n"+table+"\n"+end+after), 0o644)
+}
+
+func since(began time.Time) time.Duration { return time.Since(began) }
