@@ -99,7 +99,8 @@ func newClient(config *rest.Config, component string) (*Client, error) {
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	config.UserAgent = component
 	config.Timeout = requestTimeout
-	config.QPS = -1 // a handful of requests in all: nothing to limit
+	config.NextProtos = []string{"http/1.1"} // what HTTP/2 costs at its start, a handful of requests one after the other never brings in
+	config.QPS = -1                          // a handful of requests in all: nothing to limit
 	config.WarningHandlerWithContext = rest.NoWarnings{}
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
