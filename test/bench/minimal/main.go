@@ -40,7 +40,7 @@ func run(ctx context.Context) error {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, os.Getenv("MINIMAL_SECRET"), nil)
 	if err != nil {
 		return err
