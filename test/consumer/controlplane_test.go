@@ -183,10 +183,13 @@ func checkCompaction(t *testing.T, endpoint string) {
 	}
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		_, err := client.Kubernetes.Get(ctx, "/compacted/key", kubernetes.GetOptions{Revision: first})
-		if errors.Is(err, rpctypes.ErrCompacted) {
+		switch {
+		case err == nil:
+			return fmt.Errorf("waiting for compaction: a revision of %d writes ago can still be read", revision-first)
+		case errors.Is(err, rpctypes.ErrCompacted):
 			return nil
 		}
-		return fmt.Errorf("waiting for compaction: reading a revision of %d writes ago: %v, want %v", revision-first, err, rpctypes.ErrCompacted)
+		return fmt.Errorf("waiting for compaction: reading an old revision: %w, want %w", err, rpctypes.ErrCompacted)
 	})
 	if got := get(t, client, "/compacted/key"); got != "59" {
 		t.Errorf("after compaction, the object is %q, want the latest version", got)
@@ -277,10 +280,13 @@ func checkAPI(t *testing.T, api *bed.APIServer) map[string]string {
 		}
 		query := url.Values{"resourceVersion": {began}, "resourceVersionMatch": {"Exact"}, "limit": {"1"}}
 		err := api.Do(ctx, http.MethodGet, path+"?"+query.Encode(), nil, nil)
-		if err != nil && strings.Contains(err.Error(), "410 Gone") {
+		switch {
+		case err == nil:
+			return errors.New("waiting for compaction: an old revision can still be listed")
+		case strings.Contains(err.Error(), "410 Gone"):
 			return nil
 		}
-		return fmt.Errorf("waiting for compaction: listing an old revision: %v, want 410 Gone", err)
+		return fmt.Errorf("waiting for compaction: listing an old revision: %w, want 410 Gone", err)
 	})
 	return want
 }

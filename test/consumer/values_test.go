@@ -56,7 +56,10 @@ func TestShippedValues(t *testing.T) {
 				if len(is) != len(was) {
 					t.Errorf("the stores are %v, want %v", slices.Sorted(maps.Keys(is)), slices.Sorted(maps.Keys(was)))
 				}
-				want := was[tc.store].(map[string]any)
+				want, ok := was[tc.store].(map[string]any)
+				if !ok {
+					t.Fatalf("the values have no store %s", tc.store)
+				}
 				want["dataSource"] = dsn
 				if caFile != "" {
 					want["caFile"] = caFile

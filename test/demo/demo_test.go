@@ -20,12 +20,12 @@ import (
 // can be seen. The servers' account must be able to enter it, unlike t.TempDir.
 func demoTemp(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dbconnector-demo-test-")
+	dir, err := os.MkdirTemp("", "dbconnector-demo-test-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // on purpose, see above
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -170,30 +170,30 @@ func newClient(api *bed.APIServer) *client {
 	return &client{url: api.URL + "/api/v1/namespaces/default/configmaps", http: &http.Client{Transport: transport}}
 }
 
-func (c *client) do(ctx context.Context, method, path string, in any) ([]byte, error) {
+func (c *client) do(ctx context.Context, method, path string, in any) error {
 	var body io.Reader = http.NoBody
 	if in != nil {
 		content, err := json.Marshal(in)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		body = bytes.NewReader(content)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, c.url+path, body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer response.Body.Close()
 	answer, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode/100 != 2 {
 		err = fmt.Errorf("%s %s: %s: %.200s", method, path, response.Status, answer)
 	}
-	return answer, err
+	return err
 }
 
 // work creates, reads, updates and now and then lists and deletes, until the context
@@ -227,7 +227,7 @@ func (m *measurement) work(ctx context.Context, c *client, number int) {
 
 // count makes a request and counts it, unless the end of the measurement cut it short.
 func (m *measurement) count(ctx context.Context, c *client, method, path string, in any) bool {
-	_, err := c.do(ctx, method, path, in)
+	err := c.do(ctx, method, path, in)
 	switch {
 	case err == nil:
 		m.requests.Add(1)
@@ -247,7 +247,7 @@ func (m *measurement) count(ctx context.Context, c *client, method, path string,
 func (m *measurement) watch(ctx context.Context, c *client) {
 	defer c.http.CloseIdleConnections()
 	for ctx.Err() == nil {
-		_, err := c.do(ctx, http.MethodGet, "?watch=true", nil)
+		err := c.do(ctx, http.MethodGet, "?watch=true", nil)
 		if err != nil && ctx.Err() == nil {
 			m.failed.Add(1)
 			return
