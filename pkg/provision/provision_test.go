@@ -563,7 +563,7 @@ func TestInterleavings(t *testing.T) {
 // interleave lets one of the runs make one call at a time.
 func interleave(t *testing.T, w *world, seed uint64, runs int) {
 	t.Helper()
-	order := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // it has to be repeatable
+	order := rand.New(rand.NewPCG(seed, 0)) // it has to be repeatable
 	asking, ended := make(chan chan struct{}), make(chan error)
 	w.turn = func() {
 		mine := make(chan struct{})

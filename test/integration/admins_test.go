@@ -4,8 +4,10 @@ package integration
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
+	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
@@ -45,5 +47,77 @@ func TestAdminByRole(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// CVE-2018-1058: a tenant owns what is in its database, and up to 14 every login may create in the database postgres. What it
+// leaves there must never run with the admin's rights. So it shadows every operator that there is, for every pair of types
+// that our statements could mean, with a function that tells who called it.
+func TestAdminRunsNoCodeOfTenants(t *testing.T) {
+	t.Parallel()
+	const trap = `
+		DO $do$
+		DECLARE l text; r text; op text;
+		BEGIN
+			CREATE SEQUENCE public.trapped;
+			FOREACH l IN ARRAY ARRAY['oid', 'int4', 'int8', 'name', 'text', 'bool', '"char"', 'regrole'] LOOP
+				FOREACH r IN ARRAY ARRAY['oid', 'int4', 'int8', 'name', 'text', 'bool', '"char"', 'regrole', 'name[]', 'text[]'] LOOP
+					FOREACH op IN ARRAY ARRAY['=', '<>', '<', '>', '~', '||'] LOOP
+						EXECUTE format('CREATE OR REPLACE FUNCTION public.trap(%s, %s) RETURNS bool LANGUAGE plpgsql AS $f$ BEGIN
+							IF session_user <> %L THEN PERFORM pg_catalog.nextval(''public.trapped''); END IF; RETURN true; END $f$', l, r, session_user);
+						EXECUTE format('CREATE OPERATOR public.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = public.trap)', op, l, r);
+					END LOOP;
+				END LOOP;
+			END LOOP;
+		END $do$`
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			continue // without CREATE ROUTINE and CREATE VIEW there is nothing that a tenant could leave
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			for name, s := range admins(t, server) {
+				t.Run(name, func(t *testing.T) { trapped(t, server, s, v.Version < "15", trap) })
+			}
+		})
+	}
+}
+
+func trapped(t *testing.T, server *bed.Server, s *enginetest.Server, everywhere bool, trap string) {
+	x := s.NewTenant()
+	x.Ensure(t)
+	databases := []string{x.Database}
+	if everywhere {
+		databases = append(databases, "postgres")
+	}
+	for _, database := range databases {
+		x.ExecAs(t, x.User(tenant.A), x.Passwords[tenant.A], database, trap)
+		x.ExecAs(t, x.User(tenant.A), x.Passwords[tenant.A], database, "GRANT ALL ON SEQUENCE public.trapped TO PUBLIC")
+	}
+	// Something to repair, on every path, and a neighbour.
+	x.MustExec(t, "", x.SQL([]string{"ALTER DATABASE {db} CONNECTION LIMIT 3", "ALTER ROLE {b} RESET role"})...)
+	if s.Connector.User == server.AdminUser || !everywhere { // who may grant on the schema
+		x.MustExec(t, x.Database, x.SQL([]string{"GRANT ALL ON SCHEMA public TO PUBLIC"})...)
+	}
+	x.Ensure(t)
+	s.NewTenant().Ensure(t)
+	x.WithAdmin(t, func(admin tenant.Admin) {
+		if _, err := admin.InUse(t.Context(), x.User(tenant.A)); err != nil {
+			t.Fatal(err)
+		}
+		if err := admin.SetPassword(t.Context(), x.User(tenant.B), x.Passwords[tenant.B]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, database := range databases {
+		got, err := lines(t.Context(), server, database, "SELECT is_called::text FROM public.trapped")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Join(got, "") != "false" {
+			t.Errorf("code of the tenant ran with the admin's rights in database %s", database)
+		}
+		x.MustExec(t, database, x.SQL([]string{"DROP OWNED BY {owner}, {a}"})...)
 	}
 }

@@ -145,7 +145,7 @@ func (j *job) refused(t *testing.T, words ...string) string {
 // verified checks what the tenant can do with what was handed over, and with the other slot.
 func (j *job) verified(t *testing.T) {
 	t.Helper()
-	c, err := j.Init.Connector(t.Context())
+	c, err := j.Connector(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -523,7 +523,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j := newJob(t, s)
 		j.run(t)
 		dead := deadServer(t, s)
-		j.Init.Connector = func(context.Context) (connector.Connector, error) {
+		j.Connector = func(context.Context) (connector.Connector, error) {
 			c := s.Connector
 			c.Server = dead
 			return c, nil

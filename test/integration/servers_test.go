@@ -121,13 +121,13 @@ func lines(ctx context.Context, s *bed.Server, database, query string, args ...a
 		if db, err = s.Admin(database); err != nil {
 			return nil, err
 		}
-		defer db.Close() //nolint:errcheck // nothing was written
+		defer db.Close()
 	}
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close() //nolint:errcheck // Err is asked below
+	defer rows.Close()
 	var out []string
 	for rows.Next() {
 		var line sql.NullString

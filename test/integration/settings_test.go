@@ -109,7 +109,7 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer db.Close() //nolint:errcheck // the test is over
+		defer db.Close()
 		conn, err := db.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -231,7 +231,7 @@ func with(t *testing.T, s *enginetest.Server, mode connector.SSLMode, ca string)
 	j := newJob(t, s)
 	c := s.Connector
 	c.Server.SSLMode, c.Server.CA = mode, ca
-	j.Init.Connector = func(context.Context) (connector.Connector, error) { return c, nil }
+	j.Connector = func(context.Context) (connector.Connector, error) { return c, nil }
 	return j
 }
 

@@ -3,6 +3,8 @@
 package enginetest
 
 import (
+	"context"
+	"database/sql"
 	"slices"
 	"strings"
 	"testing"
@@ -77,14 +79,7 @@ func isolation(t *testing.T, s *Server) {
 							_, err = db.ExecContext(t.Context(), statement)
 							continue
 						}
-						rs, qerr := db.QueryContext(t.Context(), statement)
-						if err = qerr; err == nil {
-							for rs.Next() {
-								rows++
-							}
-							err = rs.Err()
-							_ = rs.Close()
-						}
+						rows, err = count(t.Context(), db, statement)
 					}
 					switch {
 					case len(a.Codes) == 0 && err != nil:
@@ -109,4 +104,17 @@ func isolation(t *testing.T, s *Server) {
 	}
 	victim.Works(t)
 	thief.Works(t)
+}
+
+// count counts the rows of a query.
+func count(ctx context.Context, db *sql.DB, query string) (n int, err error) {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	defer rows.Close() //nolint:errcheck // Err is asked below
+	for rows.Next() {
+		n++
+	}
+	return n, rows.Err()
 }
