@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -49,8 +50,14 @@ func New(server connector.Server, program string) *Server {
 // DSN is kine's endpoint for a login.
 func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, login) }
 
-// connect opens one connection and does not try again.
-func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string) (*pgx.Conn, error) {
+// adminSettings hold for the admin's sessions, whatever his login, the database and the server have for defaults. Operators
+// cannot all be named with their schema, and a better match in public wins over the one in pg_catalog: whoever may create
+// there (a tenant in its own database, up to 14 everybody in the maintenance database) would have code of his run with the
+// admin's rights (CVE-2018-1058).
+var adminSettings = map[string]string{"search_path": "pg_catalog, pg_temp"}
+
+// connect opens one connection, with settings of its own, and does not try again.
+func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (*pgx.Conn, error) {
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
 	// matters is overwritten.
 	config, err := pgx.ParseConfig("sslmode=disable host=localhost")
@@ -64,6 +71,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	config.ConnectTimeout = 0 // the context's deadline counts
 	config.KerberosSrvName, config.KerberosSpn = "", ""
 	config.RuntimeParams = map[string]string{"application_name": s.program}
+	maps.Copy(config.RuntimeParams, settings)
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip, no prepared statement: a pooler may be in between
 	if config.TLSConfig, err = s.server.TLSConfig(); err != nil {
 		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
@@ -103,7 +111,7 @@ func hangUp(ctx context.Context, conn *pgx.Conn) {
 
 // Login logs in as a tenant to its database and ends the session again. See package engine for the classes of its error.
 func (s *Server) Login(ctx context.Context, login tenant.Login) error {
-	conn, err := s.connect(ctx, login.User, login.Password, login.Database)
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return err
 	}
@@ -119,7 +127,7 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
 // the answer is left behind.
 func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error) {
-	conn, err := s.connect(ctx, login.User, login.Password, login.Database)
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +183,7 @@ type Admin struct {
 // Admin logs in as the admin and checks that he can do the work: the server takes writes, and he may create databases and
 // roles. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	conn, err := s.connect(ctx, user, password, maintenance)
+	conn, err := s.connect(ctx, user, password, maintenance, adminSettings)
 	if err != nil {
 		return nil, err
 	}
@@ -401,7 +409,7 @@ func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done
 
 // ensureSchema works inside the tenant's database, over a connection of its own.
 func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant.Done) error {
-	conn, err := a.server.connect(ctx, a.session.user, a.password, want.Database)
+	conn, err := a.server.connect(ctx, a.session.user, a.password, want.Database, adminSettings)
 	if err != nil {
 		return err
 	}
