@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	settings "dbconnector/pkg/config"
 	"dbconnector/test/bed"
 )
 
@@ -504,9 +505,6 @@ func (b badInput) check(t *testing.T) {
 	if !b.waits && o.took > 30*time.Second {
 		t.Errorf("took %s to see that waiting does not help", o.took)
 	}
-	if len(o.message()) > 2000 {
-		t.Errorf("the message has %d bytes: the kubelet shows the last 2048", len(o.message()))
-	}
 	secrets := []string{chosen, server.server.AdminPassword}
 	if password := strings.TrimSpace(s.connector["password"]); len(password) > 8 && password != injection && len(password) < 100 {
 		secrets = append(secrets, password)
@@ -704,5 +702,27 @@ func TestLooksBad(t *testing.T) {
 				t.Errorf("%s: warned of it:\n%s", test.reason, o.stderr)
 			}
 		})
+	}
+}
+
+// TestAllVariablesBad: what is wrong with all of them is more than a termination message holds. The last line fits all the
+// same, and the log has the rest.
+func TestAllVariablesBad(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{}
+	for _, variable := range settings.Variables() {
+		env[variable.Name] = strings.Repeat("\x01<&>\"\\\xff ü", 1000)
+	}
+
+	o := run(t, env)
+
+	var all []string
+	for name := range env {
+		all = append(all, name)
+	}
+	o.refused(t, human, all...)
+	last, _ := o.lines[len(o.lines)-1]["error"].(string)
+	if !strings.HasPrefix(last, "environment: DBCONNECTOR_") || !strings.Contains(last, "cut") || len(o.lines) != 2 {
+		t.Errorf("the last of %d lines is %q, want the beginning of the line before", len(o.lines), last)
 	}
 }

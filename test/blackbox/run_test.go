@@ -150,13 +150,23 @@ func run(tb testing.TB, env map[string]string) *outcome {
 	return start(tb, env).wait(tb)
 }
 
-// message is what the last line says is wrong.
+// message is what is wrong: the last line says it or, where it is too long for that, the line before.
 func (o *outcome) message() string {
 	if len(o.lines) == 0 {
 		return ""
 	}
-	text, _ := o.lines[len(o.lines)-1]["error"].(string)
+	line := o.lines[len(o.lines)-1]
+	if before := len(o.lines) - 2; before >= 0 && o.lines[before]["msg"] == "init failed, in full" {
+		line = o.lines[before]
+	}
+	text, _ := line["error"].(string)
 	return text
+}
+
+// lastLine is how the log ends.
+func (o *outcome) lastLine() string {
+	text := strings.TrimSuffix(o.stderr, "\n")
+	return text[strings.LastIndex(text, "\n")+1:]
 }
 
 // said tells whether any line has this message and, among its fields, this text.
@@ -223,6 +233,9 @@ func (o *outcome) refused(tb testing.TB, code int, want ...string) {
 	}
 	if len(o.lines) > 0 && o.lines[len(o.lines)-1]["exitCode"] != float64(code) {
 		tb.Errorf("the last line does not give the exit code: %v", o.lines[len(o.lines)-1])
+	}
+	if n := len(o.lastLine()); n > 2048 {
+		tb.Errorf("the last line has %d bytes: the kubelet shows the last 2048, and so not its beginning", n)
 	}
 	o.wellBehaved(tb)
 }
