@@ -325,6 +325,11 @@ func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant,
 	if err := errors.Join(os.Mkdir(dir, 0o700), rig.WriteConnector(dir, rig.Connector(s, s.AdminUser, s.AdminPassword, "", true))); err != nil {
 		return whole, direct, err
 	}
+	look, err := rig.Inspect(s)
+	if err != nil {
+		return whole, direct, err
+	}
+	defer look.Close()
 	n := 0
 	client := func() (time.Duration, error) {
 		n++
@@ -349,11 +354,11 @@ func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant,
 			took += one
 		}
 		// It did what init did.
-		want, err := rig.Facts(ctx, s, from)
+		want, err := look.Facts(ctx, from)
 		if err != nil {
 			return 0, err
 		}
-		got, err := rig.Facts(ctx, s, to)
+		got, err := look.Facts(ctx, to)
 		if err != nil {
 			return 0, err
 		}

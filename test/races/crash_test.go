@@ -64,12 +64,14 @@ func TestKilledAtEveryQuestion(t *testing.T) {
 		engine  bed.Engine
 		version string
 		cloud   bool
+		scenes  []scene
 	}{
-		{bed.Postgres, "17", false},
-		{bed.Postgres, "17", true},
-		{bed.Postgres, "13", true},
-		{bed.MySQL, "9.7", true},
-		{bed.MariaDB, "11.8", true},
+		// A superuser's way differs in the roles alone, and that of version 13 in the rights of their members.
+		{bed.Postgres, "17", false, scenes[:1]},
+		{bed.Postgres, "17", true, scenes},
+		{bed.Postgres, "13", true, []scene{scenes[0], scenes[3]}},
+		{bed.MySQL, "9.7", true, scenes},
+		{bed.MariaDB, "11.8", true, scenes},
 	} {
 		kind := "superuser"
 		if server.cloud {
@@ -82,7 +84,7 @@ func TestKilledAtEveryQuestion(t *testing.T) {
 			if server.cloud {
 				a = cloudAdmin(t, s)
 			}
-			for _, sc := range scenes {
+			for _, sc := range server.scenes {
 				t.Run(sc.name, func(t *testing.T) { killEverywhere(t, c, s, a, sc) })
 			}
 		})
@@ -91,6 +93,7 @@ func TestKilledAtEveryQuestion(t *testing.T) {
 
 func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc scene) {
 	ctx := t.Context()
+	look := inspect(t, s)
 	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 	check(t, "putting a front before the servers", err)
 	t.Cleanup(front.Close)
@@ -128,7 +131,7 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 				what += " (" + points[at-1] + ")"
 			}
 			front.Watch(0, moment, nil)
-			check(t, what+": right after the kill", rig.CheckClosed(ctx, s, x.Names(), a.user))
+			check(t, what+": right after the kill", look.CheckClosed(ctx, x.Names(), a.user))
 			check(t, what+": right after the kill", x.CheckFiles(ctx, ""))
 			if held != nil {
 				check(t, what+": right after the kill: the control plane that runs", held.check(ctx))
@@ -142,8 +145,8 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 			must(t, "undisturbed", first, nil)
 		}
 		check(t, what, x.CheckHandover(ctx))
-		check(t, what, rig.CheckClosed(ctx, s, x.Names(), a.user))
-		check(t, what, rig.CheckAdmin(ctx, s, x.Names(), a.user))
+		check(t, what, look.CheckClosed(ctx, x.Names(), a.user))
+		check(t, what, look.CheckAdmin(ctx, x.Names(), a.user))
 		if held != nil {
 			check(t, what+": the control plane that runs", held.check(ctx))
 		}
@@ -152,7 +155,7 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 		if record.Active != sc.active {
 			t.Errorf("%s: slot %s is active, want %s", what, record.Active, sc.active)
 		}
-		if facts, err = rig.Facts(ctx, s, x.Names()); err != nil {
+		if facts, err = look.Facts(ctx, x.Names()); err != nil {
 			t.Fatal(err)
 		}
 		return facts
@@ -221,6 +224,7 @@ func TestKilledAtEveryFileOperation(t *testing.T) {
 	s := bed.NewServer(t, bed.Postgres, "17", bed.Options{})
 	a := cloudAdmin(t, s)
 	ctx := t.Context()
+	look := inspect(t, s)
 	shop := t.TempDir()
 	check(t, "writing the connector", rig.WriteConnector(shop, rig.Connector(s, a.user, a.password, "", true)))
 	ca := string(s.CA)
@@ -239,7 +243,7 @@ func TestKilledAtEveryFileOperation(t *testing.T) {
 			}
 			what += " (" + calls[at-1] + ")"
 			check(t, what+": right after the kill", x.CheckFiles(ctx, ca))
-			check(t, what+": right after the kill", rig.CheckClosed(ctx, s, x.Names(), a.user))
+			check(t, what+": right after the kill", look.CheckClosed(ctx, x.Names(), a.user))
 			r, err := x.Run(ctx)
 			must(t, what+": the second run", r, err)
 		}

@@ -47,7 +47,7 @@ func run(m *testing.M) int {
 var (
 	clusterOnce sync.Once
 	cluster     *rig.Cluster
-	clusterErr  error
+	errCluster  error
 )
 
 func sharedCluster(tb testing.TB) *rig.Cluster {
@@ -56,12 +56,12 @@ func sharedCluster(tb testing.TB) *rig.Cluster {
 		// Not the test's context: the API server outlives it.
 		ctx := context.Background()
 		var api *bed.APIServer
-		if api, clusterErr = bed.StartAPIServer(ctx, bed.APIServerOptions{}); clusterErr == nil {
-			cluster, clusterErr = rig.NewCluster(ctx, api)
+		if api, errCluster = bed.StartAPIServer(ctx, bed.APIServerOptions{}); errCluster == nil {
+			cluster, errCluster = rig.NewCluster(ctx, api)
 		}
 	})
-	if clusterErr != nil {
-		tb.Fatal(clusterErr)
+	if errCluster != nil {
+		tb.Fatal(errCluster)
 	}
 	return cluster
 }
@@ -99,6 +99,14 @@ func newTenant(tb testing.TB, c *rig.Cluster, name, connector string) *rig.Tenan
 		tb.Fatal(err)
 	}
 	return &rig.Tenant{Binary: binary, Name: name, Out: out, Cluster: c, ConnectorName: connector}
+}
+
+func inspect(tb testing.TB, s *bed.Server) *rig.Inspector {
+	tb.Helper()
+	look, err := rig.Inspect(s)
+	check(tb, "looking at the server", err)
+	tb.Cleanup(look.Close)
+	return look
 }
 
 // must fails the test for a run that did not succeed.

@@ -29,6 +29,7 @@ func TestServerGoesAway(t *testing.T) {
 			front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 			check(t, "putting a front before the servers", err)
 			t.Cleanup(front.Close)
+			look := inspect(t, s)
 			shop := name(t, "connector")
 			check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
 			for at, over := 4, false; !over; at += 7 {
@@ -54,7 +55,7 @@ func TestServerGoesAway(t *testing.T) {
 				check(t, "restarting the server", <-back)
 				must(t, fmt.Sprintf("the server went away at question %d", at), r, err)
 				check(t, "the hand-over", x.CheckHandover(ctx))
-				check(t, "the admin", rig.CheckAdmin(ctx, s, x.Names(), a.user))
+				check(t, "the admin", look.CheckAdmin(ctx, x.Names(), a.user))
 			}
 		})
 	}

@@ -108,27 +108,47 @@ func rows(ctx context.Context, db *sql.DB, query string, args ...any) ([]string,
 
 var hash = regexp.MustCompile(`'\*[0-9A-F]{40}'`)
 
+// Inspector looks at a server as its superuser, over connections that it keeps.
+type Inspector struct {
+	server *bed.Server
+	db     *sql.DB
+}
+
+// Inspect makes an inspector of a server.
+func Inspect(s *bed.Server) (*Inspector, error) {
+	db, err := s.Admin("")
+	if err != nil {
+		return nil, err
+	}
+	return &Inspector{s, db}, nil
+}
+
+// Close ends its connections.
+func (i *Inspector) Close() { _ = i.db.Close() }
+
 // Facts is all that a server holds of a tenant, but for passwords, in words that are the same for every tenant.
-func Facts(ctx context.Context, s *bed.Server, names tenant.Names) (string, error) {
+func (i *Inspector) Facts(ctx context.Context, names tenant.Names) (string, error) {
 	var facts []string
 	var err error
-	if s.Engine == bed.Postgres {
-		facts, err = postgresFacts(ctx, s, names)
+	if i.server.Engine == bed.Postgres {
+		facts, err = i.postgres(ctx, names)
 	} else {
-		facts, err = mysqlFacts(ctx, s, names)
+		facts, err = i.mysql(ctx, names)
 	}
 	out := strings.NewReplacer(names.Database, "T", names.Marker, "M").Replace(strings.Join(facts, "\n"))
 	return hash.ReplaceAllString(out, "H"), err
 }
 
-func postgresFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]string, error) {
-	db, err := s.Admin("")
-	if err != nil {
-		return nil, err
+func (i *Inspector) count(ctx context.Context, query string, args ...any) (n int, err error) {
+	if err := i.db.QueryRowContext(ctx, query, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("reading the catalog: %w", err)
 	}
-	defer db.Close()
+	return n, nil
+}
+
+func (i *Inspector) postgres(ctx context.Context, names tenant.Names) ([]string, error) {
 	options := "''"
-	if s.Version >= "16" {
+	if i.server.Version >= "16" {
 		options = "concat(m.inherit_option, m.set_option)"
 	}
 	var facts []string
@@ -141,17 +161,17 @@ func postgresFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]st
 		`SELECT datname, pg_get_userbyid(datdba) AS owner, datallowconn, datconnlimit, datacl, datcollate, datctype, encoding,
 		        shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname LIKE $1`,
 	} {
-		found, err := rows(ctx, db, query, names.Database+"%")
+		found, err := rows(ctx, i.db, query, names.Database+"%")
 		if err != nil {
 			return nil, err
 		}
 		facts = append(facts, found...)
 	}
-	open, err := s.Query(ctx, "", "SELECT count(*) FROM pg_database WHERE datname = $1 AND datallowconn", names.Database)
-	if err != nil || open != "1" {
+	open, err := i.count(ctx, "SELECT count(*) FROM pg_database WHERE datname = $1 AND datallowconn", names.Database)
+	if err != nil || open != 1 {
 		return facts, err
 	}
-	inside, err := s.Admin(names.Database)
+	inside, err := i.server.Admin(names.Database)
 	if err != nil {
 		return nil, err
 	}
@@ -160,19 +180,14 @@ func postgresFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]st
 	return append(facts, schema...), err
 }
 
-func mysqlFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]string, error) {
-	db, err := s.Admin("")
-	if err != nil {
-		return nil, err
-	}
-	defer db.Close()
+func (i *Inspector) mysql(ctx context.Context, names tenant.Names) ([]string, error) {
 	var facts []string
 	for _, query := range []string{
 		"SELECT User, Host, ssl_type, max_user_connections, plugin FROM mysql.user WHERE User LIKE ?",
 		"SELECT * FROM mysql.db WHERE Db LIKE ?",
 		"SELECT SCHEMA_NAME AS name, DEFAULT_CHARACTER_SET_NAME AS charset FROM information_schema.SCHEMATA WHERE SCHEMA_NAME LIKE ?",
 	} {
-		found, err := rows(ctx, db, query, names.Database+"%")
+		found, err := rows(ctx, i.db, query, names.Database+"%")
 		if err != nil {
 			return nil, err
 		}
@@ -182,7 +197,7 @@ func mysqlFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]strin
 		if !strings.Contains(strings.Join(facts, "\n"), "User="+names.User(slot)+" ") {
 			continue
 		}
-		found, err := rows(ctx, db, "SHOW GRANTS FOR '"+names.User(slot)+"'@'%'")
+		found, err := rows(ctx, i.db, "SHOW GRANTS FOR '"+names.User(slot)+"'@'%'")
 		if err != nil {
 			return nil, err
 		}
@@ -193,39 +208,39 @@ func mysqlFacts(ctx context.Context, s *bed.Server, names tenant.Names) ([]strin
 
 // CheckClosed is an error where the tenant's database can be entered by anybody but its tenant and admins: the state that
 // must not be there at any time, and so right after any crash.
-func CheckClosed(ctx context.Context, s *bed.Server, names tenant.Names, admin string) error {
+func (i *Inspector) CheckClosed(ctx context.Context, names tenant.Names, admin string) error {
 	query, args := `SELECT count(*) FROM pg_database d WHERE d.datname = $1 AND d.datallowconn AND EXISTS (
 		SELECT 1 FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname NOT IN ($2, $3, $4, $5) AND has_database_privilege(r.oid, d.oid, 'CONNECT'))`,
 		[]any{names.Database, names.Owner, names.User(tenant.A), names.User(tenant.B), admin}
-	if s.Engine != bed.Postgres {
+	if i.server.Engine != bed.Postgres {
 		query, args = "SELECT COUNT(*) FROM mysql.db WHERE ? LIKE Db AND User NOT IN (?, ?)",
 			[]any{names.Database, names.User(tenant.A), names.User(tenant.B)}
 	}
-	n, err := s.Query(ctx, "", query, args...)
+	n, err := i.count(ctx, query, args...)
 	if err != nil {
 		return err
 	}
-	if n != "0" {
+	if n != 0 {
 		return fmt.Errorf("database %s is open to others", names.Database)
 	}
 	return nil
 }
 
 // CheckAdmin is an error where an admin of PostgreSQL who is no superuser has the rights of a tenant's owner role.
-func CheckAdmin(ctx context.Context, s *bed.Server, names tenant.Names, admin string) error {
-	if s.Engine != bed.Postgres {
+func (i *Inspector) CheckAdmin(ctx context.Context, names tenant.Names, admin string) error {
+	if i.server.Engine != bed.Postgres {
 		return nil
 	}
 	how := "USAGE"
-	if s.Version < "16" {
+	if i.server.Version < "16" {
 		how = "MEMBER" // before 16, who is a member can always SET ROLE
 	}
-	got, err := s.Query(ctx, "", `SELECT count(*) FROM pg_roles r, pg_roles o WHERE r.rolname = $1 AND NOT r.rolsuper AND o.rolname = $2
+	got, err := i.count(ctx, `SELECT count(*) FROM pg_roles r, pg_roles o WHERE r.rolname = $1 AND NOT r.rolsuper AND o.rolname = $2
 		AND pg_has_role(r.oid, o.oid, $3)`, admin, names.Owner, how)
 	if err != nil {
 		return err
 	}
-	if got != "0" {
+	if got != 0 {
 		return fmt.Errorf("the admin %s has the rights of the owner role of %s", admin, names.Database)
 	}
 	return nil

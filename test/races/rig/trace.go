@@ -89,8 +89,8 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 			return calls, status.ExitStatus(), nil
 		}
 		signal := 0
-		switch s := status.StopSignal(); {
-		case s == syscallStop:
+		switch s := status.StopSignal(); s {
+		case syscallStop:
 			var info syscallInfo
 			if _, _, errno := syscall.Syscall6(syscall.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0); errno != 0 {
 				break // it was killed
@@ -112,7 +112,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 				continue
 			}
-		case s == syscall.SIGTRAP, s == syscall.SIGSTOP: // a new thread
+		case syscall.SIGTRAP, syscall.SIGSTOP: // a new thread
 		default:
 			signal = int(s)
 		}
@@ -125,7 +125,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 // changing names a system call that changes what is below one of dirs; "" for any other.
 func changing(pid, tid int, info syscallInfo, dirs []string) string {
 	file := func(fd uint64) string {
-		path, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + strconv.Itoa(int(int32(fd)))) //nolint:gosec // as the kernel reads it
+		path, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + strconv.Itoa(int(int32(fd))))
 		return path
 	}
 	name, path := "", ""
