@@ -50,6 +50,30 @@ func TestAdminByRole(t *testing.T) {
 	}
 }
 
+// People log in as themselves and work as the role of their team, so that what one makes belongs to all.
+func TestAdminWithSetRole(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			if err := server.Exec(t.Context(), "CREATE ROLE team CREATEDB CREATEROLE", "CREATE ROLE carol LOGIN PASSWORD 'Test-1~carol' IN ROLE team",
+				"ALTER ROLE carol SET role TO team"); err != nil {
+				t.Fatal(err)
+			}
+			x := describe(server, "carol", "Test-1~carol").NewTenant()
+			x.Ensure(t)
+			x.Works(t)
+			if done := x.Ensure(t); len(done.Changes) > 0 {
+				t.Errorf("again: changes %q", done.Changes)
+			}
+		})
+	}
+}
+
 // CVE-2018-1058: a tenant owns what is in its database, and up to 14 every login may create in the database postgres. What it
 // leaves there must never run with the admin's rights. So it shadows every operator that there is, for every pair of types
 // that our statements could mean, with a function that tells who called it.

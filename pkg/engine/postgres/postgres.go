@@ -176,6 +176,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 type Admin struct {
 	server   *Server
 	conn     *pgx.Conn
+	login    string // who logged in. session.user is who does the work, another one where the login begins with SET role
 	password connector.Password
 	session  session
 }
@@ -187,7 +188,7 @@ func (s *Server) Admin(ctx context.Context, user string, password connector.Pass
 	if err != nil {
 		return nil, err
 	}
-	a := &Admin{server: s, conn: conn, password: password}
+	a := &Admin{server: s, conn: conn, login: user, password: password}
 	if err := a.introduce(ctx); err != nil {
 		hangUp(ctx, conn)
 		return nil, err
@@ -387,7 +388,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 // expel ends the sessions that others opened while the database was open to them: a REVOKE does not (docs/failures.md B25).
 func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done) error {
 	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usename IS NOT NULL AND NOT usename = ANY($2)`
-	users := []string{names.User(tenant.A), names.User(tenant.B), a.session.user}
+	users := []string{names.User(tenant.A), names.User(tenant.B), a.login}
 	var n int
 	if err := a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database, users).Scan(&n); err != nil {
 		return fmt.Errorf("looking for foreign sessions in database %q: %w", names.Database, classify(err))
@@ -409,7 +410,7 @@ func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done
 
 // ensureSchema works inside the tenant's database, over a connection of its own.
 func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant.Done) error {
-	conn, err := a.server.connect(ctx, a.session.user, a.password, want.Database, adminSettings)
+	conn, err := a.server.connect(ctx, a.login, a.password, want.Database, adminSettings)
 	if err != nil {
 		return err
 	}
