@@ -311,7 +311,7 @@ func testNotARecord(t *testing.T, c cluster) {
 		return secret
 	}(), nil)
 	_, err := c.admin(t).Records("foreign", "rec", nil).Update(t.Context(), increment)
-	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "422 Invalid [data: FieldValueForbidden]") {
+	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "secret foreign/rec") || !strings.Contains(err.Error(), "create it again without immutable: true") {
 		t.Errorf("immutable: got class %v: %v", fault.Of(err), err)
 	}
 }

@@ -206,8 +206,12 @@ func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Re
 		}
 		return request.Namespace(s.namespace).Resource("secrets").MaxRetries(0).Body(secret).Do(ctx).Into(written)
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		s.see(written)
+	case fault.Is(err, fault.Refused) && old != nil && old.Immutable != nil && *old.Immutable:
+		// The API server does not say so in words that could be passed on.
+		err = fault.New(fault.Refused, "%w: it is immutable, and has to change: keep its content, delete it, and create it again without immutable: true", err)
 	}
 	return tries, err
 }
