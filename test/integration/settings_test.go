@@ -13,6 +13,7 @@ import (
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
@@ -88,6 +89,44 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		}
 		x.Works(t)
 		both["cloud admin"].NewTenant().Ensure(t)
+	})
+
+	// Promise 2: a database that goes while its roles are repaired is not replaced by an empty one.
+	t.Run("database dropped meanwhile", func(t *testing.T) {
+		x := both["superuser"].NewTenant()
+		x.Ensure(t)
+		x.MustExec(t, "", x.SQL([]string{"ALTER ROLE {b} RESET role"})...)
+		db, err := server.Admin("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		tx, err := db.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.ExecContext(t.Context(), x.SQL([]string{"ALTER ROLE {b} SET work_mem = '1MB'"})[0]); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := x.TryEnsure(t.Context())
+			ended <- err
+		}()
+		enginetest.Eventually(t, "Ensure to wait for the role", func() bool {
+			waiting, err := lines(t.Context(), server, "", "SELECT pid::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1", program)
+			return err == nil && len(waiting) > 0
+		})
+		x.MustExec(t, "", x.SQL(x.DropDatabase)...)
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; !fault.Is(err, fault.NoDatabase) {
+			t.Errorf("got %v (class %d)", err, fault.Of(err))
+		}
+		if there, err := lines(t.Context(), server, "", "SELECT datname FROM pg_database WHERE datname = $1", x.Database); err != nil || len(there) > 0 {
+			t.Errorf("the database was made again: %q, %v", there, err)
+		}
 	})
 
 	existing := newJob(t, both["superuser"])

@@ -248,15 +248,8 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 
 	var seen catalog
 	if err := run(func() (err error) {
-		if seen, err = a.catalog(ctx, want.Names); err != nil {
+		if seen, err = a.look(ctx, want); err != nil {
 			return err
-		}
-		switch {
-		case seen.database == nil && want.Provisioned:
-			return fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
-		case seen.database != nil && !seen.ours(want):
-			return fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
-				want.Database, quote(want.Database), literal(want.Marker))
 		}
 		verifiers := map[tenant.Slot]string{}
 		for slot, password := range want.Passwords {
@@ -269,7 +262,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 		return done, fmt.Errorf("ensuring the tenant's roles: %w", err)
 	}
 	if err := run(func() (err error) {
-		if seen, err = a.catalog(ctx, want.Names); err != nil {
+		if seen, err = a.look(ctx, want); err != nil { // again: it may have gone meanwhile
 			return err
 		}
 		if seen.database == nil {
@@ -278,7 +271,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 				return fmt.Errorf("%s: %w", create.name, classify(err))
 			}
 			done.Changes = append(done.Changes, create.name)
-			if seen, err = a.catalog(ctx, want.Names); err != nil {
+			if seen, err = a.look(ctx, want); err != nil {
 				return err
 			}
 			if seen.database == nil {
@@ -300,6 +293,20 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 	warnings, err := a.openDoors(ctx)
 	done.Warnings = append(done.Warnings, warnings...)
 	return done, err
+}
+
+// look reads the catalog, and refuses what must not be touched: no database in the place of one that was there, and none of others.
+func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
+	seen, err := a.catalog(ctx, want.Names)
+	switch {
+	case err != nil:
+	case seen.database == nil && want.Provisioned:
+		err = fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
+	case seen.database != nil && !seen.ours(want):
+		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
+			want.Database, quote(want.Database), literal(want.Marker))
+	}
+	return seen, err
 }
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
