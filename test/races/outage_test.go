@@ -29,7 +29,6 @@ func TestServerGoesAway(t *testing.T) {
 			front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 			check(t, "putting a front before the servers", err)
 			t.Cleanup(front.Close)
-			look := inspect(t, s)
 			shop := name(t, "connector")
 			check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
 			for at, over := 4, false; !over; at += 7 {
@@ -55,6 +54,7 @@ func TestServerGoesAway(t *testing.T) {
 				check(t, "restarting the server", <-back)
 				must(t, fmt.Sprintf("the server went away at question %d", at), r, err)
 				check(t, "the hand-over", x.CheckHandover(ctx))
+				look := inspect(t, s) // its connections do not outlive the server
 				check(t, "the admin", look.CheckAdmin(ctx, x.Names(), a.user))
 			}
 		})
