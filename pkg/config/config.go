@@ -30,8 +30,10 @@ import (
 )
 
 const (
-	// DefaultConnectionLimit is how many connections a tenant may have open at once.
-	DefaultConnectionLimit = 80
+	// DefaultConnectionLimit is how many connections a tenant may have open at once: a loaded control plane gains nothing by
+	// more than 20 (docs/benchmarks.md); twice over, because during a rolling update or a rotation two run side by side;
+	// and some for init, a backup and a person who looks.
+	DefaultConnectionLimit = 50
 	minConnectionLimit     = 5     // kine, the next pod's kine beside it, and one of ours
 	maxConnectionLimit     = 10000 // more than a server can be given; catches a figure with a digit too many
 
