@@ -45,6 +45,14 @@ const (
 	roleAccessDenied     = 3879
 	lockedMariaDB        = 4151
 	noSuchThread         = 1094
+	parseError           = 1064
+	notReady             = 1047 // of a Galera node; elsewhere an unknown command
+	queryInterrupted     = 1317
+	killedMariaDB        = 1927
+	timedOutMariaDB      = 1969 // max_statement_time
+	timedOutMySQL        = 3024 // max_execution_time
+	offline              = 3032 // offline_mode
+	idleTooLong          = 4031 // wait_timeout
 )
 
 // classify gives a driver's error its class and a message of one line. A statement is never part of it.
@@ -62,17 +70,21 @@ func classify(err error) error {
 			class = fault.NoDatabase
 		case dbAccessDenied, tableAccessDenied, specificAccessDenied, roleAccessDenied:
 			class = fault.NoAccess
-		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread:
+		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread,
+			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong:
 			class = fault.Unavailable
 		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword, mustChangePassword, passwordExpired,
 			lockedMySQL, lockedMariaDB, insecureTransport:
 			class = fault.Refused
 		}
-		hint := ""
+		said, hint := oneLine(server.Message), ""
+		if server.Number == parseError {
+			said = "it does not understand a statement" // its own words repeat 80 characters of it, and these may hold a password
+		}
 		if server.Number == mustChangePassword || server.Number == passwordExpired {
 			hint = ": the password of this login has expired, set a new one"
 		}
-		return fault.Translate(class, server, "the server says: %s (error %d)%s", oneLine(server.Message), server.Number, hint)
+		return fault.Translate(class, server, "the server says: %s (error %d)%s", said, server.Number, hint)
 	}
 	var (
 		verification *tls.CertificateVerificationError

@@ -46,6 +46,13 @@ func TestClassify(t *testing.T) {
 		"1007":            {"somebody else created the database just now", server(1007), fault.Unavailable},
 		"1396":            {"somebody else created the login just now", server(1396), fault.Unavailable},
 		"1094":            {"a thread that ended while it was looked at", server(1094), fault.Unavailable},
+		"1047":            {"a node of Galera that is not ready yet", server(1047), fault.Unavailable},
+		"1317":            {"somebody interrupted the statement", server(1317), fault.Unavailable},
+		"1927":            {"somebody ended the session", server(1927), fault.Unavailable},
+		"1969":            {"the server's limit for a statement, on MariaDB", server(1969), fault.Unavailable},
+		"3024":            {"the server's limit for a statement, on MySQL", server(3024), fault.Unavailable},
+		"3032":            {"a server that is offline for maintenance", server(3032), fault.Unavailable},
+		"4031":            {"the session was idle for too long", server(4031), fault.Unavailable},
 		"1129":            {"blocked until a human unblocks", server(1129), fault.Refused},
 		"1130":            {"the host may not connect", server(1130), fault.Refused},
 		"1290":            {"an option of the server forbids it", server(1290), fault.Refused},
@@ -91,5 +98,14 @@ func TestClassify(t *testing.T) {
 	}
 	if !errors.Is(classify(fmt.Errorf("x: %w", context.Canceled)), context.Canceled) {
 		t.Error("main could not tell that it was stopped")
+	}
+}
+
+// B18: a server that is not quite what it says repeats what it does not understand.
+func TestSyntaxErrorRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	err := classify(&mysqldriver.MySQLError{Number: 1064, Message: "You have an error in your SQL syntax; … near 'BY 'hunter2' REQUIRE SSL' at line 1"})
+	if fault.Of(err) != fault.Unknown || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "1064") {
+		t.Errorf("got %v (class %d)", err, fault.Of(err))
 	}
 }

@@ -26,6 +26,8 @@ const (
 	insufficientPrivilege = "42501"
 	notInState            = "55000" // the database accepts no connections
 	objectInUse           = "55006"
+	lockNotAvailable      = "55P03" // lock_timeout
+	syntaxError           = "42601"
 	readOnlyTransaction   = "25006"
 	duplicateDatabase     = "42P04"
 	duplicateObject       = "42710"
@@ -71,14 +73,18 @@ func classify(err error) error {
 			class = fault.NoAccess
 		case invalidAuthorization, readOnlyTransaction:
 			class = fault.Refused
-		case objectInUse, internalError, duplicateDatabase, duplicateObject, uniqueViolation:
+		case objectInUse, lockNotAvailable, internalError, duplicateDatabase, duplicateObject, uniqueViolation:
 			class = fault.Unavailable // somebody else does the same at this moment
 		}
 		switch pg.Code[:min(2, len(pg.Code))] { // who else speaks the protocol may leave the code out
 		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback
 			class = fault.Unavailable
 		}
-		return fault.Translate(class, pg, "the server says: %s (SQLSTATE %s)", oneLine(pg.Message), pg.Code)
+		said := oneLine(pg.Message)
+		if pg.Code == syntaxError {
+			said = "it does not understand a statement" // its own words repeat a part of it, and that may be a verifier
+		}
+		return fault.Translate(class, pg, "the server says: %s (SQLSTATE %s)", said, pg.Code)
 	}
 	var (
 		verification *tls.CertificateVerificationError

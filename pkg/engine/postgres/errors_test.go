@@ -47,6 +47,7 @@ func TestClassify(t *testing.T) {
 		"42710":           {"B40: somebody else created the role just now", server("42710"), fault.Unavailable},
 		"23505":           {"B40: and in the same instant", server("23505"), fault.Unavailable},
 		"55006":           {"the database is in use just now", server("55006"), fault.Unavailable},
+		"55P03":           {"the server's limit for waiting for a lock", server("55P03"), fault.Unavailable},
 		"42601":           {"a syntax error is our bug", server("42601"), fault.Unknown},
 		"no code":         {"a server that is none", server(""), fault.Unknown},
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
@@ -119,5 +120,14 @@ func TestVerdict(t *testing.T) {
 		if (err == nil) != (tc.want == "") || (err != nil && (!strings.Contains(err.Error(), tc.want) || !fault.Is(err, fault.Refused))) {
 			t.Errorf("%s: got %v, want %q", tc.reason, err, tc.want)
 		}
+	}
+}
+
+// B18: a server that is not quite what it says repeats what it does not understand.
+func TestSyntaxErrorRepeatsNothing(t *testing.T) {
+	t.Parallel()
+	err := classify(&pgconn.PgError{Code: "42601", Message: `syntax error at or near "'SCRAM-SHA-256$4096:x'"`})
+	if fault.Of(err) != fault.Unknown || strings.Contains(err.Error(), "SCRAM") || !strings.Contains(err.Error(), "42601") {
+		t.Errorf("got %v (class %d)", err, fault.Of(err))
 	}
 }
