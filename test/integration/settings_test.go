@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
@@ -29,6 +31,40 @@ func TestServerWide(t *testing.T) {
 				postgresWide(t, server)
 			} else {
 				mysqlWide(t, server)
+			}
+		})
+	}
+}
+
+// The machine of an init that holds the tenant's lock vanishes, and no packet says so. Nobody has to end its session by hand.
+// It takes half a minute of waiting, so it is tried on one version of each engine, on all at once. PostgreSQL 13 only has
+// TCP's own way of noticing, which a proxy cannot show: its system answers for the dead.
+func TestLockOfTheDead(t *testing.T) {
+	t.Parallel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, v := range []bed.Version{{Engine: bed.Postgres, Version: "18"}, {Engine: bed.MySQL, Version: "9.7"}, {Engine: bed.MariaDB, Version: "11.8"}} {
+		server := newServer(t, v)
+		s := describe(server, server.AdminUser, server.AdminPassword)
+		x := s.NewTenant()
+		proxy := bed.NewProxy(t, server.Addr())
+		far := s.Connector.Server
+		far.Port = uint16(proxy.Port())
+		dead, err := engine.Open(far, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dead.Lock(t.Context(), x.Names); err != nil {
+			t.Fatal(err)
+		}
+		proxy.BlackHole()
+		wg.Go(func() {
+			defer dead.Close()
+			defer proxy.Cut()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if _, err := x.TryEnsure(ctx); err != nil {
+				t.Errorf("%s: %v", v, err)
 			}
 		})
 	}

@@ -31,6 +31,11 @@ import (
 // truncation (docs/failures.md B52).
 const sqlMode = "'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
 
+// idleLimit is after how many seconds the server ends an admin's session that does nothing. The default is eight hours: so long
+// a machine that vanished without a word would keep the tenant's lock. Nothing that init does between two statements takes
+// so long, and where it does, the run is repeated.
+const idleLimit = "30"
+
 // Server is a MySQL or MariaDB server.
 type Server struct {
 	server  connector.Server
@@ -179,7 +184,7 @@ type Admin struct {
 
 // Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode})
+	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit})
 	if err != nil {
 		return nil, err
 	}

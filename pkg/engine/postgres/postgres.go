@@ -198,12 +198,15 @@ func (s *Server) Admin(ctx context.Context, user string, password connector.Pass
 
 func (a *Admin) introduce(ctx context.Context) error {
 	var recovery, readOnly bool
+	var idle *string
 	err := a.conn.QueryRow(ctx, `
 		SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(),
 		       pg_catalog.current_setting('transaction_read_only') = 'on',
-		       r.rolname::text, r.rolsuper, r.rolcreatedb, r.rolcreaterole
+		       r.rolname::text, r.rolsuper, r.rolcreatedb, r.rolcreaterole,
+		       CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 140000
+		            THEN pg_catalog.set_config('idle_session_timeout', '30s', false) END
 		FROM pg_catalog.pg_roles r WHERE r.rolname = current_user`).
-		Scan(&a.session.version, &recovery, &readOnly, &a.session.user, &a.session.superuser, &a.session.createDB, &a.session.createRole)
+		Scan(&a.session.version, &recovery, &readOnly, &a.session.user, &a.session.superuser, &a.session.createDB, &a.session.createRole, &idle)
 	if err != nil {
 		return fmt.Errorf("asking what the admin may do: %w", classify(err))
 	}
