@@ -33,11 +33,9 @@ const (
 	kineVersion = "v0.16.4"
 )
 
-// kubePrograms are the commands of k8s.io/kubernetes that can be had; the bed
-// itself runs the first, a node (for end-to-end tests) needs the others.
-var kubePrograms = []string{
-	"kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubectl", "kubelet",
-}
+// kubePrograms are the commands of k8s.io/kubernetes that the bed builds: an API
+// server without nodes needs only itself.
+var kubePrograms = []string{"kube-apiserver"}
 
 func kubeItems() []item {
 	all := []item{{name: "kine", key: "kine-" + kineVersion, build: buildKine}}
@@ -50,8 +48,8 @@ func kubeItems() []item {
 	return all
 }
 
-// Program returns the path of a Go program of the cache: "kine", "kube-apiserver",
-// "kubectl" and so on. Its directory is named after its version.
+// Program returns the path of a Go program of the cache: "kine" or "kube-apiserver".
+// Its directory is named after its version.
 func Program(ctx context.Context, name string) (string, error) {
 	for _, it := range kubeItems() {
 		if it.name == name {
