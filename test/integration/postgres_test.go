@@ -138,6 +138,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 	d.Findings = []enginetest.Finding{
 		{Name: "may create databases", Reason: "promise 1", SQL: []string{`ALTER ROLE {a} CREATEDB`}, Undo: []string{`ALTER ROLE {a} NOCREATEDB`}, Want: "{a}"},
 		{Name: "may create roles", Reason: "promise 1", SQL: []string{`ALTER ROLE {owner} CREATEROLE`}, Undo: []string{`ALTER ROLE {owner} NOCREATEROLE`}, Want: "{owner}"},
+		{Name: "may run programs, by way of the owner role", Reason: "who may is the server's operating system user", SQL: []string{`GRANT pg_execute_server_program TO {owner}`}, Undo: []string{`REVOKE pg_execute_server_program FROM {owner}`}, Want: "pg_execute_server_program"},
 		{Name: "another tenant's database open to PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT CONNECT ON DATABASE {other} TO PUBLIC`}, Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM PUBLIC`}, Want: "{other}"},
 		{Name: "another tenant's database open to the login", Reason: "B24", SQL: []string{`GRANT CONNECT ON DATABASE {other} TO {a}`}, Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM {a}`}, Want: "{other}"},
 		{Name: "not the owner role", Reason: "B4", SQL: []string{`ALTER ROLE {a} RESET role`}, Undo: []string{`ALTER ROLE {a} SET role TO {owner}`}, Want: "{owner}"},

@@ -142,10 +142,10 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 		       pg_catalog.has_schema_privilege('public', 'CREATE') AND pg_catalog.has_schema_privilege('public', 'USAGE'),
 		       ARRAY(SELECT rolname::text FROM pg_catalog.pg_roles
 		             WHERE pg_catalog.pg_has_role(session_user, oid, 'MEMBER')
-		               AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls) ORDER BY 1),
-		       ARRAY(SELECT r.rolname::text FROM pg_catalog.pg_auth_members m
-		             JOIN pg_catalog.pg_roles r ON r.oid = m.roleid JOIN pg_catalog.pg_roles u ON u.oid = m.member
-		             WHERE u.rolname = session_user AND r.rolname <> $2 ORDER BY 1),
+		               AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls
+		                    OR rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')) ORDER BY 1),
+		       ARRAY(SELECT rolname::text FROM pg_catalog.pg_roles
+		             WHERE pg_catalog.pg_has_role(session_user, oid, 'MEMBER') AND rolname NOT IN (session_user, $2) ORDER BY 1),
 		       ARRAY(SELECT datname::text FROM pg_catalog.pg_database
 		             WHERE datname ~ $1 AND datname <> pg_catalog.current_database() AND datallowconn
 		               AND pg_catalog.has_database_privilege(session_user, oid, 'CONNECT') ORDER BY 1)`,
