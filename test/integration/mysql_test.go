@@ -89,6 +89,12 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 		{Name: "a global privilege", Reason: "promise 1", SQL: []string{`GRANT PROCESS ON *.* TO {a}`}, Undo: []string{`REVOKE PROCESS ON *.* FROM {a}`}, Want: "PROCESS"},
 		{Name: "another tenant's database", Reason: "promise 1", SQL: []string{`GRANT SELECT ON {other}.* TO {a}`}, Undo: []string{`REVOKE SELECT ON {other}.* FROM {a}`}, Want: "{other}"},
 		{Name: "a table of another tenant", Reason: "promise 1", SQL: []string{`CREATE TABLE {other}.t (i INTEGER)`, `GRANT SELECT ON {other}.t TO {a}`}, Undo: []string{`REVOKE SELECT ON {other}.t FROM {a}`}, Want: "{other}"},
+		{Name: "password hashes", Reason: "B33", SQL: []string{`GRANT SELECT ON mysql.* TO {a}`}, Undo: []string{`REVOKE SELECT ON mysql.* FROM {a}`}, Want: "accounts (mysql."},
+		{
+			Name: "a role that is not in force", Reason: "the tenant may put it in force at any time", Want: "{other}",
+			SQL:  []string{`CREATE ROLE {a}r`, `GRANT SELECT ON {other}.* TO {a}r`, `GRANT {a}r TO {a}`},
+			Undo: []string{`DROP ROLE {a}r`},
+		},
 	}
 
 	const login = `CREATE USER {user} IDENTIFIED BY '{password}'`

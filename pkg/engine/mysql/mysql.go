@@ -152,7 +152,32 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 	if account != login.User+"@%" {
 		return nil, fault.New(fault.Refused, "login %q is taken for account %q, which shadows it: drop that account", login.User, account)
 	}
-	global, err := column(ctx, session.conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' ORDER BY 1")
+	warnings, err := overreach(ctx, session.conn, login)
+	if err != nil {
+		return nil, err
+	}
+	// A role that is not in force may be put in force by whoever has it, mandatory ones included.
+	roles, err := column(ctx, session.conn, "SELECT DISTINCT ROLE_NAME FROM information_schema.APPLICABLE_ROLES WHERE ROLE_NAME <> 'PUBLIC' ORDER BY 1")
+	if err != nil {
+		return nil, fmt.Errorf("asking which roles login %q may take: %w", login.User, err)
+	}
+	for _, role := range roles {
+		warnings = append(warnings, fmt.Sprintf("login %q may take role %s, which dbconnector did not grant", login.User, quote(role)))
+		if _, err := session.conn.ExecContext(ctx, "SET ROLE "+quote(role)); err != nil {
+			return nil, fmt.Errorf("login %q: taking role %s: %w", login.User, quote(role), classify(err))
+		}
+		if _, err := overreach(ctx, session.conn, login); err != nil {
+			return nil, fmt.Errorf("through role %s: %w", quote(role), err)
+		}
+	}
+	return warnings, nil
+}
+
+// overreach looks for rights that a tenant's session must not have.
+func overreach(ctx context.Context, conn *sql.Conn, login tenant.Login) (warnings []string, err error) {
+	// Who may read the privileges sees those of all the others here, too; what counts is its own, and everybody's.
+	global, err := column(ctx, conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' AND (GRANTEE = ? OR GRANTEE LIKE '%PUBLIC%') ORDER BY 1",
+		"'"+login.User+"'@'%'")
 	if err != nil {
 		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, err)
 	}
@@ -160,11 +185,17 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 		return nil, fault.New(fault.Refused, "login %q has privileges on the whole server (%s): revoke them", login.User, strings.Join(global, ", "))
 	}
 	// SCHEMATA holds just the databases on which a login has any right, by whatever grant, wildcard, role or anonymous account.
-	others, err := column(ctx, session.conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database)
+	others, err := column(ctx, conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database)
 	if err != nil {
 		return nil, fmt.Errorf("asking which databases login %q sees: %w", login.User, err)
 	}
-	var warnings []string
+	accounts, err := column(ctx, conn, "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'mysql' AND TABLE_NAME IN ('user', 'global_priv')")
+	if err != nil {
+		return nil, fmt.Errorf("asking which tables login %q sees: %w", login.User, err)
+	}
+	if len(accounts) > 0 {
+		return nil, fault.New(fault.Refused, "login %q has rights on the server's accounts (mysql.%s): revoke them", login.User, accounts[0])
+	}
 	for _, name := range others {
 		if tenant.IsDatabase(name) {
 			return nil, fault.New(fault.Refused, "login %q has rights on another tenant's database %s: revoke them", login.User, quote(name))
