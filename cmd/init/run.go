@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -31,11 +32,11 @@ const loginTimeout = 10 * time.Second
 func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	log.Info("starting", zap.Any("settings", cfg.Effective()))
 
-	source, err := readConfig(cfg)
+	vcluster, err := readConfig(cfg)
 	if err != nil {
 		return err
 	}
-	p := publisher{cfg: cfg, source: source}
+	p := publisher{cfg: cfg, vcluster: vcluster}
 	if err := p.check(); err != nil {
 		return err
 	}
@@ -49,7 +50,7 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,
 		Attempt:   min(loginTimeout, cfg.Timeout/2),
 		Publish:   p.publish,
-		Connector: connectorReader(cfg, client, source),
+		Connector: connectorReader(cfg, client, vcluster),
 		UID: func(ctx context.Context) (string, error) {
 			uid, err := client.NamespaceUID(ctx, cfg.Namespace)
 			return tenant.UID(uid, cfg.VCluster), err
@@ -93,19 +94,23 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 }
 
 // readConfig reads the vCluster's config; nil where there is none and the operator did not name one.
-func readConfig(cfg config.Init) ([]byte, error) {
-	source, err := os.ReadFile(cfg.VClusterConfig)
-	switch {
-	case err == nil:
-		return source, nil
-	case errors.Is(err, fs.ErrNotExist) && !cfg.VClusterConfigSet:
+func readConfig(cfg config.Init) (*handover.Config, error) {
+	file, err := os.Open(cfg.VClusterConfig)
+	if err == nil {
+		defer func() { _ = file.Close() }()
+		var source []byte
+		if source, err = io.ReadAll(io.LimitReader(file, handover.MaxConfig+1)); err == nil {
+			return handover.ParseConfig(source)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) && !cfg.VClusterConfigSet {
 		return nil, nil
 	}
 	return nil, fault.New(fault.Refused, "reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): %w", err)
 }
 
 // connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.
-func connectorReader(cfg config.Init, client *kube.Client, source []byte) func(context.Context) (connector.Connector, error) {
+func connectorReader(cfg config.Init, client *kube.Client, vcluster *handover.Config) func(context.Context) (connector.Connector, error) {
 	return func(ctx context.Context) (connector.Connector, error) {
 		if cfg.ConnectorDir != "" {
 			data, err := connector.ReadDir(cfg.ConnectorDir)
@@ -115,9 +120,9 @@ func connectorReader(cfg config.Init, client *kube.Client, source []byte) func(c
 			return connector.Parse("directory "+connector.Show(cfg.ConnectorDir), data, time.Now())
 		}
 		name := cfg.Connector
-		if name == "" && source != nil {
+		if name == "" && vcluster != nil {
 			var err error
-			if name, err = handover.ConnectorName(source); err != nil {
+			if name, err = vcluster.Connector(); err != nil {
 				return connector.Connector{}, err
 			}
 		}
@@ -155,8 +160,8 @@ func announce(ctx context.Context, cfg config.Init, client *kube.Client, result 
 
 // publisher writes the hand-over.
 type publisher struct {
-	cfg    config.Init
-	source []byte // the vCluster's config; nil for none
+	cfg      config.Init
+	vcluster *handover.Config // nil for none
 }
 
 // check refuses, before anything is done, a config that could not be written at the end.
@@ -167,10 +172,10 @@ func (p publisher) check() error {
 	if err := handover.Check(p.cfg.OutputDir); err != nil {
 		return err
 	}
-	if p.source == nil {
+	if p.vcluster == nil {
 		return nil
 	}
-	_, err := handover.EditConfig(p.source, "postgres://", "")
+	_, err := p.vcluster.Edit("postgres://", "")
 	return err
 }
 
@@ -180,12 +185,12 @@ func (p publisher) publish(r *tenant.Record) error {
 		return err
 	}
 	files := handover.Files{DSN: dsn, CA: r.Server.CA}
-	if p.source != nil {
+	if p.vcluster != nil {
 		ca := ""
 		if r.Server.CA != "" {
 			ca = filepath.Join(p.cfg.OutputDir, handover.CAFile)
 		}
-		if files.Config, err = handover.EditConfig(p.source, dsn, ca); err != nil {
+		if files.Config, err = p.vcluster.Edit(dsn, ca); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -29,32 +30,93 @@ var stores = []string{
 	backingStore + ".etcd.embedded", backingStore + ".etcd.deploy", backingStore + ".etcd.external",
 }
 
-// EditConfig sets dataSource (and caFile, where it is not empty) in the store that the user enabled in his vCluster config,
+// The budget of a vCluster config. A config is Helm values, a few KB of them, and some tens with manifests to deploy. The
+// parser takes hundreds of bytes of memory for each byte of the worst input, its check for keys that are there twice takes
+// time by the square of their number, and what it writes is indented by depth. The container has 64 MiB.
+const (
+	// MaxConfig is the most bytes a vCluster config may have.
+	MaxConfig = 256 << 10
+	// maxValues is the most keys and values it may have, what aliases stand for counted each time.
+	maxValues = 8000
+	// maxDepth is how deep they may be nested. A manifest in it is nested some twenty levels deep.
+	maxDepth = 100
+)
+
+// Config is a vCluster config that was read once and can be edited many times.
+type Config struct {
+	doc     *yaml.Node
+	content any // the same, decoded; never changed
+
+	// The store that the user enabled, set by prepare.
+	path  string
+	store *yaml.Node
+}
+
+// ParseConfig reads a vCluster config. The errors of Config and its own are of class fault.Refused. They never repeat a
+// value, which may be a DSN with a password.
+func ParseConfig(source []byte) (*Config, error) {
+	if len(source) > MaxConfig {
+		return nil, refuse("is larger than %d bytes", MaxConfig)
+	}
+	doc, content, err := parseConfig(source)
+	if err != nil {
+		return nil, err
+	}
+	return &Config{doc: doc, content: content}, nil
+}
+
+// Edit sets dataSource (and caFile, where it is not empty) in the store that the user enabled in his vCluster config,
 // and removes connector from it. Nothing else changes its meaning; order, comments, quoting, anchors and unknown fields
 // stay, too, but for an anchor that the edit would have changed under somebody who shares it. Which store is enabled is
 // the user's choice, and the licence's: none is enabled, and none is moved.
-//
-// Its error is of class fault.Refused. It never repeats a value, which may be a DSN with a password.
-func EditConfig(source []byte, dsn, caFile string) ([]byte, error) {
-	doc, err := parseConfig(source)
-	if err != nil {
+func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
+	if c.store == nil {
+		if err := c.prepare(); err != nil {
+			return nil, err
+		}
+	}
+	before := slices.Clone(c.store.Content)
+	defer func() { c.store.Content = before }()
+
+	edits := map[string]*string{"dataSource": &dsn, "connector": nil}
+	if caFile != "" {
+		edits["caFile"] = &caFile
+	}
+	set(c.store, "dataSource", dsn)
+	if caFile != "" {
+		set(c.store, "caFile", caFile)
+	}
+	remove(c.store, "connector")
+
+	var out bytes.Buffer
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2) // as Helm writes it
+	if err := errors.Join(encoder.Encode(c.doc), encoder.Close()); err != nil {
+		return nil, refuse("cannot be written again")
+	}
+	if err := c.verify(out.Bytes(), edits); err != nil {
 		return nil, err
 	}
-	path, err := enabledStore(doc)
+	return out.Bytes(), nil
+}
+
+// prepare finds the store that is enabled and makes it a mapping that can be changed without changing anything else.
+func (c *Config) prepare() error {
+	path, err := enabledStore(c.doc)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	fields, err := own(doc, strings.Split(path, "."))
+	fields, err := own(c.doc, strings.Split(path, "."))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	store := fields[len(fields)-1]
 	if value := deref(find(store, "dataSource")); value != nil {
 		switch {
 		case value.Kind != yaml.ScalarNode:
-			return nil, refuse("%s.dataSource: must be a string", path)
+			return refuse("%s.dataSource: must be a string", path)
 		case strings.Contains(value.Value, "://"):
-			return nil, refuse("%s.dataSource: is set and names a store already: a control plane with data there would start on an empty database; remove it if this is what you want", path)
+			return refuse("%s.dataSource: is set and names a store already: a control plane with data there would start on an empty database; remove it if this is what you want", path)
 		}
 	}
 	// What is about to change or to vanish, and what contains it, must not be shared.
@@ -65,39 +127,16 @@ func EditConfig(source []byte, dsn, caFile string) ([]byte, error) {
 			changing = append(changing, subtree(store.Content[i+1])...)
 		}
 	}
-	unshare(doc, changing)
+	unshare(c.doc, changing)
 	flatten(store)
-
-	edits := map[string]*string{"dataSource": &dsn, "connector": nil}
-	if caFile != "" {
-		edits["caFile"] = &caFile
-	}
-	set(store, "dataSource", dsn)
-	if caFile != "" {
-		set(store, "caFile", caFile)
-	}
-	remove(store, "connector")
-
-	var out bytes.Buffer
-	encoder := yaml.NewEncoder(&out)
-	encoder.SetIndent(2) // as Helm writes it
-	if err := errors.Join(encoder.Encode(doc), encoder.Close()); err != nil {
-		return nil, refuse("cannot be written again")
-	}
-	if err := verify(source, out.Bytes(), path, edits); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
+	c.path, c.store = path, store
+	return nil
 }
 
-// ConnectorName is the name of the connector that a vCluster config asks for, empty where it asks for none. As on vCluster
-// Platform it does not matter whether the store is enabled.
-func ConnectorName(source []byte) (string, error) {
-	doc, err := parseConfig(source)
-	if err != nil {
-		return "", err
-	}
-	node, err := walk(doc, connectorPath)
+// Connector is the name of the connector that the config asks for, empty where it asks for none. As on vCluster Platform
+// it does not matter whether the store is enabled.
+func (c *Config) Connector() (string, error) {
+	node, err := walk(c.doc, connectorPath)
 	switch {
 	case err != nil:
 		return "", err
@@ -115,17 +154,20 @@ func refuse(format string, args ...any) error {
 
 var lineNumber = regexp.MustCompile(`line [0-9]+`)
 
-// parseConfig reads the one document of source. It decodes it once for good, which finds what a tree of nodes hides:
-// duplicate keys, aliases that contain themselves or that multiply without end.
-func parseConfig(source []byte) (*yaml.Node, error) {
+// parseConfig reads the one document of source. It decodes it once for good, too, which finds what a tree of nodes hides:
+// duplicate keys and values that are not what their tags say.
+func parseConfig(source []byte) (*yaml.Node, any, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(source))
 	var doc yaml.Node
 	err := decoder.Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.MappingNode}}}, nil
+		return &yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.MappingNode}}}, nil, nil
 	}
 	var content any
 	if err == nil {
+		if left := maxValues; !affordable(&doc, &left, 0) {
+			return nil, nil, refuse("has more than %d values or more than %d levels, counted with what aliases stand for", maxValues, maxDepth)
+		}
 		err = doc.Decode(&content)
 	}
 	if err != nil {
@@ -136,19 +178,35 @@ func parseConfig(source []byte) (*yaml.Node, error) {
 		if line := lineNumber.FindString(err.Error()); line != "" {
 			where = ", " + line
 		}
-		return nil, refuse("%s%s", rule, where) // not err itself, which may repeat values
+		return nil, nil, refuse("%s%s", rule, where) // not err itself, which may repeat values
 	}
 	var more yaml.Node
 	if !errors.Is(decoder.Decode(&more), io.EOF) {
-		return nil, refuse("must be one YAML document, and nothing after it")
+		return nil, nil, refuse("must be one YAML document, and nothing after it")
 	}
 	root := deref(doc.Content[0])
 	if isNull(root) {
 		doc.Content[0] = &yaml.Node{Kind: yaml.MappingNode}
 	} else if root.Kind != yaml.MappingNode {
-		return nil, refuse("must be a mapping")
+		return nil, nil, refuse("must be a mapping")
 	}
-	return &doc, nil
+	return &doc, content, nil
+}
+
+// affordable counts a node and all below it, through aliases, off left. It ends at the budget, whatever the aliases make of it.
+func affordable(node *yaml.Node, left *int, depth int) bool {
+	if *left--; *left < 0 || depth > maxDepth {
+		return false
+	}
+	if node.Kind == yaml.AliasNode {
+		return affordable(node.Alias, left, depth+1)
+	}
+	for _, child := range node.Content {
+		if !affordable(child, left, depth+1) {
+			return false
+		}
+	}
+	return true
 }
 
 // enabledStore is the path of the one store that the user enabled.
@@ -392,28 +450,73 @@ func remove(mapping *yaml.Node, key string) {
 	}
 }
 
-// verify decodes what was read and what is to be written, and refuses a difference other than the edits. There are corners
+// verify decodes what is to be written, and refuses a difference from what was read other than the edits. There are corners
 // of YAML that a library writes differently from how it read them; a control plane must not be started on such a one.
-func verify(source, result []byte, path string, edits map[string]*string) error {
+func (c *Config) verify(result []byte, edits map[string]*string) error {
 	const rule = "cannot be edited without changing its meaning: write it more simply (no anchors, no tags)"
-	var want, got any
-	if err := errors.Join(yaml.Unmarshal(source, &want), yaml.Unmarshal(result, &got)); err != nil {
+	var got any
+	if yaml.Unmarshal(result, &got) != nil {
 		return refuse(rule)
 	}
-	store := reflect.ValueOf(want) // its maps are map[string]any, or map[any]any where a key is no string
-	for _, key := range strings.Split(path, ".") {
-		store = store.MapIndex(reflect.ValueOf(key)).Elem()
+	// The edits must be there. Then they are undone, and nothing must differ any more.
+	want, changed := reflect.ValueOf(c.content), reflect.ValueOf(got) // maps are map[string]any, or map[any]any where a key is no string
+	for _, key := range strings.Split(c.path, ".") {
+		want = want.MapIndex(reflect.ValueOf(key)).Elem()
+		if changed.Kind() != reflect.Map {
+			return refuse(rule)
+		}
+		if changed = changed.MapIndex(reflect.ValueOf(key)); !changed.IsValid() {
+			return refuse(rule)
+		}
+		changed = changed.Elem()
+	}
+	if changed.Kind() != reflect.Map {
+		return refuse(rule)
 	}
 	for key, value := range edits {
-		if value == nil {
-			store.SetMapIndex(reflect.ValueOf(key), reflect.Value{})
-		} else {
-			store.SetMapIndex(reflect.ValueOf(key), reflect.ValueOf(*value))
+		k := reflect.ValueOf(key)
+		is := changed.MapIndex(k)
+		if is.IsValid() != (value != nil) || value != nil && is.Interface() != any(*value) {
+			return refuse(rule)
 		}
+		changed.SetMapIndex(k, want.MapIndex(k)) // one that is not there removes it
 	}
-	// Compared as Go writes them: that shows every type, sorts the maps' keys, and finds .nan equal to itself.
-	if fmt.Sprintf("%#v", want) != fmt.Sprintf("%#v", got) {
+	if !same(c.content, got) {
 		return refuse(rule)
 	}
 	return nil
+}
+
+// same tells whether two decoded documents are the same, types included. A .nan is the same as another.
+func same(a, b any) bool {
+	switch a := a.(type) {
+	case map[string]any:
+		b, ok := b.(map[string]any)
+		if !ok || len(a) != len(b) {
+			return false
+		}
+		for key, value := range a {
+			if other, ok := b[key]; !ok || !same(value, other) {
+				return false
+			}
+		}
+		return true
+	case map[any]any:
+		b, ok := b.(map[any]any)
+		if !ok || len(a) != len(b) {
+			return false
+		}
+		for key, value := range a {
+			if other, ok := b[key]; !ok || !same(value, other) {
+				return false
+			}
+		}
+		return true
+	case []any:
+		b, ok := b.([]any)
+		return ok && slices.EqualFunc(a, b, same)
+	case string:
+		return any(a) == b
+	}
+	return fmt.Sprintf("%#v", a) == fmt.Sprintf("%#v", b) // shows the type, and of a float the sign of zero
 }

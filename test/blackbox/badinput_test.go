@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -394,7 +395,10 @@ var badOutputs = []badInput{
 	{name: "config of two documents", reason: "which of them counts?", change: config(embedded + "---\n" + embedded), want: []string{"vCluster config", "one YAML document"}},
 	{name: "a key twice in the config", reason: "which of them counts?", change: config(embedded + embedded), want: []string{"vCluster config", "twice"}},
 	{name: "config with an alias bomb", reason: "1 KiB that becomes gigabytes", change: config(bomb), want: []string{"vCluster config"}},
-	{name: "1 MiB of rubbish as config", reason: "as much as a Secret holds", change: config(strings.Repeat(large, 16)), want: []string{"vCluster config", "must be a mapping"}},
+	{name: "256 KiB of rubbish as config", reason: "as large as it can be", change: config(strings.Repeat(large, 4)), want: []string{"vCluster config", "must be a mapping"}},
+	{name: "1 MiB of config", reason: "as much as a Secret holds: to parse the worst of it takes more than the container has", change: config(embedded + "x: [" + strings.Repeat("a,", 512<<10-100) + "]\n"), want: []string{"vCluster config", "larger than 262144 bytes"}},
+	{name: "config without an end", reason: "must not be read to its end", change: variable("DBCONNECTOR_VCLUSTER_CONFIG", "/dev/zero"), want: []string{"vCluster config", "larger than 262144 bytes"}},
+	{name: "config of very many keys", reason: "the parser compares each with each", change: config(embedded + manyKeys), want: []string{"vCluster config", "more than 8000 values"}},
 	{name: "empty config", reason: "no store is enabled, and none is chosen behind the user's back", change: config(""), want: []string{"vCluster config", "no store is enabled"}},
 	{name: "no store enabled", reason: "as above", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: false}}}}\n"), want: []string{"vCluster config", "no store is enabled", "embedded"}},
 	{name: "two stores enabled", reason: "vCluster refuses it as well", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: true}, external: {enabled: true}}}}\n"), want: []string{"vCluster config", "more than one store"}},
@@ -447,6 +451,14 @@ var badEnvironments = []badInput{
 }
 
 const embedded = "controlPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: true\n"
+
+var manyKeys = func() string {
+	var b strings.Builder
+	for i := range 20000 {
+		b.WriteString("k" + strconv.Itoa(i) + ":\n")
+	}
+	return b.String()
+}()
 
 // bomb is "billion laughs" in YAML.
 var bomb = func() string {
@@ -667,7 +679,7 @@ func TestLooksBad(t *testing.T) {
 		{"libpq's variables", "meant for another program in the image", postgres, all(
 			variable("PGHOST", "10.255.255.1"), variable("PGSSLMODE", "disable"), variable("PGPASSWORD", "x"), variable("PGDATABASE", "nope"), variable("PGPASSFILE", "/nope")), nil, ""},
 		{"proxy variables", "a database is not reached over HTTP", postgres, all(variable("HTTPS_PROXY", "http://10.255.255.1:1"), variable("HTTP_PROXY", "http://10.255.255.1:1")), nil, ""},
-		{"config of 1 MiB", "as large as it can be", postgres, config(embedded + "# " + strings.Repeat("x", 1<<20-200) + "\n"), nil, ""},
+		{"config of 256 KiB", "as large as it can be", postgres, config(embedded + "# " + strings.Repeat("x", 256<<10-len(embedded)-3) + "\n"), nil, ""},
 		{"long tenant UID", "as long as it may be", postgres, func(_ testing.TB, s *site) {
 			s.uid += strings.Repeat("ü", (1024-len(s.uid))/2)
 			s.env["DBCONNECTOR_TENANT_UID"] = s.uid

@@ -35,7 +35,11 @@ func TestShippedValues(t *testing.T) {
 				// A field of a later chart, and one of somebody's own.
 				values = append(values, "\nlaterChart:\n  field: [1, 2.50, \"on\", ~] # kept\n"...)
 				const dsn = "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"
-				edited, err := handover.EditConfig(values, dsn, caFile)
+				config, err := handover.ParseConfig(values)
+				if err != nil {
+					t.Fatal(err)
+				}
+				edited, err := config.Edit(dsn, caFile)
 				if err != nil {
 					t.Fatal(err)
 				}
