@@ -45,6 +45,9 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		if client, err = kube.New(program); err != nil {
 			return err
 		}
+		client.OnWaiting(func(err error, attempt int, next time.Duration) {
+			log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
+		})
 	}
 	job := provision.Init{
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,

@@ -52,7 +52,11 @@ func (c *Client) retry(ctx context.Context, call call, do func(context.Context) 
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		if !pause(ctx, &backoff, err) {
+		delay := step(&backoff, err)
+		if c.waiting != nil && ctx.Err() == nil {
+			c.waiting(err, tries, delay)
+		}
+		if !pause(ctx, delay) {
 			return tries, last
 		}
 	}
@@ -69,12 +73,17 @@ func newConflictBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: time.Second}
 }
 
-// pause waits for the next try, at least as long as the server asked for in err; false when ctx ended.
-func pause(ctx context.Context, backoff *wait.Backoff, err error) bool {
+// step is the pause before the next try, at least as long as the server asked for in err.
+func step(backoff *wait.Backoff, err error) time.Duration {
 	delay := backoff.Step()
 	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
 		delay = max(delay, time.Duration(seconds)*time.Second)
 	}
+	return delay
+}
+
+// pause waits for the next try; false when ctx ended.
+func pause(ctx context.Context, delay time.Duration) bool {
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {

@@ -130,10 +130,20 @@ func TestWhatPassesIsRepeated(t *testing.T) {
 	t.Parallel()
 	c, s := play(t, status(503, metav1.StatusReasonServiceUnavailable, "starting"), hangUp,
 		status(500, metav1.StatusReasonInternalError, "etcdserver: leader changed"), notFound)
+	var waited []string // in silence, nobody would know what it is that takes so long
+	c.OnWaiting(func(err error, attempt int, next time.Duration) {
+		if !fault.Is(err, fault.Unavailable) || next <= 0 || next > 10*time.Second {
+			t.Errorf("waits %v for class %v: %v", next, fault.Of(err), err)
+		}
+		waited = append(waited, fmt.Sprint(attempt, " ", err))
+	})
 	if r, err := c.Records("team-a", "rec", nil).Load(t.Context()); r != nil || err != nil {
 		t.Errorf("got %v, %v", r, err)
 	}
 	s.count(t, "GET", "GET", "GET", "GET")
+	if len(waited) != 3 || !strings.HasPrefix(waited[0], "1 reading the tenant's record, secret team-a/rec: ") || !strings.HasPrefix(waited[2], "3 ") {
+		t.Errorf("told of %q", waited)
+	}
 }
 
 func TestUnavailableUntilTheEnd(t *testing.T) {

@@ -49,7 +49,12 @@ const (
 type Client struct {
 	rest      rest.Interface
 	component string
+	waiting   func(err error, attempt int, next time.Duration)
 }
+
+// OnWaiting sets what is told of each try that failed for a reason of the moment, and how long the pause before the next
+// one is. Without it a client waits in silence. Set it before the first call.
+func (c *Client) OnWaiting(f func(err error, attempt int, next time.Duration)) { c.waiting = f }
 
 // New makes a client from KUBECONFIG where that is set, or else from the pod's ServiceAccount. component is the program's
 // name, as the API server's audit log and Events show it. It sends nothing yet.

@@ -98,7 +98,7 @@ func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tena
 			// An earlier try was not answered. It may have been carried out all the same, and what conflicts may be our own.
 			uncertain = data
 		}
-		if !guess && !pause(ctx, &backoff, err) {
+		if !guess && !pause(ctx, step(&backoff, err)) {
 			return nil, fault.New(fault.Unavailable, "writing the tenant's record, %s: others keep writing it: %w", s.source(), context.Cause(ctx))
 		}
 	}

@@ -114,7 +114,7 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 		last = err
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return Result{}, fmt.Errorf("gave up after %d attempts, when the time limit was reached: %w", attempt, last)
+		return Result{}, fmt.Errorf("gave up when the time limit was reached: %w", last)
 	}
 	if ctx.Err() != nil {
 		return Result{}, fmt.Errorf("stopped on request: %w", context.Cause(ctx))
