@@ -269,7 +269,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 			return err
 		}
 		if seen.database == nil {
-			create := createDatabase(want)
+			create := createDatabase(a.session, want)
 			if _, err := a.conn.Exec(ctx, create.sql); err != nil {
 				return fmt.Errorf("%s: %w", create.name, classify(err))
 			}

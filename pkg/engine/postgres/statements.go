@@ -132,11 +132,16 @@ func planRoles(c catalog, s session, w tenant.Want, verifiers map[tenant.Slot]st
 }
 
 // createDatabase makes the database closed; it cannot run in a transaction. template0 because template1 may be in use or
-// have another collation version (docs/failures.md B42 has the cases); C because kine compares bytes.
-func createDatabase(w tenant.Want) statement {
+// have another collation version (docs/failures.md B42 has the cases); C because kine compares bytes. From 15 on a server
+// may be made with ICU, whose order would win over C unless the provider is named.
+func createDatabase(s session, w tenant.Want) statement {
+	provider := ""
+	if s.version >= 150000 {
+		provider = " LOCALE_PROVIDER libc"
+	}
 	return statement{"create database", fmt.Sprintf(
-		"CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT %d",
-		quote(w.Database), w.ConnectionLimit)}
+		"CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8'%s LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT %d",
+		quote(w.Database), provider, w.ConnectionLimit)}
 }
 
 // planDatabase locks the database down, marks it and only then opens it, in one transaction.

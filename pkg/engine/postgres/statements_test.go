@@ -170,9 +170,13 @@ func TestPlanDatabase(t *testing.T) {
 			check(t, tc.reason, planDatabase(have, want()), tc.want)
 		})
 	}
-	check(t, "B42: template0, and closed from the start (B25)", []statement{createDatabase(want())}, []statement{{
+	check(t, "B42: template0, and closed from the start (B25)", []statement{createDatabase(session{version: 140000}, want())}, []statement{{
 		"create database",
 		`CREATE DATABASE "vcx" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT 40`,
+	}})
+	check(t, "from 15 on ICU's order would win", []statement{createDatabase(session{version: 150000}, want())}, []statement{{
+		"create database",
+		`CREATE DATABASE "vcx" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT 40`,
 	}})
 }
 
