@@ -119,6 +119,9 @@ func (c *Config) prepare() error {
 			return refuse("%s.dataSource: is set and names a store already: a control plane with data there would start on an empty database; remove it if this is what you want", path)
 		}
 	}
+	if value := deref(find(store, "identityProvider")); value != nil && !isNull(value) && (value.Kind != yaml.ScalarNode || value.Value != "") {
+		return refuse("%s.identityProvider: is set: kine would log in with the provider's tokens in place of the tenant's password; remove it", path)
+	}
 	// What is about to change or to vanish, and what contains it, must not be shared.
 	changing := fields
 	for i := 0; i+1 < len(store.Content); i += 2 {

@@ -54,6 +54,10 @@ func TestEditConfig(t *testing.T) {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine}}}}\n",
 			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine, dataSource: \"DSN\"}}}}\n",
 		},
+		"no identity provider": {
+			source: "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: ''}}}}\n",
+			want:   "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: '', dataSource: \"DSN\"}}}}\n",
+		},
 		"the other store keeps its fields": {
 			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n",
 			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
@@ -134,6 +138,9 @@ func TestEditConfigRefusals(t *testing.T) {
 		// A control plane with data there would start on an empty database.
 		"store is named":        {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: is set and names a store already"},
 		"store is named merged": {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "dataSource: is set and names a store already"},
+		"tokens":                {embedded + "        identityProvider: aws\n", "controlPlane.backingStore.database.embedded.identityProvider: is set"},
+		"tokens, merged":        {"a: &a {identityProvider: aws}\n" + head + "      external: {<<: *a, enabled: true}\n", "controlPlane.backingStore.database.external.identityProvider: is set"},
+		"tokens as a mapping":   {embedded + "        identityProvider: {password: hunter2}\n", "embedded.identityProvider: is set"},
 		"store as mapping":      {embedded + "        dataSource: {password: hunter2}\n", "controlPlane.backingStore.database.embedded.dataSource: must be a string"},
 	} {
 		t.Run(name, func(t *testing.T) {
