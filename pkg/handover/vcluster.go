@@ -102,6 +102,9 @@ func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
 
 // prepare finds the store that is enabled and makes it a mapping that can be changed without changing anything else.
 func (c *Config) prepare() error {
+	if err := checkCase(c.doc); err != nil {
+		return err
+	}
 	path, err := enabledStore(c.doc)
 	if err != nil {
 		return err
@@ -210,6 +213,44 @@ func affordable(node *yaml.Node, left *int, depth int) bool {
 		}
 	}
 	return true
+}
+
+// checkCase refuses a key on the way to a store, or in one, that is one of those that matter here but for its case:
+// vCluster's decoder does not tell them apart, and of two it may take either.
+func checkCase(doc *yaml.Node) error {
+	for _, path := range stores {
+		node, steps := deref(doc.Content[0]), strings.Split(path, ".")
+		for i := 0; node != nil && node.Kind == yaml.MappingNode; i++ {
+			if err := checkKeys(node, strings.Join(steps[:i], ".")); err != nil {
+				return err
+			}
+			if i == len(steps) {
+				break
+			}
+			node = deref(find(node, steps[i]))
+		}
+	}
+	return nil
+}
+
+// known are the keys that matter here.
+var known = append(strings.Split(strings.Join(stores, "."), "."), "enabled", "dataSource", "connector", "caFile", "identityProvider")
+
+func checkKeys(mapping *yaml.Node, path string) error {
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		key := deref(mapping.Content[i]).Value
+		for _, k := range known {
+			if key != k && strings.EqualFold(key, k) {
+				return refuse("%s: must be written %s", strings.TrimPrefix(path+"."+key, "."), k)
+			}
+		}
+	}
+	for _, merged := range merges(mapping) {
+		if err := checkKeys(merged, path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // enabledStore is the path of the one store that the user enabled.

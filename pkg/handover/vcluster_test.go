@@ -58,6 +58,10 @@ func TestEditConfig(t *testing.T) {
 			source: "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: ''}}}}\n",
 			want:   "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: '', dataSource: \"DSN\"}}}}\n",
 		},
+		"case does not matter elsewhere": {
+			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true}}}, ingress: {Enabled: true}}\nDATABASES: {}\n",
+			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"DSN\"}}}, ingress: {Enabled: true}}\nDATABASES: {}\n",
+		},
 		"the other store keeps its fields": {
 			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n",
 			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
@@ -138,10 +142,21 @@ func TestEditConfigRefusals(t *testing.T) {
 		// A control plane with data there would start on an empty database.
 		"store is named":        {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: is set and names a store already"},
 		"store is named merged": {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "dataSource: is set and names a store already"},
-		"tokens":                {embedded + "        identityProvider: aws\n", "controlPlane.backingStore.database.embedded.identityProvider: is set"},
-		"tokens, merged":        {"a: &a {identityProvider: aws}\n" + head + "      external: {<<: *a, enabled: true}\n", "controlPlane.backingStore.database.external.identityProvider: is set"},
-		"tokens as a mapping":   {embedded + "        identityProvider: {password: hunter2}\n", "embedded.identityProvider: is set"},
-		"store as mapping":      {embedded + "        dataSource: {password: hunter2}\n", "controlPlane.backingStore.database.embedded.dataSource: must be a string"},
+		// vCluster reads a key without regard to its case, and of two the last one.
+		"second data source":  {head + "      embedded: {enabled: true, DataSource: 'mysql://root:hunter2@tcp(db)/x'}\n", "controlPlane.backingStore.database.embedded.DataSource: must be written dataSource"},
+		"case, enabled":       {head + "      embedded: {enabled: true}\n      external: {Enabled: true}\n", "controlPlane.backingStore.database.external.Enabled: must be written enabled"},
+		"case, CA":            {embedded + "        cafile: /hunter2\n", "embedded.cafile: must be written caFile"},
+		"case, connector":     {head + "      external: {enabled: true, Connector: pg}\n", "external.Connector: must be written connector"},
+		"case, tokens":        {embedded + "        identityprovider: aws\n", "embedded.identityprovider: must be written identityProvider"},
+		"case, merged":        {"a: &a {DATASOURCE: hunter2}\n" + embedded + "        <<: *a\n", "embedded.DATASOURCE: must be written dataSource"},
+		"case, Unicode's":     {head + "      embedded: {enabled: true, data\u017fource: hunter2}\n", "must be written dataSource"},
+		"case, on the way":    {embedded + "ControlPlane: {}\n", "ControlPlane: must be written controlPlane"},
+		"case, the store":     {embedded + "      External: {enabled: true}\n", "controlPlane.backingStore.database.External: must be written external"},
+		"case, etcd":          {embedded + "    Etcd: {deploy: {enabled: true}}\n", "controlPlane.backingStore.Etcd: must be written etcd"},
+		"tokens":              {embedded + "        identityProvider: aws\n", "controlPlane.backingStore.database.embedded.identityProvider: is set"},
+		"tokens, merged":      {"a: &a {identityProvider: aws}\n" + head + "      external: {<<: *a, enabled: true}\n", "controlPlane.backingStore.database.external.identityProvider: is set"},
+		"tokens as a mapping": {embedded + "        identityProvider: {password: hunter2}\n", "embedded.identityProvider: is set"},
+		"store as mapping":    {embedded + "        dataSource: {password: hunter2}\n", "controlPlane.backingStore.database.embedded.dataSource: must be a string"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
