@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
 
 	"dbconnector/pkg/fault"
 )
@@ -36,6 +38,27 @@ func (c call) rule() string {
 		name = fmt.Sprintf(" named %q", c.name)
 	}
 	return fmt.Sprintf("verb %q on resource %q%s in namespace %q", c.verb, c.resource, name, c.namespace)
+}
+
+// errForeign is what classify makes of an answer that is not what was asked for.
+var errForeign = errors.New("not an answer of an API server")
+
+// into takes the object out of an answer. rest.Result.Into takes an object of another kind, too, and leaves obj empty.
+func into[T any](result rest.Result, obj *T) error {
+	if err := result.Error(); err != nil {
+		return err
+	}
+	answer, err := result.Get()
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return err
+	}
+	got, ok := any(answer).(*T)
+	if err != nil || !ok { // its words are about client-go's sources, or repeat the answer
+		return errForeign
+	}
+	*obj = *got
+	return nil
 }
 
 // retry repeats do while its error is of class fault.Unavailable, until ctx ends. Then the error is the last that says
@@ -105,12 +128,14 @@ func classify(err error, call call) error {
 		return classifyStatus(err, status.Status(), call)
 	case isTLS(err):
 		return fault.New(fault.Refused, "%s: the API server's identity cannot be verified: %w", call.doing, err)
+	case errors.Is(err, errForeign):
+		return fault.New(fault.Refused, "%s: what answers is not an API server, or not for this version of its API: check its address", call.doing)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fault.New(fault.Refused, "%s: what answers is not an API server: %w", call.doing, err)
 	}
 	var transport *url.Error
-	if errors.As(err, &transport) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		// No network, no name, connection refused or reset, no answer in time.
+	if errors.As(err, &transport) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		// No network, no name, connection refused or reset, no answer in time, an answer that breaks off.
 		return fault.New(fault.Unavailable, "%s: %w", call.doing, err)
 	}
 	return fmt.Errorf("%s: %w", call.doing, err)

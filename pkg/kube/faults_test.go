@@ -249,6 +249,61 @@ func TestRefusedWrites(t *testing.T) {
 	}
 }
 
+// TestForeignAnswers: something answers, and well, but it is no API server, or one from another world.
+func TestForeignAnswers(t *testing.T) {
+	t.Parallel()
+	text := func(contentType, body string) answer {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", contentType)
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	for name, answer := range map[string]answer{
+		"a web page":          text("text/html", "<html>"+marker),
+		"a web page as JSON":  text("application/json", "<html>"+marker),
+		"text":                text("text/plain", marker),
+		"JSON":                text("application/json", `{"ok":"`+marker+`"}`),
+		"no content":          text("application/json", ""),
+		"no content, no type": text("", ""),
+		"an unknown kind":     text("application/json", `{"kind":"Pod","apiVersion":"v1"}`),
+		"another group":       text("application/json", `{"kind":"Secret","apiVersion":"example.com/v1"}`),
+		"another kind":        object(&corev1.Event{TypeMeta: metav1.TypeMeta{Kind: "Event", APIVersion: "v1"}}),
+		"a status":            object(&metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, _ := play(t, answer)
+			r := newRecord()
+			update := func(*tenant.Record) (*tenant.Record, error) { return r, nil }
+			_, ofConnector := c.Connector(t.Context(), "platform", "pg")
+			_, ofNamespace := c.NamespaceUID(t.Context(), "team-a")
+			_, ofRecord := c.Records("team-a", "rec", nil).Load(t.Context())
+			w, _ := play(t, notFound, answer)
+			_, ofWriting := w.Records("team-a", "rec", nil).Update(t.Context(), update)
+			for doing, err := range map[string]error{"reading the connector": ofConnector, "reading the namespace": ofNamespace, "reading the tenant's record": ofRecord, "writing the tenant's record": ofWriting} {
+				if !fault.Is(err, fault.Refused) || !strings.HasPrefix(err.Error(), doing) || !strings.Contains(err.Error(), ": what answers is not an API server") {
+					t.Errorf("class %v: %v", fault.Of(err), err)
+				} else if strings.Contains(err.Error(), marker) || strings.Contains(err.Error(), ".go") {
+					t.Errorf("says too much: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestBrokenAnswer: an answer that breaks off is asked for again.
+func TestBrokenAnswer(t *testing.T) {
+	t.Parallel()
+	c, s := play(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, `{"kind":`)
+	}, notFound)
+	if r, err := c.Records("team-a", "rec", nil).Load(t.Context()); r != nil || err != nil {
+		t.Errorf("got %v, %v", r, err)
+	}
+	s.count(t, "GET", "GET")
+}
+
 func TestIdentityOfTheServer(t *testing.T) {
 	t.Parallel()
 	quiet := log.New(io.Discard, "", 0)

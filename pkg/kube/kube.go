@@ -129,7 +129,7 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 		hint: "deploy/kustomize has the Role and the RoleBinding",
 	}
 	_, err := c.retry(ctx, call, func(ctx context.Context) error {
-		return c.rest.Get().Namespace(namespace).Resource("secrets").Name(name).MaxRetries(0).Do(ctx).Into(&secret)
+		return into(c.rest.Get().Namespace(namespace).Resource("secrets").Name(name).MaxRetries(0).Do(ctx), &secret)
 	})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -151,7 +151,7 @@ func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, er
 		hint: "a Role in the namespace itself is enough; or set DBCONNECTOR_TENANT_UID",
 	}
 	_, err := c.retry(ctx, call, func(ctx context.Context) error {
-		return c.rest.Get().Resource("namespaces").Name(namespace).MaxRetries(0).Do(ctx).Into(&object)
+		return into(c.rest.Get().Resource("namespaces").Name(namespace).MaxRetries(0).Do(ctx), &object)
 	})
 	switch {
 	case apierrors.IsNotFound(err):

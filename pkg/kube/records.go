@@ -139,7 +139,7 @@ func (s *Records) get(ctx context.Context) (*corev1.Secret, error) {
 	secret := &corev1.Secret{}
 	call := s.call("reading", "get")
 	_, err := s.client.retry(ctx, call, func(ctx context.Context) error {
-		return s.client.rest.Get().Namespace(s.namespace).Resource("secrets").Name(s.name).MaxRetries(0).Do(ctx).Into(secret)
+		return into(s.client.rest.Get().Namespace(s.namespace).Resource("secrets").Name(s.name).MaxRetries(0).Do(ctx), secret)
 	})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -204,7 +204,7 @@ func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Re
 		if old != nil {
 			request = s.client.rest.Put().Name(s.name)
 		}
-		return request.Namespace(s.namespace).Resource("secrets").MaxRetries(0).Body(secret).Do(ctx).Into(written)
+		return into(request.Namespace(s.namespace).Resource("secrets").MaxRetries(0).Body(secret).Do(ctx), written)
 	})
 	switch {
 	case err == nil:
