@@ -54,8 +54,8 @@ var engines = []struct {
 	want counts
 }{
 	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}},
-	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 15}},
-	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 15}},
+	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}},
+	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}},
 }
 
 // restart is what the counts of a restart have to be, with every engine.
@@ -126,11 +126,11 @@ type figures struct {
 	version        string
 	first, restart counts
 	overMinimal    ratio
-	// overClient is of a first provision, direct of one without Kubernetes.
-	overClient, direct ratio
-	memory             [2]int64 // of a first provision and of a restart
-	herd               rig.HerdResult
-	herdWasLetLoose    bool
+	// overClient is of a first provision; strict against a client that leaves the verification out; direct without Kubernetes.
+	overClient, strict, direct ratio
+	memory                     [2]int64 // of a first provision and of a restart
+	herd                       rig.HerdResult
+	herdWasLetLoose            bool
 }
 
 func render(all []figures, size int64, pairs int) string {
@@ -158,7 +158,8 @@ func render(all []figures, size int64, pairs int) string {
 	})
 	row("First provision: requests with SQL", "", func(f figures) string { return fmt.Sprint(f.first.Statements) })
 	row("First provision: time / same statements by psql, mariadb", "≤ 1.3", func(f figures) string { return f.overClient.String() })
-	row("The same without Kubernetes", "≤ 1.3", func(f figures) string { return f.direct.String() })
+	row("Against the admin's statements alone, one client process", "", func(f figures) string { return f.strict.String() })
+	row("All statements, without Kubernetes", "≤ 1.3", func(f figures) string { return f.direct.String() })
 	row("Peak memory, first provision", "≤ 30 MiB", func(f figures) string { return mib(f.memory[0]) })
 	row("Peak memory, restart", "≤ 30 MiB", func(f figures) string { return mib(f.memory[1]) })
 	if all[0].herdWasLetLoose {

@@ -150,7 +150,7 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 		return f, off, err
 	}
 	progress("%s: first provision against the same statements", e.name)
-	if f.overClient, f.direct, err = b.againstClient(ctx, s, t, shop, statements); err != nil {
+	if f.overClient, f.strict, f.direct, err = b.againstClient(ctx, s, t, shop, statements); err != nil {
 		return f, off, err
 	}
 	if !herd {
@@ -302,11 +302,12 @@ func (b *bench) againstMinimal(ctx context.Context, t *rig.Tenant) (ratio, error
 
 // againstClient compares a first provision with the engine's own client that sends what the server logged of one, in as many
 // sessions: those of the admin, and then the tenant's own, in which init asks what the tenant may do. direct is the same
-// comparison without Kubernetes: connector and record are directories.
-func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant, shop, log string) (whole, direct ratio, err error) {
+// comparison without Kubernetes: connector and record are directories. strict is the first comparison again, where the client
+// does not send the tenant's session: all of the verification counts as init's own expense.
+func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant, shop, log string) (whole, strict, direct ratio, err error) {
 	record, err := t.Record(ctx)
 	if err != nil {
-		return whole, direct, err
+		return whole, strict, direct, err
 	}
 	login := record.Login(record.Active)
 	scripts := map[string]string{}
@@ -319,26 +320,27 @@ func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant,
 	}
 	ca := filepath.Join(b.dir, shop+"-ca.crt")
 	if err := os.WriteFile(ca, s.CA, 0o600); err != nil {
-		return whole, direct, err
+		return whole, strict, direct, err
 	}
 	dir := filepath.Join(b.dir, "connector-"+shop)
 	if err := errors.Join(os.Mkdir(dir, 0o700), rig.WriteConnector(dir, rig.Connector(s, s.AdminUser, s.AdminPassword, "", true))); err != nil {
-		return whole, direct, err
+		return whole, strict, direct, err
 	}
 	look, err := rig.Inspect(s)
 	if err != nil {
-		return whole, direct, err
+		return whole, strict, direct, err
 	}
 	defer look.Close()
 	n := 0
-	client := func() (time.Duration, error) {
+	send := func(sessions int) (time.Duration, error) {
 		n++
 		from, to := t.Names(), tenant.NamesOf(fmt.Sprintf("client %s %d", shop, n))
 		other := strings.NewReplacer(from.Database, to.Database, from.Marker, to.Marker, from.Lock, to.Lock)
 		var took time.Duration
-		for _, as := range []struct{ user, password, database string }{
+		logins := []struct{ user, password, database string }{
 			{s.AdminUser, s.AdminPassword, ""}, {other.Replace(login.User), login.Password.Reveal(), to.Database},
-		} {
+		}
+		for _, as := range logins[:sessions] {
 			file := filepath.Join(b.dir, "script.sql")
 			if err := os.WriteFile(file, []byte(other.Replace(scripts[strings.Replace(as.user, to.Database, from.Database, 1)])), 0o600); err != nil {
 				return 0, err
@@ -381,11 +383,15 @@ func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant,
 			return timed(cmd)
 		}
 	}
+	client := func() (time.Duration, error) { return send(2) }
 	if whole, err = b.compare(provision(false), client); err != nil {
-		return whole, direct, err
+		return whole, strict, direct, err
+	}
+	if strict, err = b.compare(provision(false), func() (time.Duration, error) { return send(1) }); err != nil {
+		return whole, strict, direct, err
 	}
 	direct, err = b.compare(provision(true), client)
-	return whole, direct, err
+	return whole, strict, direct, err
 }
 
 func clientCommand(ctx context.Context, s *bed.Server, ca, file, user, password, database string) (*exec.Cmd, error) {
