@@ -127,7 +127,7 @@ func classify(err error, call call) error {
 	case errors.As(err, &status):
 		return classifyStatus(err, status.Status(), call)
 	case isTLS(err):
-		return fault.New(fault.Refused, "%s: the API server's identity cannot be verified: %w", call.doing, err)
+		return fault.Translate(fault.Refused, err, "%s: the API server's identity cannot be verified: %s", call.doing, fault.Words(err.Error()))
 	case errors.Is(err, errForeign):
 		return fault.New(fault.Refused, "%s: what answers is not an API server, or not for this version of its API: check its address", call.doing)
 	case errors.Is(err, http.ErrSchemeMismatch):
@@ -142,23 +142,24 @@ func classify(err error, call call) error {
 }
 
 func classifyStatus(err error, status metav1.Status, call call) error {
+	said := fault.Words(err.Error()) // an admission policy's prose may be as long as it likes
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
-		return fmt.Errorf("%s: %w", call.doing, err)
+		return fault.Translate(fault.Unknown, err, "%s: %s", call.doing, said)
 	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return fault.New(fault.Refused, "%s: the namespace %q is being deleted", call.doing, call.namespace)
 	case status.Code == http.StatusUnauthorized:
-		return fault.New(fault.Refused, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %w", call.doing, err)
+		return fault.Translate(fault.Refused, err, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %s", call.doing, said)
 	case status.Code == http.StatusForbidden && strings.Contains(status.Message, "cannot "+call.verb):
 		hint := ""
 		if call.hint != "" {
 			hint = " (" + call.hint + ")"
 		}
-		return fault.New(fault.Refused, "%s: an RBAC rule is missing, %s%s: %w", call.doing, call.rule(), hint, err)
+		return fault.Translate(fault.Refused, err, "%s: an RBAC rule is missing, %s%s: %s", call.doing, call.rule(), hint, said)
 	case status.Code == http.StatusForbidden: // a quota, an admission policy
-		return fault.New(fault.Refused, "%s: the API server refuses it: %w", call.doing, err)
+		return fault.Translate(fault.Refused, err, "%s: the API server refuses it: %s", call.doing, said)
 	case status.Code == http.StatusTooManyRequests, status.Code == http.StatusRequestTimeout, status.Code >= http.StatusInternalServerError:
-		return fault.New(fault.Unavailable, "%s: %w", call.doing, err)
+		return fault.Translate(fault.Unavailable, err, "%s: %s", call.doing, said)
 	}
 	// 400, 413, 422: the server's words may repeat what was sent, which is a Secret. Which field and what kind of mistake
 	// is enough.
@@ -168,7 +169,7 @@ func classifyStatus(err error, status metav1.Status, call call) error {
 			causes = append(causes, fmt.Sprintf("%s: %s", cause.Field, cause.Type))
 		}
 	}
-	return fault.New(fault.Refused, "%s: the API server answers %d %s [%s]", call.doing, status.Code, status.Reason, strings.Join(causes, ", "))
+	return fault.New(fault.Refused, "%s: the API server answers %d %s [%s]", call.doing, status.Code, fault.Words(string(status.Reason)), fault.Words(strings.Join(causes, ", ")))
 }
 
 func isTLS(err error) bool {

@@ -249,6 +249,31 @@ func TestRefusedWrites(t *testing.T) {
 	}
 }
 
+// TestLongWords: who refuses may say very much; an operator wants the beginning of it, and all of what we say.
+func TestLongWords(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("policy says no\n", 1<<16)
+	for name, answer := range map[string]answer{
+		"forbidden":   status(403, metav1.StatusReasonForbidden, long),
+		"no rule":     status(403, metav1.StatusReasonForbidden, "cannot get "+long),
+		"unavailable": status(503, metav1.StatusReasonServiceUnavailable, long),
+		"invalid":     status(422, metav1.StatusReasonInvalid, long, metav1.StatusCause{Field: long}),
+		"a web page": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusBadGateway)
+			_, _ = io.WriteString(w, long)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, _ := play(t, answer)
+			_, err := c.NamespaceUID(within(t, 300*time.Millisecond), "team-a")
+			if err == nil || len(err.Error()) > 1000 || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "reading the namespace team-a: ") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 // TestForeignAnswers: something answers, and well, but it is no API server, or one from another world.
 func TestForeignAnswers(t *testing.T) {
 	t.Parallel()

@@ -13,12 +13,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -187,26 +185,15 @@ func (c *Client) Event(ctx context.Context, pod Pod, eventType, reason, message 
 	event := &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{
 			// A pod's name may be as long as an Event's.
-			Name: strings.TrimRight(cut(pod.Name, 200), "-.") + "." + hex.EncodeToString(unique), Namespace: pod.Namespace,
+			Name: strings.TrimRight(fault.Cut(pod.Name, 200), "-.") + "." + hex.EncodeToString(unique), Namespace: pod.Namespace,
 		},
 		InvolvedObject: corev1.ObjectReference{
 			APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
 		},
-		Type: eventType, Reason: reason, Message: cut(message, maxMessage),
+		Type: eventType, Reason: reason, Message: fault.Cut(message, maxMessage),
 		Source: corev1.EventSource{Component: c.component}, ReportingController: c.component, ReportingInstance: pod.Name,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}
 	call := call{doing: "recording an event", verb: "create", resource: "events", namespace: pod.Namespace}
 	return classify(c.rest.Post().Namespace(pod.Namespace).Resource("events").MaxRetries(0).Body(event).Do(ctx).Error(), call)
-}
-
-// cut shortens s to at most n bytes, between two characters.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	const dots = "…"
-	for n -= len(dots); n > 0 && !utf8.RuneStart(s[n]); n-- {
-	}
-	return fmt.Sprint(s[:n], dots)
 }

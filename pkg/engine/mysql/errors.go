@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync/atomic"
 
 	mysqldriver "github.com/go-sql-driver/mysql"
@@ -77,7 +76,7 @@ func classify(err error) error {
 			lockedMySQL, lockedMariaDB, insecureTransport:
 			class = fault.Refused
 		}
-		said, hint := oneLine(server.Message), ""
+		said, hint := fault.Words(server.Message), ""
 		if server.Number == parseError {
 			said = "it does not understand a statement" // its own words repeat 80 characters of it, and these may hold a password
 		}
@@ -98,9 +97,9 @@ func classify(err error) error {
 		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
 	case errors.As(err, &verification):
 		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
-			oneLine(verification.Err.Error()))
+			fault.Words(verification.Err.Error()))
 	case errors.As(err, &alert):
-		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", oneLine(alert.Error()))
+		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", fault.Words(alert.Error()))
 	case errors.As(err, &record):
 		return fault.New(fault.Refused, "the server answers TLS with something else")
 	case errors.Is(err, mysqldriver.ErrMalformPkt), errors.Is(err, mysqldriver.ErrPktSync), errors.Is(err, mysqldriver.ErrPktSyncMul),
@@ -108,21 +107,19 @@ func classify(err error) error {
 		return errForeign
 	case errors.Is(err, mysqldriver.ErrUnknownPlugin), errors.Is(err, mysqldriver.ErrCleartextPassword), errors.Is(err, mysqldriver.ErrOldPassword),
 		errors.Is(err, mysqldriver.ErrNativePassword):
-		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", oneLine(err.Error()))
+		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", fault.Words(err.Error()))
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		return fault.New(fault.Unavailable, "no answer within the time limit")
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &network):
-		return fault.New(fault.Unavailable, "%s", oneLine(network.Error()))
+		return fault.New(fault.Unavailable, "%s", fault.Words(network.Error()))
 	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, mysqldriver.ErrInvalidConn), errors.Is(err, driver.ErrBadConn):
 		return fault.New(fault.Unavailable, "the connection broke")
 	}
-	return fault.New(fault.Unknown, "%s", oneLine(err.Error()))
+	return fault.New(fault.Unknown, "%s", fault.Words(err.Error()))
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 var errForeign = fault.New(fault.Refused, `the server does not speak MySQL's protocol: see the connector's keys "type", "endpoint" and "port"`)
 

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -80,7 +79,7 @@ func classify(err error) error {
 		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback
 			class = fault.Unavailable
 		}
-		said := oneLine(pg.Message)
+		said := fault.Words(pg.Message)
 		if pg.Code == syntaxError {
 			said = "it does not understand a statement" // its own words repeat a part of it, and that may be a verifier
 		}
@@ -96,9 +95,9 @@ func classify(err error) error {
 	switch {
 	case errors.As(err, &verification):
 		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
-			oneLine(verification.Err.Error()))
+			fault.Words(verification.Err.Error()))
 	case errors.As(err, &alert):
-		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", oneLine(alert.Error()))
+		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", fault.Words(alert.Error()))
 	case errors.As(err, &record):
 		return fault.New(fault.Refused, "the server answers TLS with something else")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
@@ -106,13 +105,13 @@ func classify(err error) error {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &network):
-		return fault.New(fault.Unavailable, "%s", oneLine(network.Error()))
+		return fault.New(fault.Unavailable, "%s", fault.Words(network.Error()))
 	case pgconn.SafeToRetry(err): // "conn closed": the connection broke before
-		return fault.New(fault.Unavailable, "the connection broke: %s", oneLine(innermost(err).Error()))
+		return fault.New(fault.Unavailable, "the connection broke: %s", fault.Words(innermost(err).Error()))
 	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return fault.New(fault.Unavailable, "the connection broke: %s", oneLine(innermost(err).Error()))
+		return fault.New(fault.Unavailable, "the connection broke: %s", fault.Words(innermost(err).Error()))
 	}
-	return fault.New(fault.Unknown, "%s", oneLine(innermost(err).Error()))
+	return fault.New(fault.Unknown, "%s", fault.Words(innermost(err).Error()))
 }
 
 func innermost(err error) error {
@@ -124,8 +123,6 @@ func innermost(err error) error {
 		err = next
 	}
 }
-
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // sniffer remembers the first bytes that a server sends. pgconn reports a server that refuses TLS, and one that does not
 // speak PostgreSQL at all, as plain text; these bytes tell without reading prose.

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fault
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// maxWords is the most of what a server says that an error repeats, in bytes: more than any server needs for a reason, and
+// with what we say around it less than a termination message. What is longer is an admission policy's or a trigger's
+// prose, or somebody's page.
+const maxWords = 600
+
+// Words are the words of another program as an error may repeat them: on one line, and not too many.
+func Words(s string) string {
+	if len(s) > 4*maxWords { // white space may go
+		s = s[:4*maxWords]
+	}
+	return Cut(strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD"), maxWords)
+}
+
+// Cut shortens s to at most n bytes, between two characters.
+func Cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	const dots = "…"
+	for n -= len(dots); n > 0 && !utf8.RuneStart(s[n]); n-- {
+	}
+	return s[:n] + dots
+}
