@@ -118,8 +118,9 @@ type texts struct {
 	Timeout         string `envconfig:"DBCONNECTOR_TIMEOUT" default:"2m"`
 }
 
-// Load reads the environment of dbconnector-init. Its error is of class fault.Refused and lists every refusal. The warnings
-// are about variables that have no effect.
+// Load reads the environment of dbconnector-init. Its error is of class fault.Refused and lists every refusal; of the
+// settings that come with it only those of the log are good, and these for the error's own line. The warnings are about
+// variables that have no effect.
 func Load() (c Init, warnings []string, err error) { return load(namespaceFile) }
 
 func load(namespaceFile string) (Init, []string, error) {
@@ -134,7 +135,7 @@ func load(namespaceFile string) (Init, []string, error) {
 	v := validator{}
 	v.validate(&c, t, namespaceFile)
 	if len(v.refusals) > 0 {
-		return Init{}, nil, fault.New(fault.Refused, "environment: %s", strings.Join(v.refusals, "; "))
+		return Init{Common: Common{LogLevel: c.LogLevel, LogFormat: c.LogFormat}}, nil, fault.New(fault.Refused, "environment: %s", strings.Join(v.refusals, "; "))
 	}
 	return c, v.warnings, nil
 }
@@ -238,6 +239,7 @@ func (v *validator) validate(c *Init, t texts, namespaceFile string) {
 	}
 	if c.LogFormat != JSON && c.LogFormat != Console {
 		v.refuse("DBCONNECTOR_LOG_FORMAT", c.LogFormat, "must be json or console")
+		c.LogFormat = JSON
 	}
 	v.numbers(c, t)
 	v.unknown()
@@ -296,6 +298,7 @@ func (v *validator) numbers(c *Init, t texts) {
 	}
 	if c.LogLevel, err = zapcore.ParseLevel(t.LogLevel); err != nil || c.LogLevel > zapcore.ErrorLevel {
 		v.refuse("DBCONNECTOR_LOG_LEVEL", t.LogLevel, "must be debug, info, warn or error")
+		c.LogLevel = zapcore.InfoLevel
 	}
 }
 

@@ -196,6 +196,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			environment(t, test.vars)
 			got, _, err := load(serviceAccount(t, "team-a"))
+			got.LogLevel, got.LogFormat = 0, "" // the refusal itself is logged by these
 			switch {
 			case err == nil:
 				t.Fatal("accepted")
@@ -264,6 +265,27 @@ func TestWarnings(t *testing.T) {
 	}
 	if !slices.Equal(warnings, want) {
 		t.Errorf("got %q\nwant %q", warnings, want)
+	}
+}
+
+// TestLogOfARefusal: a refusal is logged as it was asked for, and by default where that is what is wrong.
+func TestLogOfARefusal(t *testing.T) {
+	for name, test := range map[string]struct {
+		level, format string
+		wantLevel     zapcore.Level
+		wantFormat    string
+	}{
+		"asked for": {"error", "console", zapcore.ErrorLevel, Console},
+		"default":   {"", "", zapcore.InfoLevel, JSON},
+		"wrong":     {"fatal", "x", zapcore.InfoLevel, JSON},
+	} {
+		t.Run(name, func(t *testing.T) {
+			environment(t, map[string]string{"DBCONNECTOR_LOG_LEVEL": test.level, "DBCONNECTOR_LOG_FORMAT": test.format})
+			c, _, err := load("/does/not/exist")
+			if err == nil || c.LogLevel != test.wantLevel || c.LogFormat != test.wantFormat {
+				t.Errorf("got level %v, format %q, %v", c.LogLevel, c.LogFormat, err)
+			}
+		})
 	}
 }
 
