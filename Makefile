@@ -20,6 +20,8 @@ TEST_FLAGS ?=
 TEST_PACKAGES ?= ./...
 
 IMAGE ?= example.com/dbconnector/dbconnector:0.1.0
+# What follows a colon behind the last slash: the colon of host:5000/name is another one.
+TAG = $(word 2,$(subst :, ,$(notdir $(IMAGE))))
 PLATFORMS ?= linux/amd64,linux/arm64
 # An archive, because an image for several platforms fits in no local Docker store. To publish: IMAGE_OUTPUT=type=registry
 IMAGE_OUTPUT ?= type=oci,dest=bin/dbconnector-image.tar
@@ -39,7 +41,7 @@ servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the 
 	@go run ./test/bed/fetch all
 
 .PHONY: test
-test: cc servers ## Run all tests, on real servers, with the race detector
+test: cc $(if $(filter ./...,$(TEST_PACKAGES)),servers) ## Run all tests, on real servers, with the race detector
 	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(TEST_PACKAGES)
 
 .PHONY: bench
@@ -70,7 +72,7 @@ ci: ## What must hold before a merge: format, vet, lint, test
 image: ## Build the image for PLATFORMS (needs docker buildx)
 	@mkdir -p bin
 	docker buildx build --platform $(PLATFORMS) --output $(IMAGE_OUTPUT) --tag $(IMAGE) \
-	  --build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) --build-arg REVISION=$$(git rev-parse HEAD) .
+	  --build-arg VERSION=$(TAG) --build-arg REVISION=$$(git rev-parse HEAD) .
 
 .PHONY: clean
 clean: ## Remove what was built here (downloads stay cached outside the checkout)
