@@ -28,6 +28,10 @@ import (
 // loginTimeout bounds one login. The slowest honest one crosses an ocean with TLS and SCRAM, in about a second.
 const loginTimeout = 10 * time.Second
 
+// quiet is provision.Init.Quiet: a kine that lost its server asks for it again once a second. It is a variable so that the
+// tests that kill a repair at each of its points need not wait for it each time (-ldflags -X).
+var quiet = "5s"
+
 // run wires the parts together. First everything that can be refused without touching a server, then the work.
 func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	log.Info("starting", zap.Any("settings", cfg.Effective()))
@@ -39,6 +43,10 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	p := publisher{cfg: cfg, vcluster: vcluster}
 	if err := p.check(); err != nil {
 		return err
+	}
+	pause, err := time.ParseDuration(quiet)
+	if err != nil {
+		return fmt.Errorf("this program was built with quiet=%q: %w", quiet, err)
 	}
 	var client *kube.Client
 	if cfg.UsesKubernetes() {
@@ -52,6 +60,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	job := provision.Init{
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,
 		Attempt:   min(loginTimeout, cfg.Timeout/2),
+		Patience:  cfg.Timeout / 2,
+		Quiet:     min(pause, cfg.Timeout/4),
 		Publish:   p.publish,
 		Connector: connectorReader(cfg, client, vcluster),
 		UID: func(ctx context.Context) (string, error) {

@@ -24,6 +24,9 @@ type Engine interface {
 	// the server said just that; fault.NoDatabase that the database is not there; fault.NoAccess that it is not open to
 	// this login; fault.Unavailable and fault.Refused as everywhere.
 	Login(ctx context.Context, login tenant.Login) error
+	// Enter is Login, and tells over the same connection whether the database holds a store with data: kine's table, with
+	// a row in it. kine writes one at its first start and never removes all.
+	Enter(ctx context.Context, login tenant.Login) (data bool, err error)
 	// Verify is Login, and asks over the same connection what the tenant could do there that it must not. Such a finding is
 	// an error of class fault.Refused; lesser ones are returned as warnings.
 	Verify(ctx context.Context, login tenant.Login, names tenant.Names) (warnings []string, err error)

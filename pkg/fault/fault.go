@@ -24,7 +24,7 @@ const (
 	// Worth repeating, with backoff, within the time limit.
 	Unavailable
 	// WrongPassword: the server said that the password of this login is wrong, and nothing else
-	// (PostgreSQL 28P01, MySQL 1045). Note that both say so for a login that does not exist, too.
+	// (PostgreSQL 28P01, MySQL 1045), or that it has expired (MySQL 1862, MariaDB 1820). Note that both say so for a login that does not exist, too.
 	WrongPassword
 	// NoDatabase: the login is fine, the database is not there (PostgreSQL 3D000, MySQL 1049).
 	NoDatabase

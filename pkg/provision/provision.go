@@ -28,6 +28,7 @@ import (
 // server is just what this package needs of package engine.
 type server interface {
 	Login(ctx context.Context, login tenant.Login) error
+	Enter(ctx context.Context, login tenant.Login) (data bool, err error)
 	Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error)
 	Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error)
 }
@@ -53,6 +54,12 @@ type Init struct {
 	ConnectionLimit int
 	// Attempt bounds one login; the context given to Run bounds everything.
 	Attempt time.Duration
+	// Quiet is how long a login must have had no session before its password is reset. One look is not enough: after a
+	// restart of the server nobody has a session, and a running kine, which asks once a second, is back in a moment.
+	Quiet time.Duration
+	// Patience is how long a server that does not answer is waited for before the connector is asked whether the tenant has
+	// moved: an outage alone must not put a control plane on a copy that somebody prepared.
+	Patience time.Duration
 
 	Store Store
 	// RecordName and ForgetCommand name the record, and how to delete it, in messages.
@@ -80,7 +87,7 @@ type Result struct {
 // It repeats what failed for lack of the moment (fault.Unavailable), with backoff and jitter, until ctx ends; any other
 // failure ends it at once. Nothing is published unless all of it succeeded.
 func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (Result, error) {
-	r := run[S]{Init: p, open: open, warned: map[string]bool{}}
+	r := run[S]{Init: p, began: time.Now(), open: open, warned: map[string]bool{}}
 	if r.Now == nil {
 		r.Now = time.Now
 	}
@@ -124,6 +131,7 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 
 type run[S server] struct {
 	Init
+	began  time.Time
 	open   func(connector.Server) S
 	warned map[string]bool
 }
@@ -140,9 +148,15 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	// The restart path.
 	var refused error
 	if record != nil && record.Provisioned() {
-		refused = r.login(ctx, r.open(record.Server), record.Login(record.Active))
-		if refused == nil {
-			return r.restart(ctx, record)
+		var data bool
+		data, refused = r.enter(ctx, r.open(record.Server), record.Login(record.Active))
+		switch {
+		case refused == nil && record.DataSeen && !data:
+			return Result{}, r.empty(record, record.Server)
+		case refused == nil:
+			return r.restart(ctx, record, data)
+		case fault.Is(refused, fault.Unavailable) && time.Since(r.began) < r.Patience:
+			return Result{}, refused
 		}
 	}
 
@@ -195,6 +209,20 @@ func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) er
 		r.RecordName, record.Database, record.Server.Address(), at.Address(), r.ForgetCommand)
 }
 
+// empty is the same refusal for a database that is there and has lost its content: a restore that ended after its first
+// statement looks like that.
+func (r *run[S]) empty(record *tenant.Record, at connector.Server) error {
+	return fault.New(fault.Refused, "%s says that database %q held this control plane's data, and on %s it holds none: refusing to start on an empty one; "+
+		"bring the data back (restore it, or let the connector point at the server that has it); to give it up and begin anew: %s",
+		r.RecordName, record.Database, at.Address(), r.ForgetCommand)
+}
+
+func (r *run[S]) enter(ctx context.Context, s S, login tenant.Login) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
+	defer cancel()
+	return s.Enter(ctx, login)
+}
+
 func (r *run[S]) login(ctx context.Context, s S, login tenant.Login) error {
 	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
 	defer cancel()
@@ -213,13 +241,25 @@ func (r *run[S]) warn(warnings []string) {
 
 // restart publishes a record whose login works. Where something is left to do for which only the admin has the right, it is
 // tried; a failure must not keep a control plane from coming up.
-func (r *run[S]) restart(ctx context.Context, record *tenant.Record) (Result, error) {
+func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) (Result, error) {
+	if data && !record.DataSeen {
+		// Once in a tenant's life. From now on an empty database is a loss.
+		if seen, err := r.change(ctx, func(old *tenant.Record) { old.DataSeen = true }); err == nil {
+			record = seen
+		} else {
+			r.Log.Warn("could not note that there is data (continuing)", zap.String("error", err.Error()))
+		}
+	}
 	if todo := r.unfinished(record); todo != "" {
 		result, err := r.finish(ctx, record)
 		if err == nil {
 			return result, nil
 		}
 		r.Log.Warn("could not finish what is left to do (continuing)", zap.String("todo", todo), zap.String("error", err.Error()))
+		// It may have come far enough to change the active credential.
+		if now, err := r.Store.Load(ctx); err == nil && now != nil {
+			record = now
+		}
 	}
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
@@ -283,8 +323,17 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
-	if _, err = r.settle(ctx, s, admin, record, &done); err != nil {
-		return Result{}, err
+	if record, err = r.settle(ctx, s, admin, record, &done); err != nil {
+		return Result{}, r.guard(record, c.Server, err)
+	}
+	if record.DataSeen {
+		data, err := r.enter(ctx, s, record.Login(record.Active))
+		if err != nil {
+			return Result{}, err
+		}
+		if !data {
+			return Result{}, r.empty(record, c.Server)
+		}
 	}
 	record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
 		if old == nil {
@@ -486,7 +535,7 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 	login := record.LoginWith(pending.Slot, pending.Password)
 	err := r.login(ctx, s, login)
 	if fault.Is(err, fault.WrongPassword) {
-		used, err := admin.InUse(ctx, login.User)
+		used, err := r.inUse(ctx, admin, login.User)
 		if err != nil {
 			return nil, err
 		}
@@ -520,6 +569,24 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 			old.OtherRetired = false
 		}
 	})
+}
+
+// inUse says whether a login has a session now, or begins one within Quiet.
+func (r *run[S]) inUse(ctx context.Context, admin tenant.Admin, user string) (bool, error) {
+	const looks = 3
+	for look := 1; ; look++ {
+		used, err := admin.InUse(ctx, user)
+		if err != nil || used || look == looks || r.Quiet <= 0 {
+			return used, err
+		}
+		pause := time.NewTimer(r.Quiet / (looks - 1))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return false, fault.New(fault.Unavailable, "waiting for a login that nobody uses: %w", context.Cause(ctx))
+		}
+	}
 }
 
 // change is Update for a record that is there.

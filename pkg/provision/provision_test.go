@@ -43,6 +43,8 @@ type world struct {
 	sessions map[string]int
 	database bool
 	limit    int
+	data     bool              // in the database
+	looked   func(user string) // is called when the admin has looked for sessions; nil for nothing
 	down     bool // elsewhere, and here too
 	record   *tenant.Record
 	handed   *tenant.Record
@@ -158,6 +160,10 @@ func (f fake) Login(_ context.Context, l tenant.Login) error {
 	return f.do(func() error { return f.login(l) })
 }
 
+func (f fake) Enter(_ context.Context, l tenant.Login) (bool, error) {
+	return f.data, f.do(func() error { return f.login(l) })
+}
+
 func (f fake) Verify(_ context.Context, l tenant.Login, _ tenant.Names) ([]string, error) {
 	return nil, f.do(func() error { return f.login(l) })
 }
@@ -242,7 +248,13 @@ func (a *admin) learn(user string, slot tenant.Slot, p connector.Password) {
 }
 
 func (a *admin) InUse(_ context.Context, user string) (used bool, err error) {
-	err = a.do(func() error { used = a.sessions[user] > 0; return nil })
+	err = a.do(func() error {
+		used = a.sessions[user] > 0
+		if a.looked != nil {
+			a.looked(user)
+		}
+		return nil
+	})
 	return used, err
 }
 
@@ -776,5 +788,69 @@ func TestStop(t *testing.T) {
 	cancel()
 	if _, err := w.run(ctx); err == nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// After a restart of the server nobody has a session, and a running pod is back in a moment: one look is not enough.
+func TestPasswordIsLeftToWhoComesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("preparing")
+	a, b := names.User(tenant.A), names.User(tenant.B)
+	w.record = nil // lost; a pod runs on slot a, and has no session at this moment
+	before := w.users[a]
+	looks := 0
+	w.looked = func(user string) {
+		if user == a {
+			if looks++; looks == 2 {
+				w.sessions[a] = 1
+			}
+		}
+	}
+	w.must("repairing", func(p *Init) { p.Quiet = 10 * time.Millisecond })
+	if w.users[a] != before {
+		t.Error("the password of a slot was reset whose pod came back while init looked")
+	}
+	if w.record.Active != tenant.B || w.users[b] != w.record.Slots[tenant.B].Password {
+		t.Errorf("active is slot %s, want b, with the recorded password", w.record.Active)
+	}
+}
+
+// A database that was recreated empty is as lost as one that is not there (promise 2).
+func TestEmptyDatabaseIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("preparing")
+	w.must("restarting before kine ran")
+	w.data = true
+	w.must("restarting on data")
+	if !w.record.DataSeen {
+		t.Fatal("the data was not noted")
+	}
+	w.data = false
+	for what, prepare := range map[string]func(){"restart": func() {}, "repair": func() { w.users[names.User(w.record.Active)] = "by hand" }} {
+		prepare()
+		w.handed = nil
+		if _, err := w.run(t.Context()); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "holds none") || !strings.Contains(err.Error(), "rm record") {
+			t.Errorf("%s: got %v, want a refusal that names the way out", what, err)
+		}
+		if w.handed != nil {
+			t.Errorf("%s: something was handed over", what)
+		}
+	}
+}
+
+// An outage of the server that the record names does not move a tenant at once; that it stays away does.
+func TestMoveNeedsPatience(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("preparing")
+	w.record.Server.Host = "elsewhere"
+	w.down = true
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	w.handed = nil
+	if _, err := w.run(ctx, func(p *Init) { p.Patience = time.Hour }); !fault.Is(err, fault.Unavailable) || w.handed != nil {
+		t.Errorf("got %v and a hand-over %v, want to wait for the old server", err, w.handed)
 	}
 }

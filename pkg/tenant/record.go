@@ -46,6 +46,8 @@ type Record struct {
 	// ProvisionedAt is when the tenant's database was first found complete; zero before. Once it is set, a missing database
 	// is data loss and not a beginning.
 	ProvisionedAt time.Time `json:"provisionedAt,omitzero"`
+	// DataSeen says that a restart found a store with data in the database. From then on an empty database is data loss, too.
+	DataSeen bool `json:"dataSeen,omitempty"`
 	// RotatedAt is when the active credential became active.
 	RotatedAt time.Time `json:"rotatedAt,omitzero"`
 }

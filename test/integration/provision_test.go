@@ -484,6 +484,25 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j.forget(t) // the way out that the message names
 		j.known(t, j.run(t), tenant.A, true)
 	},
+	"database emptied": func(t *testing.T, s *enginetest.Server) {
+		j := newJob(t, s)
+		j.run(t)
+		store := func() {
+			j.MustExec(t, j.Database, "CREATE TABLE kine (id int)", "INSERT INTO kine VALUES (1)")
+		}
+		store()
+		if r := j.run(t); !r.DataSeen {
+			t.Error("the restart did not notice the data")
+		}
+		// A restore that ended after its first line.
+		j.MustExec(t, "", append(j.SQL(s.DropDatabase), "CREATE DATABASE "+j.Database)...)
+		j.refused(t, j.ForgetCommand, j.Database, "it holds none")
+		j.MustExec(t, j.Database, "CREATE TABLE kine (id int)")
+		j.refused(t, "it holds none") // a table without a row is no data
+		j.MustExec(t, j.Database, "DROP TABLE kine")
+		store()
+		j.run(t)
+	},
 	"database and logins dropped": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		j.run(t)

@@ -63,7 +63,7 @@ func classify(err error) error {
 	if errors.As(err, &server) {
 		class := fault.Unknown
 		switch server.Number {
-		case accessDenied:
+		case accessDenied, mustChangePassword, passwordExpired: // a new password mends them all
 			class = fault.WrongPassword
 		case badDB:
 			class = fault.NoDatabase
@@ -72,7 +72,7 @@ func classify(err error) error {
 		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread,
 			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong:
 			class = fault.Unavailable
-		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword, mustChangePassword, passwordExpired,
+		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword,
 			lockedMySQL, lockedMariaDB, insecureTransport:
 			class = fault.Refused
 		}

@@ -136,6 +136,27 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	return nil
 }
 
+// Enter is Login, and looks for kine's data; see package engine.
+func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return false, err
+	}
+	defer session.close()
+	var n int
+	if err := session.conn.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'kine'").Scan(&n); err != nil {
+		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
+	}
+	if n == 0 {
+		return false, nil
+	}
+	var data bool
+	if err := session.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&data); err != nil {
+		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
+	}
+	return data, nil
+}
+
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
 // the answer is left behind.
 func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names) ([]string, error) {
@@ -215,7 +236,7 @@ type Admin struct {
 
 // Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit})
+	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit, "lock_wait_timeout": idleLimit})
 	if err != nil {
 		return nil, err
 	}
@@ -423,6 +444,15 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 	}
 	if len(process) == 0 {
 		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* to it", a.user)
+	}
+	var variable, size string
+	err = a.session.conn.QueryRowContext(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_cluster_size'").Scan(&variable, &size)
+	switch {
+	case err == nil && size != "0" && size != "1":
+		// PROCESSLIST is of one node. A session on another one would count as none.
+		return false, fault.New(fault.Refused, "the server is one of a Galera cluster of %s nodes: it cannot be told whether login %q is in use on another one, and a password in use must not be changed", size, user)
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return false, fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
 	}
 	for try := 1; ; try++ {
 		var n int

@@ -108,7 +108,7 @@ func plan(d dialect, c catalog, w tenant.Want, tls bool) []statement {
 		switch {
 		case !ok:
 			add("create login "+string(slot),
-				fmt.Sprintf("CREATE USER IF NOT EXISTS ?@'%%' %s %s WITH MAX_USER_CONNECTIONS %d", d.identified, require, w.ConnectionLimit),
+				fmt.Sprintf("CREATE USER IF NOT EXISTS ?@'%%' %s %s WITH MAX_USER_CONNECTIONS %d PASSWORD EXPIRE NEVER", d.identified, require, w.ConnectionLimit),
 				user, d.secret(w.Passwords[slot]))
 		case have.tls != tls || have.limit != w.ConnectionLimit:
 			add("set TLS and limit of login "+string(slot),
@@ -135,7 +135,8 @@ func without(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }
 
-// setPassword is the admin's way.
+// setPassword is the admin's way. Rotation decides how old a password gets, and not default_password_lifetime, which would
+// stop a control plane one day without a word.
 func setPassword(d dialect, user string, password connector.Password) statement {
-	return statement{"set password", "ALTER USER ?@'%' " + d.identified, []any{user, d.secret(password)}}
+	return statement{"set password", "ALTER USER ?@'%' " + d.identified + " PASSWORD EXPIRE NEVER", []any{user, d.secret(password)}}
 }

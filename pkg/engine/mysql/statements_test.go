@@ -55,8 +55,8 @@ func TestPlan(t *testing.T) {
 			have:   func(c *catalog) { *c = catalog{} },
 			want: []statement{
 				{"mark tenant", "CREATE ROLE IF NOT EXISTS `vcxo`", nil},
-				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40", []any{"vcxa", "secret-A"}},
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40", []any{"vcxb", "secret-B"}},
+				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", "secret-A"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
 				{"create database", "CREATE DATABASE IF NOT EXISTS `vcx` CHARACTER SET utf8mb4", nil},
 				{"grant to login a", "GRANT " + grant, []any{"vcxa"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
@@ -68,8 +68,8 @@ func TestPlan(t *testing.T) {
 			have:   func(c *catalog) { *c = catalog{} },
 			want: []statement{
 				{"mark tenant", "CREATE ROLE IF NOT EXISTS `vcxo`", nil},
-				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40", []any{"vcxa", nativeHash("secret-A")}},
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40", []any{"vcxb", nativeHash("secret-B")}},
+				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", nativeHash("secret-A")}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", nativeHash("secret-B")}},
 				{"create database", "CREATE DATABASE IF NOT EXISTS `vcx` CHARACTER SET utf8mb4", nil},
 				{"grant to login a", "GRANT " + grant, []any{"vcxa"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
@@ -80,7 +80,7 @@ func TestPlan(t *testing.T) {
 			d:      dialectMySQL,
 			have:   func(c *catalog) { delete(c.accounts, tenant.B) },
 			want: []statement{
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40", []any{"vcxb", "secret-B"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
 			},
 		},

@@ -116,6 +116,47 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 		return err
 	}
 	defer hangUp(ctx, conn)
+	return s.primary(conn)
+}
+
+// Enter is Login, and looks for kine's data; see package engine.
+func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return false, err
+	}
+	defer hangUp(ctx, conn)
+	if err := s.primary(conn); err != nil {
+		return false, err
+	}
+	var table string
+	err = conn.QueryRow(ctx, `
+		SELECT n.nspname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relname = 'kine' AND c.relkind = 'r' LIMIT 1`).Scan(&table)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
+	}
+	var data bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM "+pgx.Identifier{table, "kine"}.Sanitize()+")").Scan(&data); err != nil {
+		// A table of somebody else's, from a restore: that is not nothing, and kine will say what is wrong with it.
+		return code(err) == insufficientPrivilege, onlyUnlike(err, insufficientPrivilege)
+	}
+	return data, nil
+}
+
+// onlyUnlike is a classified error, and nil where it has this code.
+func onlyUnlike(err error, sqlstate string) error {
+	if code(err) == sqlstate {
+		return nil
+	}
+	return fmt.Errorf("looking for data: %w", classify(err))
+}
+
+// primary refuses a standby.
+func (s *Server) primary(conn *pgx.Conn) error {
 	// From 14 on the server reports this with every login, so it costs nothing to notice a connector or a DNS name that was
 	// left pointing at a standby. kine would start on it and fail at its first write.
 	if conn.PgConn().ParameterStatus("in_hot_standby") == "on" {
@@ -355,15 +396,16 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	rows, err := a.conn.Query(ctx, `
 		SELECT r.rolname::text, COALESCE(pg_catalog.shobj_description(r.oid, 'pg_authid'), ''), COALESCE(r.rolconfig, '{}'),
 		       EXISTS (SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles o ON o.oid = m.roleid
-		               WHERE m.member = r.oid AND o.rolname = $2)
+		               WHERE m.member = r.oid AND o.rolname = $2),
+		       COALESCE(r.rolvaliduntil <> 'infinity', false)
 		FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)`, users, names.Owner)
 	if err != nil {
 		return seen, fmt.Errorf("reading the roles: %w", classify(err))
 	}
 	var name string
 	var r role
-	if _, err := pgx.ForEachRow(rows, []any{&name, &r.marker, &r.settings, &r.member}, func() error {
-		seen.roles[name] = role{r.marker, slices.Clone(r.settings), r.member}
+	if _, err := pgx.ForEachRow(rows, []any{&name, &r.marker, &r.settings, &r.member, &r.expires}, func() error {
+		seen.roles[name] = role{r.marker, slices.Clone(r.settings), r.member, r.expires}
 		return nil
 	}); err != nil {
 		return seen, fmt.Errorf("reading the roles: %w", classify(err))
@@ -372,7 +414,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	// From 16 on whoever creates a role keeps a grant of it with ADMIN OPTION alone, which is as it should be.
 	leftover := "true"
 	if a.session.version >= 160000 {
-		leftover = "(m.inherit_option OR m.set_option)"
+		leftover = "(m.inherit_option OR m.set_option) AND m.grantor = u.oid"
 	}
 	var d database
 	err = a.conn.QueryRow(ctx, `

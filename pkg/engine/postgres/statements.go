@@ -45,6 +45,7 @@ type role struct {
 	marker   string
 	settings []string // rolconfig
 	member   bool     // of the owner role
+	expires  bool     // VALID UNTIL is set
 }
 
 // catalog is what the shared catalogs say of a tenant.
@@ -105,6 +106,10 @@ func planRoles(c catalog, s session, w tenant.Want, verifiers map[tenant.Slot]st
 			add("create login "+string(slot), "CREATE ROLE %s LOGIN PASSWORD %s IN ROLE %s", quote(user), literal(verifiers[slot]), owner)
 		case !have.member:
 			add("grant owner role to login "+string(slot), "GRANT %s TO %s", owner, quote(user))
+		}
+		if have.expires {
+			// The server answers an expired login like a wrong password. Who wants to lock a tenant out takes NOLOGIN.
+			add("let login "+string(slot)+" not expire", "ALTER ROLE %s VALID UNTIL 'infinity'", quote(user))
 		}
 		if have.marker != w.Marker {
 			add("mark login "+string(slot), "COMMENT ON ROLE %s IS %s", quote(user), literal(w.Marker))
