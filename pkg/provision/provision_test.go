@@ -45,7 +45,7 @@ type world struct {
 	limit    int
 	data     bool              // in the database
 	looked   func(user string) // is called when the admin has looked for sessions; nil for nothing
-	down     bool // elsewhere, and here too
+	down     bool              // elsewhere, and here too
 	record   *tenant.Record
 	handed   *tenant.Record
 	holder   *admin
