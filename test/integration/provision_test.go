@@ -487,20 +487,25 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 	"database emptied": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		j.run(t)
-		store := func() {
-			j.MustExec(t, j.Database, "CREATE TABLE kine (id int)", "INSERT INTO kine VALUES (1)")
+		table := []string{"CREATE TABLE kine (id int)"}
+		again := []string{"CREATE DATABASE " + j.Database}
+		if j.Tenant.Connector.Server.Engine == connector.Postgres {
+			table = append(table, "GRANT SELECT ON kine TO PUBLIC")
+			again = []string{ // closed until it is locked down: other tenants' runs would notice
+				"CREATE DATABASE " + j.Database + " ALLOW_CONNECTIONS false", "REVOKE ALL ON DATABASE " + j.Database + " FROM PUBLIC",
+				"GRANT CONNECT ON DATABASE " + j.Database + " TO " + j.Owner, "ALTER DATABASE " + j.Database + " ALLOW_CONNECTIONS true",
+			}
 		}
-		store()
+		j.MustExec(t, j.Database, append(table, "INSERT INTO kine VALUES (1)")...)
 		if r := j.run(t); !r.DataSeen {
 			t.Error("the restart did not notice the data")
 		}
-		// A restore that ended after its first line.
-		j.MustExec(t, "", append(j.SQL(s.DropDatabase), "CREATE DATABASE "+j.Database)...)
+		// A restore that ended after its first statements.
+		j.MustExec(t, "", append(j.SQL(s.DropDatabase), again...)...)
 		j.refused(t, j.ForgetCommand, j.Database, "it holds none")
-		j.MustExec(t, j.Database, "CREATE TABLE kine (id int)")
+		j.MustExec(t, j.Database, table...)
 		j.refused(t, "it holds none") // a table without a row is no data
-		j.MustExec(t, j.Database, "DROP TABLE kine")
-		store()
+		j.MustExec(t, j.Database, "INSERT INTO kine VALUES (1)")
 		j.run(t)
 	},
 	"database and logins dropped": func(t *testing.T, s *enginetest.Server) {
