@@ -32,6 +32,8 @@ type Engine interface {
 	Verify(ctx context.Context, login tenant.Login, names tenant.Names) (warnings []string, err error)
 	// Admin opens a session with the admin's credential, and refuses a server that takes no writes.
 	Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error)
+	// Self opens a session of a tenant's login that works on itself: one connection. Its classes are those of Login.
+	Self(ctx context.Context, login tenant.Login) (tenant.Self, error)
 	// DSN is kine's endpoint for a login, read back with the parsers that kine uses.
 	DSN(login tenant.Login) (string, error)
 }

@@ -31,6 +31,9 @@ const (
 	// NoAccess: the login is fine, the database is not open to it (PostgreSQL 42501, 55000, 28000 after the fact; MySQL 1044).
 	// Either a provisioning that was cut short, or somebody took a right away.
 	NoAccess
+	// Rejected: the server's password policy refuses this password (PostgreSQL 22023 and what a hook raises, MySQL 1819).
+	// Another one may pass.
+	Rejected
 	// Refused: a human must change something: a setting, the connector, the server. Repeating is useless.
 	Refused
 )

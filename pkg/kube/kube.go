@@ -46,6 +46,7 @@ const (
 // Client talks to the API server.
 type Client struct {
 	rest      rest.Interface
+	watcher   rest.Interface // like rest, but for requests that are meant to last
 	component string
 	waiting   func(err error, attempt int, next time.Duration)
 }
@@ -93,7 +94,7 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 
 func newClient(config *rest.Config, component string) (*Client, error) {
 	scheme := runtime.NewScheme()
-	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.Namespace{}, &corev1.Event{})
+	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.SecretList{}, &corev1.Namespace{}, &corev1.Event{})
 	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion) // get and create options, and Status, in which errors come
 
 	config = rest.CopyConfig(config)
@@ -109,7 +110,12 @@ func newClient(config *rest.Config, component string) (*Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Refused, "preparing the API client: %v", err)
 	}
-	return &Client{rest: client, component: component}, nil
+	config.Timeout = 0
+	watcher, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, fault.New(fault.Refused, "preparing the API client: %v", err)
+	}
+	return &Client{rest: client, watcher: watcher, component: component}, nil
 }
 
 // Source names a connector Secret for messages, as connector.Parse wants it.

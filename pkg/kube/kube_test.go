@@ -111,6 +111,7 @@ func TestOnAnAPIServer(t *testing.T) {
 			"the least rights are enough":    testLeastRights,
 			"a namespace that is ending":     testEnding,
 			"events":                         testEvents,
+			"following a record":             testFollow,
 		} {
 			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, c) })
 		}

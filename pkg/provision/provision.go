@@ -272,7 +272,7 @@ func (r *run[S]) unfinished(record *tenant.Record) string {
 	switch {
 	case record.ConnectionLimit != r.ConnectionLimit:
 		return "set the connection limit"
-	case record.Slots[record.Active.Other()].Password == "":
+	case record.Slots[record.Active.Other()].Password == "" || record.OtherRefused:
 		return "set the password of the inactive slot"
 	case record.Pending != nil && record.Pending.Slot == record.Active:
 		return "settle a repair that was cut short"
@@ -455,7 +455,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	// The server does not know the record's password: the record was lost or is older than the server, or somebody changed
 	// the password by hand (docs/failures.md B51). What is pending comes first.
 	if record.Pending != nil {
-		if record, err = r.rollForward(ctx, s, admin, record, done); err != nil {
+		if record, err = r.rollForward(ctx, s, admin, record, true, done); err != nil {
 			return nil, err
 		}
 		if err = verify(); err == nil {
@@ -501,11 +501,11 @@ func (r *run[S]) unusedSlot(ctx context.Context, admin tenant.Admin, record *ten
 // is left alone: the next start tries again.
 func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
 	other := record.Active.Other()
-	if record.Slots[other].Password != "" {
+	if record.Slots[other].Password != "" && !record.OtherRefused {
 		return record, nil
 	}
 	if record.Pending != nil {
-		return r.rollForward(ctx, s, admin, record, done)
+		return r.rollForward(ctx, s, admin, record, false, done)
 	}
 	used, err := admin.InUse(ctx, record.Names().User(other))
 	if err != nil || used {
@@ -525,12 +525,13 @@ func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant
 	if err != nil {
 		return nil, err
 	}
-	return r.rollForward(ctx, s, admin, record, done)
+	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, done)
 }
 
 // rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is
-// dropped: the login test has shown that it was not applied, and applying it now would cut somebody off.
-func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+// dropped: the login test has shown that it was not applied, and applying it now would cut somebody off. wrong: the server
+// refuses what the record holds for the active slot.
+func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, wrong bool, done *tenant.Done) (*tenant.Record, error) {
 	pending := *record.Pending
 	login := record.LoginWith(pending.Slot, pending.Password)
 	err := r.login(ctx, s, login)
@@ -562,7 +563,7 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 			return
 		}
 		old.Commit(now)
-		if pending.Purpose == tenant.Activate {
+		if pending.Purpose == tenant.Activate && wrong {
 			// The record was wrong about one slot: it is not believed about the other, which settleOther asks about. In the
 			// same write, so that no crash lets it be forgotten.
 			old.Slots[old.Active.Other()] = tenant.Credential{}

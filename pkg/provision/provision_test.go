@@ -410,6 +410,20 @@ var scenarios = map[string]func(*world) []tenant.Slot{
 		w.pend(tenant.B, tenant.Retire, false)
 		return nil
 	},
+	"inactive slot refused": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.users[names.User(tenant.B)] = "by hand"
+		w.record.OtherRefused = true // a sidecar found out
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
+	"rotation staged, and a login may not change its password": func(w *world) []tenant.Slot {
+		w.must("preparing")
+		w.pend(tenant.B, tenant.Activate, false)
+		w.record.OtherRefused = true
+		w.sessions[names.User(tenant.A)] = 1
+		return []tenant.Slot{tenant.A}
+	},
 	"pending retirement, applied, password wrong": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.B, tenant.Retire, true)

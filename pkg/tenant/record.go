@@ -37,6 +37,11 @@ type Record struct {
 	Active Slot `json:"active"`
 	// OtherRetired says that nobody uses the inactive slot any more: a rotation may take it.
 	OtherRetired bool `json:"otherRetired"`
+	// OtherRefused says that the server refused what is held here for the inactive slot, or does not let it change its own
+	// password: the next run of init sets it with the admin's credential.
+	OtherRefused bool `json:"otherRefused,omitempty"`
+	// Clients is from how many addresses the slot was used that the active one replaced: so many have to move.
+	Clients int `json:"clients,omitempty"`
 	// Generation numbers the active credential, from 1. It is the credential's identity.
 	Generation int64 `json:"generation"`
 	// ConnectionLimit is the limit that was last set on the server.
@@ -107,6 +112,9 @@ func (r *Record) Commit(now time.Time) {
 	change := *r.Pending
 	r.Pending = nil
 	r.Slots[change.Slot] = Credential{change.Password}
+	if change.Slot != r.Active {
+		r.OtherRefused = false // the server was seen to accept it
+	}
 	switch {
 	case change.Purpose == Retire:
 		r.OtherRetired = r.OtherRetired || change.Slot != r.Active
@@ -136,6 +144,12 @@ func (r *Record) Clone() *Record {
 		c.Pending = &p
 	}
 	return &c
+}
+
+// News is a record that changed, nil where there is none any more, or why it could not be read.
+type News struct {
+	Record *Record
+	Err    error
 }
 
 // Encode renders the record for storage.

@@ -44,3 +44,21 @@ type Admin interface {
 	// Close ends the session.
 	Close()
 }
+
+// Sessions are the sessions of a login, but for the one that counted.
+type Sessions struct {
+	Count     int
+	Addresses int // from how many client addresses they come
+}
+
+// Self is a session of a tenant's own login, in which the login looks at itself and changes its own password. Errors have a
+// class of package fault.
+type Self interface {
+	// Sessions counts the other sessions of this login. If it cannot be told, that is an error and not a zero.
+	Sessions(ctx context.Context) (Sessions, error)
+	// SetPassword changes the login's own password. fault.NoAccess: the server does not let a login do so.
+	// fault.Rejected: a password policy refuses this password.
+	SetPassword(ctx context.Context, password connector.Password) error
+	// Close ends the session.
+	Close()
+}

@@ -259,6 +259,8 @@ func TestCommit(t *testing.T) {
 			r.Slots[B] = Credential{p}
 		}},
 		"repair":         {"the active slot has a new password: a new credential", &Change{A, p, Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
+		"repaired":       {"what the server refused, it accepts now", &Change{B, p, Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
+		"doubtful":       {"a repair of the active slot says nothing of the other", &Change{A, p, Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
 		"retirement":     {"the old slot's old password is dead", &Change{B, p, Retire}, func(r *Record) { r.OtherRetired = true; r.Slots[B] = Credential{p} }},
 		"retired active": {"cannot be: at least it must not count as the other slot's", &Change{A, p, Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
 	} {
@@ -266,6 +268,7 @@ func TestCommit(t *testing.T) {
 			t.Parallel()
 			r := record()
 			r.OtherRetired = name != "retirement" && name != "retired active"
+			r.OtherRefused = name == "repaired" || name == "doubtful"
 			want := r.Clone()
 			test.want(want)
 			r.Pending = test.pending

@@ -10,6 +10,7 @@ import (
 	"go/token"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -52,6 +53,28 @@ func files(t *testing.T, suffix string, dirs ...string) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+	return list
+}
+
+// said are the sources of what a program can say: those of packages that a program is made of. What no program uses yet
+// (pkg/rotation) has nothing to explain.
+func said(t *testing.T) []string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", `{{if and .Module (eq .Module.Path "dbconnector")}}{{.ImportPath}}{{end}}`, "./cmd/...")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, path := range files(t, ".go", "cmd", "pkg") {
+		if slices.Contains(strings.Fields(string(out)), "dbconnector/"+filepath.ToSlash(filepath.Dir(path))) {
+			list = append(list, path)
+		}
+	}
+	if len(list) == 0 {
+		t.Fatal("no program says anything")
 	}
 	return list
 }
@@ -200,7 +223,7 @@ type source struct {
 func sources(t *testing.T) []source {
 	t.Helper()
 	var list []source
-	for _, path := range files(t, ".go", "cmd", "pkg") {
+	for _, path := range said(t) {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
 		}
@@ -412,7 +435,7 @@ func TestLogMessagesAreListed(t *testing.T) {
 	text := read(t, "docs/operations.md")
 	logs := regexp.MustCompile(`(?i)\blog\.(?:Debug|Info|Warn|Error)\("([^"]+)"`)
 	found := 0
-	for _, path := range files(t, ".go", "cmd", "pkg") {
+	for _, path := range said(t) {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
 		}

@@ -37,6 +37,7 @@ func Run(t *testing.T, admins map[string]*Server) {
 				{"database gone", gone},
 				{"classes of a login", logins},
 				{"sessions and passwords", passwords},
+				{"own password", own},
 				{"connection limit", limit},
 				{"weak admins", weakAdmins},
 				{"isolation", isolation},
@@ -394,6 +395,56 @@ func logins(t *testing.T, s *Server) {
 	}
 	if _, err := x.Engine.Admin(t.Context(), x.Connector.User, "wrong-"+connector.Password(rand.Text())); !fault.Is(err, fault.WrongPassword) {
 		t.Errorf("admin with a wrong password: got %v (class %d)", err, fault.Of(err))
+	}
+}
+
+// own: a login sees its own sessions, all but the one it looks from, and changes its own password, without any right.
+func own(t *testing.T, s *Server) {
+	x := s.NewTenant()
+	x.Ensure(t)
+	login := x.Login(tenant.B)
+	self, err := x.Engine.Self(t.Context(), login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	count := func() tenant.Sessions {
+		sessions, err := self.Sessions(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sessions
+	}
+	Eventually(t, "the end of earlier sessions", func() bool { return count() == tenant.Sessions{} })
+	session := x.Session(t, login)
+	if got, want := count(), (tenant.Sessions{Count: 1, Addresses: 1}); got != want {
+		t.Errorf("beside a control plane's session: got %+v, want %+v", got, want)
+	}
+	rival, err := x.Engine.Self(t.Context(), login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := count(), (tenant.Sessions{Count: 2, Addresses: 1}); got != want {
+		t.Errorf("beside a rival, who is in the way but no evidence: got %+v, want %+v", got, want)
+	}
+	rival.Close()
+	fresh := login
+	fresh.Password = tenant.NewPassword()
+	s.Secret(fresh.Password)
+	for range 2 { // the same again must do no harm
+		if err := self.SetPassword(t.Context(), fresh.Password); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.Engine.Login(t.Context(), fresh); err != nil {
+			t.Error(err)
+		}
+	}
+	wantClass(t, x.Engine.Login(t.Context(), login), fault.WrongPassword)
+	if err := x.Engine.Login(t.Context(), x.Login(tenant.A)); err != nil {
+		t.Errorf("the other slot: %v", err)
+	}
+	if err := session.PingContext(t.Context()); err != nil {
+		t.Errorf("the session that was open: %v", err)
 	}
 }
 

@@ -38,17 +38,19 @@ type dialect struct {
 	// hash alone somebody who reads such a log cannot log in: the protocol asks for its preimage.
 	identified string
 	secret     func(connector.Password) string
-	hashes     bool // secret is a hash
+	// ownPassword is how a login changes its own password. MariaDB lets nobody without CREATE USER do so by ALTER USER.
+	ownPassword string
+	hashes      bool // secret is a hash
 }
 
 var (
-	dialectMySQL = dialect{
+	dialectMySQL = dialect{ //nolint:gosec // statements, no passwords
 		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only", readOnlyName: "read_only, super_read_only, innodb_read_only", roleHost: "%",
-		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal,
+		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ?",
 	}
 	dialectMariaDB = dialect{
 		name: "MariaDB", readOnly: "@@global.read_only OR @@global.innodb_read_only", readOnlyName: "read_only, innodb_read_only", roleHost: "",
-		identified: "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true,
+		identified: "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true, ownPassword: "SET PASSWORD = ?",
 	}
 )
 

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mysql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	driver "github.com/go-sql-driver/mysql"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// Self is a session of a tenant's login that works on itself.
+type Self struct {
+	session  *session
+	user     string
+	database string
+	dialect  dialect
+}
+
+// Self logs in as a tenant, without a database: that is how Sessions tells us from a control plane.
+func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, error) {
+	session, err := s.connect(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode})
+	if err != nil {
+		return nil, err
+	}
+	var version string
+	if err := session.conn.QueryRowContext(ctx, "SELECT VERSION()").Scan(&version); err != nil {
+		session.close()
+		return nil, fmt.Errorf("asking for the server's version: %w", classify(err))
+	}
+	return &Self{session: session, user: login.User, database: login.Database, dialect: dialectOf(version)}, nil
+}
+
+// Sessions counts the login's other sessions: without PROCESS the list shows a user just his own. Only this very session is
+// left out, but among the addresses, which are evidence that a control plane has moved, other sidecars do not count.
+func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
+	var out tenant.Sessions
+	// HOST is address:port; what stands behind the last colon is cut off, since an IPv6 address has more of them.
+	err := s.session.conn.QueryRowContext(ctx, `SELECT COUNT(*), COUNT(DISTINCT IF(DB = ?, SUBSTRING(HOST, 1, CHAR_LENGTH(HOST) - LOCATE(':', REVERSE(HOST))), NULL))
+		FROM information_schema.PROCESSLIST WHERE USER = ? AND ID <> CONNECTION_ID()`, s.database, s.user).Scan(&out.Count, &out.Addresses)
+	if err != nil {
+		return out, fmt.Errorf("looking for sessions of login %q: %w", s.user, classify(err))
+	}
+	return out, nil
+}
+
+// SetPassword changes the login's own password.
+func (s *Self) SetPassword(ctx context.Context, password connector.Password) error {
+	if _, err := s.session.conn.ExecContext(ctx, s.dialect.ownPassword, s.dialect.secret(password)); err != nil {
+		classified := classify(err)
+		var server *driver.MySQLError
+		if errors.As(err, &server) && server.Number == rejectedPassword {
+			classified = fault.New(fault.Rejected, "%w", classified)
+		}
+		return fmt.Errorf("changing the password of login %q as itself: %w", s.user, classified)
+	}
+	return nil
+}
+
+// Close ends the session.
+func (s *Self) Close() { s.session.close() }

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rotation changes a tenant's password on a schedule, without the admin's credential and without a query that fails.
+//
+// A tenant has two logins, the slots. One is active: the hand-over carries it. A rotation gives the other one a new
+// password, logged in as that very slot, makes it the active one, has the control plane move over, and then gives the slot
+// that was left a password that nobody gets, so that a leaked old DSN is dead. No credential in use is ever touched.
+//
+// Every replica of a control plane runs this loop, and there is no leader. The record is the only thing they share. Whoever
+// stages a change first by compare-and-swap fixes its password, and from there on every step is the same for all of them
+// and may be repeated: so a crash anywhere, of anybody, is finished by whoever looks next.
+//
+// The decision is apart from the deed. Next is pure, and its table is its test; the loop does one step and asks again. What
+// Next does not know it asks for, and only when it matters: an idle sidecar talks to no database at all.
+package rotation
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+
+	"dbconnector/pkg/tenant"
+)
+
+// Policy is what the operator chose.
+type Policy struct {
+	// Period is the age at which the active credential is rotated.
+	Period time.Duration
+	// Grace is how long the old slot is left alone after a rotation, at least.
+	Grace time.Duration
+	// Rollout: the workload is asked to restart its pods, and its word counts when the old slot is to be retired.
+	Rollout bool
+}
+
+// Verdict is what a server says of a password.
+type Verdict int
+
+// The verdicts.
+const (
+	Unasked Verdict = iota
+	Accepted
+	Refused
+)
+
+// Observation is what was seen of the world outside the record. What is nil or zero was not looked at yet.
+type Observation struct {
+	// Known is how long this generation has been known here, by a clock that does not jump.
+	Known time.Duration
+	// Projected: the hand-over carries what the record says.
+	Projected bool
+	// Pending is the server's verdict on the pending password, and Stored on the one that the record holds for the slot that
+	// is to get another.
+	Pending, Stored Verdict
+	// Active and Other are the sessions of the two slots, but for the one that looked.
+	Active, Other *tenant.Sessions
+	// Quiet is for how long every look found clients on the active slot and none on the other.
+	Quiet time.Duration
+	// Requested is the generation that the workload was asked to adopt, and Rolled that it reports to have done so.
+	// Only with Policy.Rollout.
+	Requested int64
+	Rolled    bool
+	Workload  bool // the two above were looked at
+}
+
+// Kind says what a step does.
+type Kind int
+
+// The kinds of steps, in the order of their table (docs/rotation.md).
+const (
+	// Wait: nothing to do before Until.
+	Wait Kind = iota
+	// Project writes the hand-over.
+	Project
+	// Look asks for one thing more: What says which.
+	Look
+	// Rollout asks the workload to restart its pods.
+	Rollout
+	// Stage writes a fresh password for Slot into the record, as pending with Purpose.
+	Stage
+	// Apply sets the pending password on the server, logged in as the slot with its stored one.
+	Apply
+	// Commit makes the pending password the slot's, which the server was seen to accept.
+	Commit
+	// Doubt notes in the record that the server refuses what the record holds for the inactive slot: init acts on it.
+	Doubt
+	// Postpone: something is due but must not be done yet, for Why. Ask again at Until.
+	Postpone
+)
+
+var kinds = [...]string{"wait", "project", "look", "rollout", "stage", "apply", "commit", "doubt", "postpone"}
+
+// String is the step's name in logs and metrics.
+func (k Kind) String() string { return kinds[k] }
+
+// What is something to look at.
+type What int
+
+// What can be looked at.
+const (
+	PendingLogin What = iota + 1
+	ActiveSessions
+	OtherSessions
+	WorkloadStatus
+)
+
+// Reason says why something was postponed; it is a metric's label and stands in Events.
+type Reason string
+
+// The reasons.
+const (
+	// OtherInUse: the slot that would get a new password has sessions.
+	OtherInUse Reason = "OldCredentialInUse"
+	// NotAdopted: not everybody has moved to the active slot.
+	NotAdopted Reason = "NotAdopted"
+	// OtherUnknown: nobody knows the password of the inactive slot. The next init run renews it.
+	OtherUnknown Reason = "InactiveSlotUnknown"
+	// RepairPending: init has begun to repair the active slot, for which only the admin has the right.
+	RepairPending Reason = "RepairPending"
+)
+
+// Step is what to do next.
+type Step struct {
+	Kind    Kind
+	What    What           // Look
+	Slot    tenant.Slot    // Stage
+	Purpose tenant.Purpose // Stage
+	Until   time.Time      // Wait, Postpone
+	Why     Reason         // Postpone
+}
+
+const (
+	// recheck and longRecheck bound how often something that was postponed is looked at again. A rollout takes minutes,
+	// but a control plane that nobody restarts takes weeks, and a thousand of them must cost a server nothing.
+	recheck     = 30 * time.Second
+	longRecheck = 15 * time.Minute
+	// unknownRecheck is for what only init can mend, unless a server has been wrong about a password.
+	unknownRecheck = 5 * time.Minute
+	// patience, in graces: after so long without a client on the old slot, while the active one has clients, nobody counts
+	// them any more. Otherwise whoever scales down, or has run a backup during a rotation, would wait for ever.
+	patience = 6
+)
+
+// Next decides. It is pure: the same input gives the same step, on every replica.
+func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
+	due := period(r, p) - age(r, seen, now)
+	switch {
+	case !r.Provisioned():
+		return Step{Kind: Wait, Until: now.Add(recheck)} // init is at work
+	case !seen.Projected:
+		return Step{Kind: Project}
+	case r.Pending != nil:
+		return pending(r, seen, now, p)
+	case !r.OtherRetired:
+		return adoption(r, seen, now, p)
+	case due > 0:
+		return Step{Kind: Wait, Until: now.Add(due)}
+	}
+	other := r.Active.Other()
+	switch {
+	case r.Slots[other].Password == "":
+		return unknown(now)
+	case seen.Stored == Refused:
+		return doubt(r, now)
+	case seen.Other == nil:
+		return Step{Kind: Look, What: OtherSessions}
+	case seen.Other.Addresses > 0: // rivals that look do not count, nor does it harm if they stage as well
+		return Step{Kind: Postpone, Until: now.Add(again(-due, p)), Why: OtherInUse}
+	}
+	return Step{Kind: Stage, Slot: other, Purpose: tenant.Activate}
+}
+
+// pending: a password is on its way. What the server says decides how far it came.
+func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
+	change := r.Pending
+	switch {
+	case seen.Pending == Unasked:
+		return Step{Kind: Look, What: PendingLogin}
+	case seen.Pending == Accepted && change.Slot != r.Active && change.Purpose == tenant.Activate && seen.Active == nil:
+		// How many clients have to move is known only before the move.
+		return Step{Kind: Look, What: ActiveSessions}
+	case seen.Pending == Accepted:
+		return Step{Kind: Commit}
+	case change.Slot == r.Active:
+		// A credential in use is never touched here. Whether it still needs a repair, init finds out.
+		return Step{Kind: Postpone, Until: now.Add(unknownRecheck), Why: RepairPending}
+	case r.Slots[change.Slot].Password == "":
+		return unknown(now)
+	case seen.Stored == Refused:
+		return doubt(r, now)
+	case change.Purpose == tenant.Retire && !r.OtherRetired:
+		// The evidence was there when this was staged. But perhaps somebody came back since, and was cut off now.
+		if missing, ok := moved(r, seen, now, p); !ok {
+			return missing
+		}
+	}
+	return Step{Kind: Apply}
+}
+
+// adoption: the active slot is new and somebody may still use the old one.
+func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
+	if p.Rollout {
+		switch {
+		case !seen.Workload:
+			return Step{Kind: Look, What: WorkloadStatus}
+		case seen.Requested < r.Generation:
+			return Step{Kind: Rollout}
+		}
+	}
+	if grace := p.Grace - age(r, seen, now); grace > 0 {
+		return Step{Kind: Wait, Until: now.Add(grace)}
+	}
+	if missing, ok := moved(r, seen, now, p); !ok {
+		return missing
+	}
+	return Step{Kind: Stage, Slot: r.Active.Other(), Purpose: tenant.Retire}
+}
+
+// moved says whether everybody has moved to the active slot, or else what is to be done first. It wants evidence, never
+// its absence: in an outage all sessions are gone, too.
+func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, bool) {
+	later := now.Add(again(age(r, seen, now)-p.Grace, p))
+	// A workload that was asked for a later generation was asked in the name of another record, and its word says nothing.
+	asked := p.Rollout && seen.Requested == r.Generation
+	switch {
+	case r.Slots[r.Active.Other()].Password == "":
+		return unknown(now), false
+	case p.Rollout && !seen.Workload:
+		return Step{Kind: Look, What: WorkloadStatus}, false
+	case asked && !seen.Rolled:
+		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
+	case seen.Stored == Refused:
+		return doubt(r, now), false
+	case seen.Other == nil:
+		return Step{Kind: Look, What: OtherSessions}, false
+	case seen.Other.Addresses > 0:
+		return Step{Kind: Postpone, Until: later, Why: OtherInUse}, false
+	case seen.Active == nil:
+		return Step{Kind: Look, What: ActiveSessions}, false
+	case seen.Active.Addresses == 0:
+		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
+	case !asked && seen.Active.Addresses < r.Clients && seen.Quiet < patience*p.Grace:
+		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
+	}
+	return Step{}, true
+}
+
+// doubt: neither the pending password, where there is one, nor the stored one opens the inactive slot. The record keeps what
+// it holds, for perhaps it is the server that is wrong for a while (a standby that lags behind), but init is to have a look.
+func doubt(r *tenant.Record, now time.Time) Step {
+	if r.OtherRefused {
+		return unknown(now)
+	}
+	return Step{Kind: Doubt}
+}
+
+func unknown(now time.Time) Step {
+	return Step{Kind: Postpone, Until: now.Add(unknownRecheck), Why: OtherUnknown}
+}
+
+// again is when to look again at what has been postponed for some time: the longer, the later.
+func again(since time.Duration, p Policy) time.Duration {
+	return min(max(since/8, min(recheck, p.Grace), time.Second), longRecheck)
+}
+
+// age is how old the active credential is. Clocks jump, and differ: a credential is at least as old as we have known it, or
+// one that was made under a clock in the future would never become old.
+func age(r *tenant.Record, seen Observation, now time.Time) time.Duration {
+	return max(now.Sub(r.RotatedAt), seen.Known)
+}
+
+// Due is when the active credential is to be rotated, if clocks are right.
+func Due(r *tenant.Record, p Policy) time.Time { return r.RotatedAt.Add(period(r, p)) }
+
+// period is the policy's, give or take up to a tenth. The part is drawn from the tenant and the generation, so that all
+// replicas agree, and a thousand tenants that were made in one minute do not meet again.
+func period(r *tenant.Record, p Policy) time.Duration {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64([]byte(r.UID), uint64(r.Generation))) //nolint:gosec // at least 1
+	tenth := p.Period / 10
+	if tenth <= 0 {
+		return p.Period
+	}
+	part := time.Duration(binary.BigEndian.Uint64(sum[:8])>>1) % (2 * tenth)
+	return p.Period - tenth + part
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/tenant"
+)
+
+var (
+	rotatedAt = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	fresh     = tenant.NewPassword()
+)
+
+const (
+	days30  = 30 * 24 * time.Hour
+	minutes = 10 * time.Minute // of grace
+)
+
+// made is a record at rest: generation 3, slot a active, slot b retired.
+func made(change ...func(*tenant.Record)) *tenant.Record {
+	r := tenant.NewRecord(uid, "ns", "vc", here, 10)
+	r.ProvisionedAt, r.RotatedAt, r.Generation = rotatedAt.Add(-time.Hour), rotatedAt, 3
+	for _, c := range change {
+		c(r)
+	}
+	return r
+}
+
+func unretired(clients int) func(*tenant.Record) {
+	return func(r *tenant.Record) { r.OtherRetired, r.Clients = false, clients }
+}
+
+func pends(slot tenant.Slot, purpose tenant.Purpose) func(*tenant.Record) {
+	return func(r *tenant.Record) { r.Pending = &tenant.Change{Slot: slot, Password: fresh, Purpose: purpose} }
+}
+
+func blank(r *tenant.Record)   { r.Slots[tenant.B] = tenant.Credential{} }
+func doubted(r *tenant.Record) { r.OtherRefused = true }
+
+func from(addresses int) *tenant.Sessions {
+	return &tenant.Sessions{Count: 3 * addresses, Addresses: addresses}
+}
+
+// TestNext is the table of states (docs/rotation.md), transposed.
+func TestNext(t *testing.T) {
+	t.Parallel()
+	const early, adopted, late = time.Minute, time.Hour, 40 * 24 * time.Hour // since the rotation
+	look := func(w What) Step { return Step{Kind: Look, What: w} }
+	stage := func(p tenant.Purpose) Step { return Step{Kind: Stage, Slot: tenant.B, Purpose: p} }
+	in := func(since, d time.Duration, why Reason) Step {
+		kind := Postpone
+		if why == "" {
+			kind = Wait
+		}
+		return Step{Kind: kind, Why: why, Until: rotatedAt.Add(since + d)}
+	}
+	due := Due(made(), Policy{Period: days30}).Sub(rotatedAt)
+	seen := func(o Observation) Observation { o.Projected = true; return o }
+	rivals := &tenant.Sessions{Count: 2}
+
+	for name, tc := range map[string]struct {
+		reason  string
+		record  *tenant.Record
+		seen    Observation
+		since   time.Duration // the rotation
+		rollout bool
+		want    Step
+	}{
+		"not provisioned":        {"init is at work", made(func(r *tenant.Record) { r.ProvisionedAt = time.Time{} }), Observation{}, late, false, in(late, recheck, "")},
+		"not projected":          {"the files come first, due or not", made(), Observation{}, late, false, Step{Kind: Project}},
+		"not projected, pending": {"and whatever is pending", made(pends(tenant.B, tenant.Activate)), Observation{}, early, false, Step{Kind: Project}},
+		"not due":                {"nothing to do, and no server is asked", made(), seen(Observation{}), early, false, in(0, due, "")},
+		"a second before":        {"the same", made(), seen(Observation{}), due - time.Second, false, in(0, due, "")},
+
+		"due":             {"is the other slot in use?", made(), seen(Observation{}), due, false, look(OtherSessions)},
+		"due, free":       {"nobody uses the retired slot", made(), seen(Observation{Other: from(0)}), due, false, stage(tenant.Activate)},
+		"due, rivals":     {"other sidecars that look are no users", made(), seen(Observation{Other: rivals}), due, false, stage(tenant.Activate)},
+		"due, used":       {"somebody got at a password that nobody got", made(), seen(Observation{Other: from(1)}), due, false, in(due, recheck, OtherInUse)},
+		"due, long used":  {"looked at less and less often", made(), seen(Observation{Other: from(1)}), due + 8*time.Minute, false, in(due, 9*time.Minute, OtherInUse)},
+		"due, ever used":  {"but often enough", made(), seen(Observation{Other: from(1)}), due + 24*time.Hour, false, in(due+24*time.Hour, longRecheck, OtherInUse)},
+		"due, blank":      {"nobody knows the other slot's password", made(blank), seen(Observation{}), late, false, in(late, unknownRecheck, OtherUnknown)},
+		"due, refused":    {"the record is wrong about it: init is to know", made(), seen(Observation{Stored: Refused}), late, false, Step{Kind: Doubt}},
+		"due, doubted":    {"init knows", made(doubted), seen(Observation{Stored: Refused}), late, false, in(late, unknownRecheck, OtherUnknown)},
+		"due, doubt gone": {"the server was wrong for a while", made(doubted), seen(Observation{Other: from(0)}), late, false, stage(tenant.Activate)},
+		"known for long":  {"made under a clock in the future, but old all the same", made(), seen(Observation{Known: due}), -1000 * time.Hour, false, look(OtherSessions)},
+		"future, new":     {"and not before", made(), seen(Observation{Known: due - time.Second}), -1000 * time.Hour, false, in(-1000*time.Hour, time.Second, "")},
+
+		"pending":                         {"how far did it come?", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), early, false, look(PendingLogin)},
+		"pending, refused":                {"the server does not know it", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, Step{Kind: Apply}},
+		"pending, accepted":               {"who has to move is known only before the move", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Accepted}), early, false, look(ActiveSessions)},
+		"pending, accepted, counted":      {"the server knows it", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Accepted, Active: from(3)}), early, false, Step{Kind: Commit}},
+		"pending, accepted, nobody":       {"nobody has to move, and that is known", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Accepted, Active: from(0)}), early, false, Step{Kind: Commit}},
+		"pending, neither":                {"the stored one is refused as well", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused, Stored: Refused}), early, false, Step{Kind: Doubt}},
+		"pending, neither, doubted":       {"init knows", made(pends(tenant.B, tenant.Activate), doubted), seen(Observation{Pending: Refused, Stored: Refused}), early, false, in(early, unknownRecheck, OtherUnknown)},
+		"pending, blank":                  {"only the admin can", made(pends(tenant.B, tenant.Activate), blank), seen(Observation{Pending: Refused}), early, false, in(early, unknownRecheck, OtherUnknown)},
+		"pending, blank, accepted":        {"the admin did", made(pends(tenant.B, tenant.Activate), blank), seen(Observation{Pending: Accepted, Active: from(0)}), early, false, Step{Kind: Commit}},
+		"repair of the active slot":       {"a slot in use is init's", made(pends(tenant.A, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, in(early, unknownRecheck, RepairPending)},
+		"repair of the active slot, done": {"its stored login opens nothing: nobody is counted", made(pends(tenant.A, tenant.Activate)), seen(Observation{Pending: Accepted}), early, false, Step{Kind: Commit}},
+		"pending while due":               {"never a second one", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), late, false, look(PendingLogin)},
+
+		"retiring, accepted":          {"dead, and nobody has to move", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted}), adopted, false, Step{Kind: Commit}},
+		"retiring, refused":           {"perhaps somebody came back since it was staged", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, false, look(OtherSessions)},
+		"retiring, somebody is back":  {"and is not cut off", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(1)}), minutes, false, in(minutes, recheck, OtherInUse)},
+		"retiring, outage":            {"nobody at all is no evidence", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(0)}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"retiring, moved":             {"the evidence is there", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(2)}), adopted, false, Step{Kind: Apply}},
+		"retiring, retired":           {"a fresh password for a slot that nobody uses", made(pends(tenant.B, tenant.Retire)), seen(Observation{Pending: Refused}), adopted, false, Step{Kind: Apply}},
+		"retiring, rollout, no word":  {"the workload is asked again", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, true, look(WorkloadStatus)},
+		"retiring, rollout, restarts": {"and waited for", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Requested: 3}), minutes, true, in(minutes, recheck, NotAdopted)},
+
+		"grace":                       {"whoever has read the old DSN may be about to use it", made(unretired(2)), seen(Observation{}), early, false, in(0, minutes, "")},
+		"grace, clock in the future":  {"counts from when it was seen", made(unretired(2)), seen(Observation{Known: minutes}), -1000 * time.Hour, false, look(OtherSessions)},
+		"after grace":                 {"does anybody use the old slot?", made(unretired(2)), seen(Observation{}), minutes, false, look(OtherSessions)},
+		"old slot used":               {"wait for them", made(unretired(2)), seen(Observation{Other: from(1)}), minutes, false, in(minutes, recheck, OtherInUse)},
+		"old slot used, due":          {"a period shorter than adoption: rotation waits", made(unretired(2)), seen(Observation{Other: from(1)}), late, false, in(late, longRecheck, OtherInUse)},
+		"old slot free":               {"is there anybody on the new one?", made(unretired(2)), seen(Observation{Other: from(0)}), adopted, false, look(ActiveSessions)},
+		"nobody anywhere":             {"an outage looks like this", made(unretired(0)), seen(Observation{Other: from(0), Active: from(0)}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"nobody anywhere, for long":   {"however long it looks like this", made(unretired(2)), seen(Observation{Other: from(0), Active: from(0), Quiet: late}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"one of two":                  {"one has not come back yet", made(unretired(2)), seen(Observation{Other: from(0), Active: from(1), Quiet: time.Minute}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"one of two, for a long time": {"scaled down, or one was a backup: nobody waits for ever", made(unretired(2)), seen(Observation{Other: from(0), Active: from(1), Quiet: patience * minutes}), adopted, false, stage(tenant.Retire)},
+		"two of two":                  {"all have moved", made(unretired(2)), seen(Observation{Other: from(0), Active: from(2)}), minutes, false, stage(tenant.Retire)},
+		"three of two":                {"scaled up", made(unretired(2)), seen(Observation{Other: from(0), Active: from(3)}), minutes, false, stage(tenant.Retire)},
+		"nobody counted":              {"somebody has to be there", made(unretired(0)), seen(Observation{Other: from(0), Active: from(1)}), minutes, false, stage(tenant.Retire)},
+		"rivals on the old slot":      {"sidecars that look have nothing to adopt", made(unretired(2)), seen(Observation{Other: rivals, Active: from(2)}), minutes, false, stage(tenant.Retire)},
+		"rivals on the new slot":      {"and are no evidence", made(unretired(1)), seen(Observation{Other: from(0), Active: rivals}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"old slot blank":              {"nobody can look", made(unretired(2), blank), seen(Observation{}), adopted, false, in(adopted, unknownRecheck, OtherUnknown)},
+		"old slot refused":            {"init is to know", made(unretired(2)), seen(Observation{Stored: Refused}), adopted, false, Step{Kind: Doubt}},
+
+		"rollout":                     {"what does the workload say?", made(unretired(2)), seen(Observation{}), 0, true, look(WorkloadStatus)},
+		"rollout, not asked":          {"ask it at once", made(unretired(2)), seen(Observation{Workload: true}), 0, true, Step{Kind: Rollout}},
+		"rollout, asked before":       {"for another generation", made(unretired(2)), seen(Observation{Workload: true, Requested: 2, Rolled: true}), 0, true, Step{Kind: Rollout}},
+		"rollout, asked":              {"once", made(unretired(2)), seen(Observation{Workload: true, Requested: 3}), 0, true, in(0, minutes, "")},
+		"rollout, at work":            {"pods restart", made(unretired(2)), seen(Observation{Workload: true, Requested: 3}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"rollout, done":               {"its word does not count for an old pod that still ends", made(unretired(2)), seen(Observation{Workload: true, Requested: 3, Rolled: true}), minutes, true, look(OtherSessions)},
+		"rollout, done, old pod ends": {"as here", made(unretired(2)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(1)}), minutes, true, in(minutes, recheck, OtherInUse)},
+		"rollout, done, scaled down":  {"it knows how many there are", made(unretired(3)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, stage(tenant.Retire)},
+		"rollout, done, nobody":       {"an outage right then", made(unretired(3)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(0), Active: from(0)}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"rollout, another's":          {"a generation of a record that is no more: its word says nothing", made(unretired(2)), seen(Observation{Workload: true, Requested: 9, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"rollout, another's, moved":   {"but sessions do", made(unretired(2)), seen(Observation{Workload: true, Requested: 9, Other: from(0), Active: from(2)}), minutes, true, stage(tenant.Retire)},
+		"rollout, retired":            {"nothing to adopt: the workload is left alone", made(), seen(Observation{}), early, true, in(0, due, "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			before := fmt.Sprintf("%#v %#v", tc.record, tc.record.Pending)
+			p := Policy{Period: days30, Grace: minutes, Rollout: tc.rollout}
+			got := Next(tc.record, tc.seen, rotatedAt.Add(tc.since), p)
+			if got != tc.want {
+				t.Errorf("%s:\ngot  %v %+v\nwant %v %+v", tc.reason, got.Kind, got, tc.want.Kind, tc.want)
+			}
+			if after := fmt.Sprintf("%#v %#v", tc.record, tc.record.Pending); after != before {
+				t.Error("the record was changed")
+			}
+		})
+	}
+}
+
+// TestDue: within a tenth of the period, the same for everybody who asks, and spread over tenants and generations.
+func TestDue(t *testing.T) {
+	t.Parallel()
+	p := Policy{Period: days30}
+	seen := map[time.Duration]bool{}
+	var lowest, highest time.Duration = 2 * days30, 0
+	for tenants := range 100 {
+		for generation := range int64(10) {
+			r := made(func(r *tenant.Record) { r.UID, r.Generation = fmt.Sprint("uid/", tenants), 1+generation })
+			d := Due(r, p).Sub(rotatedAt)
+			if again := Due(r.Clone(), p).Sub(rotatedAt); again != d {
+				t.Errorf("got %s, and then %s", d, again)
+			}
+			seen[d] = true
+			lowest, highest = min(lowest, d), max(highest, d)
+		}
+	}
+	if len(seen) != 1000 {
+		t.Errorf("%d different of 1000", len(seen))
+	}
+	if lowest < days30*9/10 || lowest > days30*91/100 || highest > days30*11/10 || highest < days30*109/100 {
+		t.Errorf("from %s to %s", lowest, highest)
+	}
+	if got := Due(made(), Policy{Period: 9}); got != rotatedAt.Add(9) {
+		t.Errorf("a period that cannot be divided: %s", got.Sub(rotatedAt))
+	}
+}
+
+// TestAgain: short policies, as tests have, are not kept waiting, and none makes a tight loop.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ since, grace, want time.Duration }{
+		{0, minutes, recheck},
+		{-time.Hour, minutes, recheck},
+		{0, 2 * time.Second, 2 * time.Second},
+		{0, 0, time.Second},
+		{time.Hour, minutes, 450 * time.Second},
+		{days30, minutes, longRecheck},
+	} {
+		if got := again(tc.since, Policy{Grace: tc.grace}); got != tc.want {
+			t.Errorf("after %s with grace %s: got %s, want %s", tc.since, tc.grace, got, tc.want)
+		}
+	}
+}

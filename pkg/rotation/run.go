@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// server is just what this package needs of package engine.
+type server interface {
+	Login(ctx context.Context, login tenant.Login) error
+	Self(ctx context.Context, login tenant.Login) (tenant.Self, error)
+}
+
+// Store keeps the tenant's record.
+type Store interface {
+	// Update stores fn(old) if nobody else wrote meanwhile, else tries again: fn may run more than once and must have no
+	// effects. old is nil where there is no record.
+	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
+	// Follow sends the record as it is now and every time it changed, until ctx ends. It never blocks the writer: of records
+	// that nobody took yet, the latest is sent. What goes wrong is sent, too, and following goes on.
+	Follow(ctx context.Context) <-chan tenant.News
+}
+
+// Workload is the control plane's Deployment or StatefulSet.
+type Workload interface {
+	// Status tells which generation the pod template asks for (0: none), and whether the workload reports that all its pods
+	// have that template and are ready.
+	Status(ctx context.Context) (requested int64, rolled bool, err error)
+	// Request puts a generation on the pod template, which restarts the pods one after the other. Asking again for the same
+	// one, or for an older one, changes nothing.
+	Request(ctx context.Context, generation int64) error
+}
+
+// Observer is told what happens, for metrics and Events. Its methods must not block.
+type Observer interface {
+	// Record: this is the record now.
+	Record(r *tenant.Record, due time.Time)
+	// Rotated: this replica committed a rotation. The others learn of it through the record.
+	Rotated(r *tenant.Record)
+	// Retired: this replica saw the old credential die.
+	Retired(r *tenant.Record)
+	// Postponed: something is due and must wait; "" when nothing is any more. It is called once for each state, not for each
+	// look.
+	Postponed(why Reason, detail string)
+	// Failed: a step failed. It is called for every failure.
+	Failed(step string, err error)
+	// Healthy: steps succeed again.
+	Healthy()
+}
+
+// Rotation rotates one tenant's credential. All fields but Workload and Now are required.
+type Rotation struct {
+	Policy
+	Store    Store
+	Workload Workload // nil without Policy.Rollout
+	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.
+	Publish  func(r *tenant.Record) error
+	Observer Observer
+	// Attempt bounds one step.
+	Attempt time.Duration
+	Log     *zap.Logger
+	Now     func() time.Time
+
+	jitter func(time.Duration) time.Duration // for tests; the time given, give or take half of it
+}
+
+const (
+	// reproject is how often the hand-over is looked at while nothing happens: somebody may have changed a file.
+	reproject = time.Minute
+	// firstBackoff and longBackoff bound the wait after a failure. The longest is short against any period worth
+	// setting, and long for a server that has a thousand tenants.
+	firstBackoff = time.Second
+	longBackoff  = time.Minute
+	// humanBackoff is for what no repetition mends: somebody, or the next init run, has to act.
+	humanBackoff = 5 * time.Minute
+	// yield is how long a change that another replica staged is left to that one.
+	yield = time.Second
+	// settling is how long a slot that is to be retired is watched in one session that lasts. A client that lost its
+	// sessions in an outage is back by then; and had the outage gone on, the watching session would have gone as well.
+	settling = 5 * time.Second
+	// maxRejections bounds how often a password that a policy refused is replaced by another one in a row.
+	maxRejections = 5
+	// maxMoves and maxBusy bound how often another replica is simply believed to be at work.
+	maxMoves, maxBusy = 3, 3
+)
+
+// Run rotates until ctx ends, which is no error. A step that was begun is finished within Attempt, and no other is begun: the
+// record says how far it came, and whoever looks next goes on from there.
+func Run[S server](ctx context.Context, p Rotation, open func(connector.Server) S) error {
+	l := newLoop(p, open)
+	updates := p.Store.Follow(ctx)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-updates:
+			if !ok {
+				return nil // ctx ended
+			}
+			// What tells nothing new must not cut a wait short: it may be one after a failure.
+			if wait, news := l.learn(u); news {
+				timer.Reset(wait)
+			}
+		case <-timer.C:
+			// With a record the next step is known; without one only an update helps.
+			if l.record != nil {
+				timer.Reset(l.turn(ctx))
+			}
+		}
+	}
+}
+
+func newLoop[S server](p Rotation, open func(connector.Server) S) *loop[S] {
+	if p.Now == nil {
+		p.Now = time.Now
+	}
+	if p.jitter == nil {
+		p.jitter = func(d time.Duration) time.Duration { return d/2 + rand.N(d) } //nolint:gosec // no secret
+	}
+	return &loop[S]{Rotation: p, open: open}
+}
+
+type loop[S server] struct {
+	Rotation
+	open func(connector.Server) S
+
+	record  *tenant.Record
+	suspect bool      // Follow told of an older record: it has to be read anew
+	since   time.Time // when record's generation was first seen
+	seen    Observation
+	forget  time.Time // when what was seen is too old
+	checked time.Time // when the hand-over was last compared
+	quiet   time.Time // since when there are clients on the active slot and none on the other; zero for not
+
+	deaf       bool // the record cannot be read
+	ill        bool // a failure was reported, and no recovery since
+	failures   int  // in a row
+	busy       int  // times in a row that a slot had sessions when its password was to be set
+	rejections int  // in a row
+	postponed  Reason
+}
+
+// learn takes in what Follow tells. It says whether that is news, and in how long to act on it.
+func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
+	switch {
+	case u.Err != nil:
+		l.deaf, l.ill = true, true
+		l.Observer.Failed("read", u.Err)
+		l.Log.Warn("the record cannot be read (continuing with the last one)", zap.String("error", u.Err.Error()))
+		return 0, false
+	case u.Record == nil:
+		// Deleted under us. The control plane goes on with what it has; the next init makes a new record.
+		l.Log.Warn("there is no record (waiting)")
+		if l.record != nil {
+			l.ill = true
+			l.Observer.Failed("read", fault.New(fault.Unavailable, "the record was deleted"))
+		}
+		l.deaf, l.record = true, nil
+		l.postpone("")
+		return 0, false
+	}
+	if l.deaf {
+		l.deaf = false
+		l.healthy()
+	}
+	was := l.record
+	if was != nil && same(was, u.Record) {
+		return 0, false // a label, or our own write
+	}
+	if was != nil && u.Record.Generation < was.Generation {
+		// Follow may be behind what we have written ourselves, and a hand-over must not go back because of that. Or the
+		// record was made anew. The store knows.
+		l.suspect = true
+		return 0, true
+	}
+	l.adopt(u.Record)
+	if was != nil && was.Pending == nil && u.Record.Pending != nil {
+		return l.jitter(yield), true
+	}
+	return 0, true
+}
+
+// same says whether two records say the same.
+func same(a, b *tenant.Record) bool {
+	x, err := a.Encode()
+	if err != nil {
+		return false
+	}
+	y, err := b.Encode()
+	return err == nil && string(x) == string(y)
+}
+
+// adopt goes on with a record. What was seen of the world belonged to the one before.
+func (l *loop[S]) adopt(r *tenant.Record) {
+	if l.record == nil || l.record.Generation != r.Generation {
+		l.since, l.quiet = l.Now(), time.Time{}
+	}
+	l.record, l.seen, l.forget = r, Observation{}, time.Time{}
+	l.Observer.Record(r, Due(r, l.Policy))
+}
+
+// turn does steps until one has to wait, and tells for how long.
+func (l *loop[S]) turn(ctx context.Context) time.Duration {
+	for moves := 0; ctx.Err() == nil; {
+		now := l.Now()
+		step := Step{Kind: Look, What: truth}
+		if !l.suspect {
+			l.observe(now)
+			step = Next(l.record, l.seen, now, l.Policy)
+		}
+		switch step.Kind {
+		case Wait, Postpone:
+			l.failures, l.busy = 0, 0
+			l.healthy()
+			l.postpone(step.Why)
+			if l.forget.IsZero() { // else this turn was for the files only
+				l.forget = step.Until
+			}
+			return max(min(l.forget.Sub(now), reproject), 10*time.Millisecond)
+		}
+		err := l.do(ctx, step)
+		switch {
+		case err == nil:
+		case errors.Is(err, errMoved): // no failure: Next is asked about the new one
+			if moves++; moves > maxMoves {
+				return l.jitter(firstBackoff)
+			}
+		case errors.Is(err, errBusy):
+			return l.giveWay()
+		case ctx.Err() != nil: // perhaps it failed for that
+			return 0
+		default:
+			return l.fail(step, err)
+		}
+	}
+	return 0
+}
+
+// observe brings what was seen up to now.
+func (l *loop[S]) observe(now time.Time) {
+	if !l.forget.IsZero() && !now.Before(l.forget) {
+		l.lookAgain()
+	}
+	if age := now.Sub(l.checked); age >= reproject || age < 0 {
+		l.seen.Projected = false
+	}
+	l.seen.Known = now.Sub(l.since)
+}
+
+// watch keeps for how long all looks have been the same. It counts up to the last look, and no further.
+func (l *loop[S]) watch() {
+	other, active, now := l.seen.Other, l.seen.Active, l.Now()
+	switch {
+	case other == nil || active == nil: // half a look
+		return
+	case other.Addresses > 0 || active.Addresses == 0:
+		l.quiet = time.Time{}
+		return
+	case l.quiet.IsZero():
+		l.quiet = now
+	}
+	l.seen.Quiet = now.Sub(l.quiet)
+}
+
+// lookAgain forgets what was seen, but for the files, which have a time of their own.
+func (l *loop[S]) lookAgain() {
+	l.seen, l.forget = Observation{Projected: l.seen.Projected}, time.Time{}
+}
+
+// giveWay waits for whoever has a session on the slot whose password is to be set. Most of the time that is another replica,
+// which is about to set the very same password: not worth a word. But if it lasts, it is somebody else.
+func (l *loop[S]) giveWay() time.Duration {
+	l.lookAgain()
+	l.quiet = time.Time{}
+	if l.busy++; l.busy > maxBusy {
+		l.postpone(OtherInUse)
+	}
+	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), recheck))
+}
+
+func (l *loop[S]) fail(step Step, err error) time.Duration {
+	l.lookAgain()
+	l.quiet = time.Time{}
+	l.failures++
+	l.ill = true
+	wait := l.jitter(l.backoff(err))
+	l.Observer.Failed(step.Kind.String(), err)
+	l.Log.Warn("a step failed (continuing)", zap.Stringer("step", step.Kind), zap.String("error", err.Error()),
+		zap.Int("attempt", l.failures), zap.Duration("next", wait))
+	return wait
+}
+
+// backoff is by the class of the error: a moment, or a human.
+func (l *loop[S]) backoff(err error) time.Duration {
+	switch fault.Of(err) {
+	case fault.Refused, fault.NoAccess, fault.NoDatabase, fault.WrongPassword:
+		if l.failures > 3 { // a race with another replica looks like this, too
+			return humanBackoff
+		}
+	}
+	return min(firstBackoff<<min(l.failures-1, 10), longBackoff)
+}
+
+// healthy says so once after failures. A step that succeeds says nothing where another one keeps failing: only a turn that
+// came to its end counts.
+func (l *loop[S]) healthy() {
+	if l.ill && !l.deaf && l.failures == 0 {
+		l.ill = false
+		l.Observer.Healthy()
+	}
+}
+
+// postpone says once for each state what waits, and that nothing does.
+func (l *loop[S]) postpone(why Reason) {
+	if l.postponed == why {
+		return
+	}
+	l.postponed = why
+	if why == "" {
+		l.Observer.Postponed("", "")
+		return
+	}
+	l.Observer.Postponed(why, l.describe(why))
+	l.Log.Warn("postponed", zap.String("reason", string(why)), zap.Int64("generation", l.record.Generation))
+}
+
+// do performs one step. It is not cut short when the program is to end: ctx is the caller's, the deadline its own.
+func (l *loop[S]) do(stop context.Context, step Step) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), l.Attempt)
+	defer cancel()
+	switch step.Kind {
+	case Project:
+		if err := l.Publish(l.record); err != nil {
+			return err
+		}
+		l.seen.Projected, l.checked = true, l.Now()
+		return nil
+	case Look:
+		return l.look(ctx, step.What)
+	case Rollout:
+		if err := l.Workload.Request(ctx, l.record.Generation); err != nil {
+			return err
+		}
+		l.seen.Requested, l.seen.Rolled = l.record.Generation, false
+		return nil
+	case Stage:
+		return l.stage(ctx, step)
+	case Apply:
+		return l.apply(ctx, stop.Done())
+	case Commit:
+		return l.commit(ctx)
+	case Doubt:
+		return l.update(ctx, func(r *tenant.Record) { r.OtherRefused = true })
+	}
+	return fmt.Errorf("rotation: no step of kind %d", step.Kind)
+}
+
+// truth is the record as it is in the store, which Next does not ask for.
+const truth What = 0
+
+func (l *loop[S]) look(ctx context.Context, what What) error {
+	switch what {
+	case truth:
+		r, err := l.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+			if old == nil {
+				return nil, errGone
+			}
+			return old, nil
+		})
+		if err != nil {
+			return err
+		}
+		l.suspect = false
+		l.adopt(r)
+		return nil
+	case PendingLogin:
+		p := l.record.Pending
+		err := l.open(l.record.Server).Login(ctx, l.record.LoginWith(p.Slot, p.Password))
+		switch {
+		case err == nil:
+			l.seen.Pending = Accepted
+		case !fault.Is(err, fault.WrongPassword):
+			return err
+		default:
+			l.seen.Pending = Refused
+		}
+		return nil
+	case ActiveSessions:
+		s, err := l.sessions(ctx, l.record.Active)
+		if l.record.Pending != nil && fault.Is(err, fault.WrongPassword) {
+			// The active slot is locked out, and the pending password is not: nobody has to be asked who is there.
+			s, err = &tenant.Sessions{}, nil
+		}
+		l.seen.Active = s
+		l.watch()
+		return err
+	case OtherSessions:
+		s, err := l.sessions(ctx, l.record.Active.Other())
+		if fault.Is(err, fault.WrongPassword) {
+			l.seen.Stored, err = Refused, nil
+		}
+		l.seen.Other = s
+		return err
+	case WorkloadStatus:
+		requested, rolled, err := l.Workload.Status(ctx)
+		if err != nil {
+			return err
+		}
+		l.seen.Requested, l.seen.Rolled, l.seen.Workload = requested, rolled, true
+		return nil
+	}
+	return fmt.Errorf("rotation: nothing of kind %d to look at", what)
+}
+
+// sessions asks as the very login: a login sees its own sessions on every server, without a right.
+func (l *loop[S]) sessions(ctx context.Context, slot tenant.Slot) (*tenant.Sessions, error) {
+	self, err := l.open(l.record.Server).Self(ctx, l.record.Login(slot))
+	if err != nil {
+		return nil, err
+	}
+	defer self.Close()
+	s, err := self.Sessions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+var (
+	// errMoved: somebody else wrote the record since it was looked at.
+	errMoved = errors.New("the record has moved on")
+	// errBusy: somebody else has a session on the slot whose password is to be set.
+	errBusy = errors.New("the slot has other sessions")
+	errGone = fault.New(fault.Unavailable, "the record was deleted")
+)
+
+// update writes the record if it still is the one that the decision was made for; errMoved if it is not.
+func (l *loop[S]) update(ctx context.Context, fn func(r *tenant.Record)) error {
+	var theirs *tenant.Record
+	next, err := l.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+		if old == nil {
+			return nil, errGone
+		}
+		if !same(old, l.record) {
+			theirs = old.Clone()
+			return nil, errMoved
+		}
+		fn(old)
+		return old, nil
+	})
+	switch {
+	case errors.Is(err, errMoved):
+		l.adopt(theirs)
+		return err
+	case err != nil:
+		return err
+	case !same(next, l.record):
+		l.adopt(next)
+	}
+	return nil
+}
+
+// stage writes the intent. Of replicas that stage together one wins, and the others go on with its password.
+func (l *loop[S]) stage(ctx context.Context, step Step) error {
+	change := tenant.Change{Slot: step.Slot, Password: tenant.NewPassword(), Purpose: step.Purpose}
+	seen := l.seen
+	if err := l.update(ctx, func(r *tenant.Record) { r.Pending = &change }); err != nil {
+		return err
+	}
+	// What was seen of the world is as good for the change as it was for the decision.
+	l.seen = seen
+	l.seen.Projected = true // it carries the same credential
+	return nil
+}
+
+// apply sets the pending password as the slot itself, where nobody else has a session on it.
+//
+// The order is what keeps a replica that stands still between any two of these lines from setting a password that has moved
+// on since. It holds a session on the slot; then it sees that nobody else does; then it sees that the change is still pending.
+// From there on every other replica, and init, finds this session and leaves the slot alone, for as long as it lasts.
+func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
+	p := *l.record.Pending
+	self, err := l.open(l.record.Server).Self(ctx, l.record.Login(p.Slot))
+	if fault.Is(err, fault.WrongPassword) {
+		// Perhaps a rival applied it a moment ago; or nobody knows this slot's password any more.
+		l.seen.Pending, l.seen.Stored = Unasked, Refused
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	if err := l.alone(ctx, self); err != nil {
+		return err
+	}
+	if p.Purpose == tenant.Retire {
+		settled := time.NewTimer(min(settling, l.Grace, l.Attempt/2))
+		defer settled.Stop()
+		select {
+		case <-settled.C:
+		case <-stop:
+			return errBusy
+		}
+		if err := l.alone(ctx, self); err != nil {
+			return err
+		}
+	}
+	if err := l.update(ctx, func(*tenant.Record) {}); err != nil {
+		return err
+	}
+	err = self.SetPassword(ctx, p.Password)
+	switch {
+	case fault.Is(err, fault.Rejected):
+		return l.discard(ctx, p, err)
+	case fault.Is(err, fault.NoAccess) && !l.record.OtherRefused:
+		// Only the admin can: init is to know that it has to.
+		if err := l.update(ctx, func(r *tenant.Record) { r.OtherRefused = true }); err != nil {
+			return err
+		}
+		return err
+	case err != nil:
+		return err
+	}
+	// The server has the last word.
+	if err := l.look(ctx, PendingLogin); err != nil {
+		return err
+	}
+	if l.seen.Pending == Refused {
+		return fault.New(fault.Refused, "the server changed the password of slot %q and yet refuses it", p.Slot)
+	}
+	return nil
+}
+
+func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
+	sessions, err := self.Sessions(ctx)
+	if err == nil && sessions.Count > 0 {
+		return errBusy
+	}
+	return err
+}
+
+// discard throws a pending password away that a policy refused, after a login has shown that it was not applied.
+func (l *loop[S]) discard(ctx context.Context, p tenant.Change, why error) error {
+	l.rejections++
+	err := l.open(l.record.Server).Login(ctx, l.record.LoginWith(p.Slot, p.Password))
+	switch {
+	case err == nil:
+		l.seen.Pending = Accepted
+		return nil
+	case !fault.Is(err, fault.WrongPassword):
+		return err
+	}
+	if l.rejections >= maxRejections {
+		return fault.New(fault.Refused, "the server refused %d passwords in a row: %w", l.rejections, why)
+	}
+	if err := l.update(ctx, func(r *tenant.Record) { r.Pending = nil }); err != nil {
+		return err
+	}
+	return fault.New(fault.Unavailable, "the server refused a password, another one is tried: %w", why)
+}
+
+func (l *loop[S]) commit(ctx context.Context) error {
+	now := l.Now().UTC().Truncate(time.Second)
+	purpose, clients := l.record.Pending.Purpose, 0
+	if l.seen.Active != nil {
+		clients = l.seen.Active.Addresses
+	}
+	err := l.update(ctx, func(r *tenant.Record) {
+		r.Commit(now)
+		if purpose == tenant.Activate {
+			r.Clients = clients
+		}
+	})
+	if err != nil {
+		return err
+	}
+	l.rejections = 0
+	r := l.record
+	if purpose == tenant.Activate {
+		l.Observer.Rotated(r)
+		l.Log.Info("rotated", zap.Int64("generation", r.Generation), zap.String("user", r.Login(r.Active).User))
+	} else {
+		l.Observer.Retired(r)
+		l.Log.Info("retired", zap.Int64("generation", r.Generation), zap.String("user", r.Login(r.Active.Other()).User))
+	}
+	return nil
+}
+
+func (l *loop[S]) describe(why Reason) string {
+	other := l.record.Login(l.record.Active.Other()).User
+	switch why {
+	case OtherInUse:
+		return "login " + other + " is still in use: restart what uses it"
+	case NotAdopted:
+		return "not every client has moved to login " + l.record.Login(l.record.Active).User
+	case OtherUnknown:
+		return "nobody knows the password of login " + other + ": the next start of init renews it"
+	case RepairPending:
+		return "the password of login " + l.record.Login(l.record.Active).User + " is being repaired: the next start of init finishes it"
+	}
+	return string(why)
+}

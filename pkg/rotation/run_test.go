@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+)
+
+// The loop's own behaviour: one replica, one thing that goes wrong, and what is told of it how often.
+
+var hourly = Policy{Period: time.Hour, Grace: time.Minute}
+
+// bench is a world with one pod, provisioned, in which nothing happens by chance.
+type bench struct {
+	*world
+	pod     *pod
+	journal *journal
+	ctx     context.Context
+	stop    context.CancelFunc
+	done    chan struct{}
+	offset  time.Duration // of the sidecar's clock
+}
+
+func newBench(t *testing.T, p Policy) *bench {
+	t.Helper()
+	w := newWorld(t, p)
+	b := &bench{world: w, pod: w.pod(1, 0), journal: &journal{}}
+	if err := b.pod.init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	clear(w.count)
+	return b
+}
+
+// start runs the sidecar; it is stopped at the end of the test, or by halt.
+func (b *bench) start(configure ...func(*proc, *Rotation)) {
+	b.ctx, b.stop = context.WithCancel(b.t.Context())
+	b.done = make(chan struct{})
+	go func() {
+		defer close(b.done)
+		b.pod.sidecar(b.ctx, append([]func(*proc, *Rotation){func(_ *proc, r *Rotation) {
+			r.Observer = b.journal
+			r.Now = func() time.Time {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				return time.Now().Add(b.offset)
+			}
+		}}, configure...)...)
+	}()
+}
+
+func (b *bench) halt() { b.stop(); <-b.done }
+
+// after lets time pass, and lets everybody come to rest: what the test does next, it does alone.
+func (b *bench) after(d time.Duration) {
+	b.edit(func() {})
+	wait(b.t.Context(), d)
+	synctest.Wait()
+}
+
+// edit does something to the world.
+func (b *bench) edit(fn func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fn()
+}
+
+// rewrite changes the record as somebody else would.
+func (b *bench) rewrite(fn func(*tenant.Record)) {
+	b.edit(func() {
+		r := b.record.Clone()
+		fn(r)
+		b.put(r)
+	})
+}
+
+func (w *world) put(r *tenant.Record) {
+	w.record = r
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (b *bench) calls() (n int) {
+	b.edit(func() {
+		for _, c := range b.count {
+			n += c
+		}
+		clear(b.count)
+	})
+	return n
+}
+
+func (b *bench) told(want ...string) {
+	b.t.Helper()
+	got := b.journal.take()
+	ok := len(got) == len(want)
+	for i := range want {
+		ok = ok && i < len(got) && strings.HasPrefix(got[i], want[i])
+	}
+	if !ok {
+		b.t.Errorf("told\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func run(t *testing.T, name string, p Policy, test func(*testing.T, *bench)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := newBench(t, p)
+			test(t, b)
+			if b.done != nil {
+				b.halt()
+			}
+		})
+	})
+}
+
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	run(t, "a rotation, and peace before it", hourly, func(t *testing.T, b *bench) {
+		var client *session
+		b.edit(func() { client = b.open(nil, tenant.A, "1") })
+		b.start()
+		b.after(50 * time.Minute)
+		want := map[string]int{"publish": 50}
+		if !maps.Equal(b.count, want) {
+			t.Errorf("while idle: %v, want %v", b.count, want)
+		}
+		b.calls()
+		b.after(20 * time.Minute)
+		b.told("rotated 2", "postponed OldCredentialInUse")
+		b.edit(func() { client.end(); b.open(nil, tenant.B, "2") })
+		b.after(5 * time.Minute)
+		b.told("retired", "postponed ")
+		b.after(30 * time.Minute)
+		b.told()
+		b.edit(func() {
+			if !b.record.OtherRetired || b.record.Generation != 2 || b.published[b.users[tenant.A]] {
+				t.Errorf("got %+v", b.record)
+			}
+		})
+	})
+	run(t, "a day with a control plane that nobody restarts", hourly, func(t *testing.T, b *bench) {
+		b.edit(func() { b.open(nil, tenant.A, "1") })
+		b.start()
+		b.after(2 * time.Hour)
+		b.told("rotated 2", "postponed OldCredentialInUse")
+		clear(b.count)
+		b.after(24 * time.Hour)
+		b.told() // once for each state
+		if n := b.count["open session"]; n < 90 || n > 200 {
+			t.Errorf("%d logins in a day", n)
+		}
+	})
+	run(t, "scaled down while a rotation is adopted", hourly, func(t *testing.T, b *bench) {
+		b.edit(func() { b.open(nil, tenant.A, "1"); b.open(nil, tenant.A, "2") })
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("rotated 2", "postponed OldCredentialInUse")
+		b.edit(func() {
+			for len(b.sessions) > 0 {
+				b.sessions[0].end()
+			}
+			b.open(nil, tenant.B, "3")
+		})
+		b.after(3 * time.Minute)
+		b.told("postponed NotAdopted")
+		b.after(time.Minute)
+		b.outage(true) // which is no sign of anything
+		b.after(5 * time.Minute)
+		b.outage(false)
+		b.edit(func() { b.open(nil, tenant.B, "3") })
+		b.after(patience*time.Minute - 30*time.Second)
+		if b.record.OtherRetired {
+			t.Error("retired too early: who was the second?")
+		}
+		b.after(10 * time.Minute)
+		if !b.record.OtherRetired {
+			t.Error("not retired: he who waits for ever")
+		}
+	})
+	run(t, "a full emptyDir", hourly, func(t *testing.T, b *bench) {
+		full := errors.New("writing the hand-over: no space left on device")
+		b.before = func(_ *proc, what string) error {
+			if what == "publish" {
+				return full
+			}
+			return nil
+		}
+		b.start()
+		b.after(2 * time.Hour)
+		got := b.journal.take()
+		if len(got) < 100 || len(got) > 140 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed project") }) {
+			t.Errorf("told %d times in two hours, the first %q", len(got), got[0])
+		}
+		if b.record.Pending != nil || b.record.Generation != 1 {
+			t.Error("a rotation began whose result could not have been handed over")
+		}
+		b.edit(func() { b.before = nil })
+		b.after(4 * time.Minute)
+		b.told("rotated 2", "healthy", "postponed NotAdopted")
+	})
+	run(t, "self-change forbidden (B10)", hourly, func(t *testing.T, b *bench) {
+		b.refuse = func() error { return fault.New(fault.NoAccess, "permission denied") }
+		b.start()
+		b.after(7 * time.Hour)
+		got := b.journal.take()
+		if n := len(got); n < 60 || n > 90 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed apply: permission denied") }) {
+			t.Errorf("told %d times in six hours: %q", n, got[:min(n, 3)])
+		}
+		if !b.record.OtherRefused || b.record.Pending == nil || b.record.Generation != 1 {
+			t.Errorf("init does not know: %+v", b.record)
+		}
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r := b.record; r.Generation != 2 || r.Pending != nil || r.OtherRefused || r.Slots[tenant.A].Password != b.users[tenant.A] || r.Slots[tenant.B].Password != b.users[tenant.B] {
+			t.Errorf("init did not finish it: %+v", r)
+		}
+		b.after(10 * time.Second)
+		b.told("healthy")
+	})
+	run(t, "every password rejected (B1)", hourly, func(t *testing.T, b *bench) {
+		staged := map[any]bool{}
+		b.refuse = func() error {
+			staged[b.record.Pending.Password] = true
+			return fault.New(fault.Rejected, "policy")
+		}
+		b.start()
+		b.after(5 * time.Hour)
+		if len(staged) != maxRejections {
+			t.Errorf("%d passwords were tried, want %d", len(staged), maxRejections)
+		}
+		if n := len(b.journal.take()); n > 70 {
+			t.Errorf("told %d times", n)
+		}
+		b.edit(func() { b.refuse = nil })
+		b.after(8 * time.Minute)
+		b.told("rotated 2", "healthy", "postponed NotAdopted") // nobody is there
+	})
+	run(t, "rejected, and yet applied (B1)", hourly, func(t *testing.T, b *bench) {
+		b.refuse = func() error {
+			b.refuse = nil
+			b.users[tenant.B] = b.record.Pending.Password
+			return fault.New(fault.Rejected, "policy")
+		}
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("rotated 2", "postponed NotAdopted")
+	})
+	run(t, "changed, and yet refused", hourly, func(t *testing.T, b *bench) {
+		b.refuse = func() error { return errIgnored }
+		b.start()
+		b.after(7 * time.Hour)
+		if n := len(b.journal.take()); n < 60 || n > 90 {
+			t.Errorf("told %d times: a tight loop", n)
+		}
+	})
+	run(t, "the inactive slot changed by hand", hourly, func(t *testing.T, b *bench) {
+		b.users[tenant.B] = "by hand"
+		b.start()
+		b.after(7 * time.Hour)
+		b.told("postponed InactiveSlotUnknown")
+		if !b.record.OtherRefused || b.record.Slots[tenant.B].Password == "" {
+			t.Errorf("got %+v", b.record)
+		}
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.after(10 * time.Second)
+		b.told("rotated 2", "postponed ")
+	})
+	run(t, "active locked out while a change is pending", hourly, func(t *testing.T, b *bench) {
+		b.rewrite(pends(tenant.B, tenant.Activate))
+		b.users[tenant.A], b.users[tenant.B] = "by hand", fresh
+		b.start()
+		b.after(10 * time.Second)
+		b.told("rotated 2")
+	})
+	run(t, "a repair of the active slot that init was killed in", hourly, func(t *testing.T, b *bench) {
+		b.rewrite(pends(tenant.A, tenant.Activate))
+		b.start()
+		b.after(time.Hour)
+		b.told("postponed RepairPending")
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.after(10 * time.Minute)
+		b.told("rotated 2", "postponed ", "postponed NotAdopted")
+	})
+	run(t, "server gone for an hour", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(50 * time.Minute)
+		b.outage(true)
+		b.after(80 * time.Minute)
+		got := b.journal.take()
+		if n := len(got); n < 40 || n > 90 {
+			t.Errorf("told %d times", n)
+		}
+		b.outage(false)
+		b.after(4 * time.Minute)
+		b.told("rotated 2", "healthy", "postponed NotAdopted")
+	})
+	run(t, "the record deleted and made anew", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(10 * time.Minute)
+		b.edit(func() { b.put(nil) })
+		b.after(time.Second)
+		b.told("failed read: the record was deleted")
+		b.calls()
+		b.after(3 * time.Hour)
+		if n := b.calls(); n > 0 {
+			t.Errorf("%d calls without a record", n)
+		}
+		for range 2 { // the second time, the deletion itself goes unnoticed
+			b.edit(func() {
+				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
+				b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.put(r)
+			})
+			b.after(time.Second)
+			if b.pod.handover.Slots[tenant.A].Password != b.users[tenant.A] {
+				t.Error("the generation is the same, and the old credential still handed over")
+			}
+		}
+		b.told("healthy")
+	})
+	run(t, "the record cannot be read", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(time.Second)
+		b.api(true)
+		b.after(time.Second)
+		b.told("failed read: connection refused")
+		b.after(10 * time.Minute)
+		b.told() // the files are looked after, which is no recovery
+		b.api(false)
+		b.after(time.Second)
+		b.told("healthy")
+	})
+	run(t, "labels edited (B11)", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(30 * time.Second)
+		b.calls()
+		b.edit(func() { b.put(b.record.Clone()) })
+		b.after(10 * time.Second)
+		if n := b.calls(); n > 0 {
+			t.Errorf("%d calls", n)
+		}
+	})
+	run(t, "a conflict storm", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(50 * time.Minute)
+		b.before = func(_ *proc, what string) error {
+			if what == "write record" {
+				b.record.ConnectionLimit++
+			}
+			return nil
+		}
+		b.calls()
+		b.after(20 * time.Minute)
+		b.told() // no failure
+		if n := b.calls(); n < 100 || n > 20_000 {
+			t.Errorf("%d calls in ten minutes of storm", n)
+		}
+		b.edit(func() { b.before = nil })
+		b.after(30 * time.Second)
+		b.told("rotated 2")
+	})
+	run(t, "the clock jumps", hourly, func(t *testing.T, b *bench) {
+		var client *session
+		b.edit(func() { client = b.open(nil, tenant.A, "1") })
+		b.start()
+		b.after(10 * time.Minute)
+		b.offset = 8760 * time.Hour
+		b.after(2 * time.Minute)
+		b.told("rotated 2", "postponed OldCredentialInUse") // early, and once
+		b.offset = 0
+		b.edit(func() { client.end(); b.open(nil, tenant.B, "1") })
+		b.halt()
+		b.start() // it has never seen a right clock
+		b.after(5 * time.Minute)
+		b.told("retired")
+		b.after(70 * time.Minute)
+		b.told("rotated 3", "postponed OldCredentialInUse")
+		if age := time.Since(b.record.RotatedAt); age < 0 || age > time.Hour {
+			t.Errorf("rotated %s ago", age)
+		}
+	})
+	run(t, "a record that comes late", hourly, func(t *testing.T, b *bench) {
+		old := b.record.Clone()
+		b.start(func(_ *proc, r *Rotation) { r.Store = lateStore{r.Store, old} })
+		b.after(3 * time.Hour)
+		if b.record.Generation < 2 || b.pod.handover.Generation != b.record.Generation {
+			t.Errorf("generation %d, handed over %d", b.record.Generation, b.pod.handover.Generation)
+		}
+		generations := []string{}
+		for _, line := range b.trace {
+			if _, g, ok := strings.Cut(line, "publishes generation "); ok {
+				generations = append(generations, g)
+			}
+		}
+		if !slices.IsSorted(generations) {
+			t.Errorf("the hand-over went back: %v", generations)
+		}
+	})
+	// What keeps a stalled replica from setting a password that has moved on: init dropped its change and made another one
+	// active on the same slot, all while this one stood between its look and its deed.
+	run(t, "a late apply (f)", hourly, func(t *testing.T, b *bench) {
+		b.rewrite(pends(tenant.B, tenant.Activate))
+		b.then = func(_ *proc, what string) {
+			if what != "count sessions" {
+				return
+			}
+			b.then = nil
+			r := b.record.Clone()
+			r.Pending = &tenant.Change{Slot: tenant.B, Password: tenant.NewPassword(), Purpose: tenant.Activate}
+			r.Commit(time.Now())
+			b.users[tenant.B] = r.Slots[tenant.B].Password
+			b.put(r)
+		}
+		b.start()
+		b.after(10 * time.Second)
+		b.told()
+		if b.users[tenant.B] != b.record.Slots[tenant.B].Password || b.record.Generation != 2 || b.then != nil {
+			t.Error("the active slot was changed")
+		}
+	})
+	// The stage was right, and then a client came back, and then an outage hides it right when the session is looked for.
+	run(t, "an outage is no evidence", hourly, func(t *testing.T, b *bench) {
+		b.users[tenant.B] = fresh
+		b.rewrite(func(r *tenant.Record) {
+			r.Slots[tenant.B] = tenant.Credential{Password: fresh}
+			r.Active, r.OtherRetired, r.Generation, r.RotatedAt, r.Clients = tenant.B, false, 2, time.Now().Add(-time.Hour/2), 1
+			r.Pending = &tenant.Change{Slot: tenant.A, Password: tenant.NewPassword(), Purpose: tenant.Retire}
+		})
+		before := b.users[tenant.A]
+		b.edit(func() { b.open(nil, tenant.B, "1") })
+		b.then = func(_ *proc, what string) {
+			if what == "count sessions" && b.count[what] == 3 { // apply's first
+				b.then = nil
+				time.AfterFunc(2*time.Second, func() { b.edit(func() { b.open(nil, tenant.A, "2") }) })
+			}
+		}
+		b.start()
+		b.after(25 * time.Minute)
+		b.told("postponed OldCredentialInUse")
+		if b.users[tenant.A] != before || b.then != nil {
+			t.Error("a client was cut off")
+		}
+	})
+}
+
+// lateStore tells every piece of news, and the first one again.
+type lateStore struct {
+	Store
+	old *tenant.Record
+}
+
+func (s lateStore) Follow(ctx context.Context) <-chan tenant.News {
+	in, out := s.Store.Follow(ctx), make(chan tenant.News)
+	go func() {
+		defer close(out)
+		for u := range in {
+			for _, u := range []tenant.News{u, {Record: s.old.Clone()}} {
+				select {
+				case out <- u:
+				case <-ctx.Done():
+				}
+			}
+		}
+	}()
+	return out
+}
+
+// TestStop: asked to end at any call of a rotation, the loop ends without an error and in time, no step is begun any more,
+// and the next one goes on.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	for n := 1; n < 40; n++ {
+		run(t, fmt.Sprint("at call ", n), Policy{Period: time.Minute, Grace: 5 * time.Second}, func(t *testing.T, b *bench) {
+			b.edit(func() { b.open(nil, tenant.B, "1") }) // the one client, as it will be
+			b.users[tenant.B], b.users[tenant.A] = b.users[tenant.A], b.users[tenant.B]
+			b.rewrite(func(r *tenant.Record) {
+				r.Active = tenant.B
+				r.Slots[tenant.A], r.Slots[tenant.B] = r.Slots[tenant.B], r.Slots[tenant.A]
+			})
+			calls := 0
+			var stopped time.Time
+			b.then = func(*proc, string) {
+				if calls++; calls == n {
+					b.stop()
+					stopped = time.Now()
+				}
+			}
+			b.start()
+			select {
+			case <-b.done:
+				if took := time.Since(stopped); took > time.Second {
+					t.Errorf("took %s", took)
+				}
+				for _, line := range b.journal.take() {
+					if strings.HasPrefix(line, "failed") {
+						t.Errorf("told %q", line)
+					}
+				}
+				b.then = nil
+				b.start()
+			case <-time.After(10 * time.Minute): // the call was never reached
+			}
+			b.after(5 * time.Minute)
+			if b.record.Generation < 2 {
+				t.Errorf("got %+v", b.record)
+			}
+		})
+	}
+}
