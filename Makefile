@@ -50,7 +50,7 @@ bench: ## Measure what docs/benchmarks.md states, and print it as one table
 
 .PHONY: demo
 demo: ## Show it at work on a server of its own; ENGINE=postgres (default), mariadb or mysql
-	@go run ./test/demo -engine $(ENGINE)
+	@CGO_ENABLED=0 go run -trimpath ./test/demo -engine $(ENGINE)
 
 .PHONY: lint
 lint: ## Run the linters of .golangci.yml

@@ -81,11 +81,12 @@ func (s Server) TLSConfig() (*tls.Config, error) {
 	return config, nil
 }
 
-// Password is a secret. It prints as stars, so that no log line, error or dump of a struct shows it by accident; JSON keeps
-// it, for the record must. Reveal is the one way to its content, and easy to search for.
+// Password is a secret. It prints as stars, so that no error and no dump of a struct by %v shows it by accident; JSON keeps it,
+// for the record must, and so does zap.Any of a struct, which is JSON: a struct that holds one is never logged. Reveal is
+// the one way to its content, and easy to search for.
 type Password string
 
-// String hides the password. It also serves %v and zap.
+// String hides the password. It also serves %v, and zap.Stringer.
 func (Password) String() string { return "***" }
 
 // GoString hides the password from %#v.
