@@ -244,7 +244,10 @@ func (r *run[S]) warn(warnings []string) {
 func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) (Result, error) {
 	if data && !record.DataSeen {
 		// Once in a tenant's life. From now on an empty database is a loss.
-		if seen, err := r.change(ctx, func(old *tenant.Record) { old.DataSeen = true }); err == nil {
+		limited, cancel := context.WithTimeout(ctx, r.Attempt) // the store would try as long as it may
+		seen, err := r.change(limited, func(old *tenant.Record) { old.DataSeen = true })
+		cancel()
+		if err == nil {
 			record = seen
 		} else {
 			r.Log.Warn("could not note that there is data (continuing)", zap.String("error", err.Error()))
@@ -257,7 +260,10 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 		}
 		r.Log.Warn("could not finish what is left to do (continuing)", zap.String("todo", todo), zap.String("error", err.Error()))
 		// It may have come far enough to change the active credential.
-		if now, err := r.Store.Load(ctx); err == nil && now != nil {
+		limited, cancel := context.WithTimeout(ctx, r.Attempt)
+		now, err := r.Store.Load(limited)
+		cancel()
+		if err == nil && now != nil {
 			record = now
 		}
 	}

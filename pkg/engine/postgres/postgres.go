@@ -129,30 +129,20 @@ func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	if err := s.primary(conn); err != nil {
 		return false, err
 	}
-	var table string
-	err = conn.QueryRow(ctx, `
-		SELECT n.nspname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relname = 'kine' AND c.relkind = 'r' LIMIT 1`).Scan(&table)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return false, nil
+	// Schema public is the only one in which a tenant may create tables. Asked in two steps, so that a table that is not
+	// there yet leaves no error in the server's log.
+	var table, data bool
+	err = conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL").Scan(&table)
+	if err == nil && table {
+		err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
 	}
-	if err != nil {
+	switch {
+	case code(err) == insufficientPrivilege:
+		return true, nil // somebody else's, from a restore: that is not nothing, and kine will say what is wrong with it
+	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
-	var data bool
-	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM "+pgx.Identifier{table, "kine"}.Sanitize()+")").Scan(&data); err != nil {
-		// A table of somebody else's, from a restore: that is not nothing, and kine will say what is wrong with it.
-		return code(err) == insufficientPrivilege, onlyUnlike(err, insufficientPrivilege)
-	}
 	return data, nil
-}
-
-// onlyUnlike is a classified error, and nil where it has this code.
-func onlyUnlike(err error, sqlstate string) error {
-	if code(err) == sqlstate {
-		return nil
-	}
-	return fmt.Errorf("looking for data: %w", classify(err))
 }
 
 // primary refuses a standby.
