@@ -280,7 +280,7 @@ func (r *run[S]) unfinished(record *tenant.Record) string {
 		return "set the connection limit"
 	case record.Slots[record.Active.Other()].Password == "" || record.OtherRefused:
 		return "set the password of the inactive slot"
-	case record.Pending != nil && record.Pending.Slot == record.Active:
+	case record.Pending != nil && (record.Pending.Admin || record.Pending.Slot == record.Active):
 		return "settle a repair that was cut short"
 	}
 	return ""
@@ -507,7 +507,8 @@ func (r *run[S]) unusedSlot(ctx context.Context, admin tenant.Admin, record *ten
 // is left alone: the next start tries again.
 func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
 	other := record.Active.Other()
-	if record.Slots[other].Password != "" && !record.OtherRefused {
+	cut := record.Pending != nil && record.Pending.Admin
+	if record.Slots[other].Password != "" && !record.OtherRefused && !cut {
 		return record, nil
 	}
 	if record.Pending != nil {
@@ -522,7 +523,7 @@ func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, recor
 
 // reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed.
 func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
-	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
+	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose, Admin: true}
 	record, err := r.change(ctx, func(old *tenant.Record) {
 		if old.Pending == nil { // never a second one
 			old.Pending = change
@@ -538,7 +539,20 @@ func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant
 // dropped: the login test has shown that it was not applied, and applying it now would cut somebody off. wrong: the server
 // refuses what the record holds for the active slot.
 func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, wrong bool, done *tenant.Done) (*tenant.Record, error) {
+	// No sidecar knows of our lock. From this write on they leave the change to us, and whatever one of them did to it before
+	// is in what it returns.
 	pending := *record.Pending
+	if !pending.Admin {
+		claimed, err := r.change(ctx, func(old *tenant.Record) {
+			if old.Pending != nil && *old.Pending == pending {
+				old.Pending.Admin = true
+			}
+		})
+		if err != nil || claimed.Pending == nil || claimed.Pending.Password != pending.Password {
+			return claimed, err
+		}
+		pending.Admin = true
+	}
 	login := record.LoginWith(pending.Slot, pending.Password)
 	err := r.login(ctx, s, login)
 	if fault.Is(err, fault.WrongPassword) {

@@ -114,7 +114,7 @@ const (
 	NotAdopted Reason = "NotAdopted"
 	// OtherUnknown: nobody knows the password of the inactive slot. The next init run renews it.
 	OtherUnknown Reason = "InactiveSlotUnknown"
-	// RepairPending: init has begun to repair the active slot, for which only the admin has the right.
+	// RepairPending: init has begun to change a password with the admin's credential, and was cut short.
 	RepairPending Reason = "RepairPending"
 )
 
@@ -173,16 +173,17 @@ func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	change := r.Pending
 	switch {
+	case change.Admin || change.Slot == r.Active:
+		// A credential in use is never touched here. And init may stand still right before it sets this password, so that
+		// the slot must not move on by itself, accepted or not.
+		return Step{Kind: Postpone, Until: now.Add(unknownRecheck), Why: RepairPending}
 	case seen.Pending == Unasked:
 		return Step{Kind: Look, What: PendingLogin}
-	case seen.Pending == Accepted && change.Slot != r.Active && change.Purpose == tenant.Activate && seen.Active == nil:
+	case seen.Pending == Accepted && change.Purpose == tenant.Activate && seen.Active == nil:
 		// How many clients have to move is known only before the move.
 		return Step{Kind: Look, What: ActiveSessions}
 	case seen.Pending == Accepted:
 		return Step{Kind: Commit}
-	case change.Slot == r.Active:
-		// A credential in use is never touched here. Whether it still needs a repair, init finds out.
-		return Step{Kind: Postpone, Until: now.Add(unknownRecheck), Why: RepairPending}
 	case r.Slots[change.Slot].Password == "":
 		return unknown(now)
 	case seen.Stored == Refused:

@@ -39,6 +39,7 @@ func pends(slot tenant.Slot, purpose tenant.Purpose) func(*tenant.Record) {
 }
 
 func blank(r *tenant.Record)   { r.Slots[tenant.B] = tenant.Credential{} }
+func admins(r *tenant.Record)  { r.Pending.Admin = true }
 func doubted(r *tenant.Record) { r.OtherRefused = true }
 
 func from(addresses int) *tenant.Sessions {
@@ -99,7 +100,9 @@ func TestNext(t *testing.T) {
 		"pending, blank":                  {"only the admin can", made(pends(tenant.B, tenant.Activate), blank), seen(Observation{Pending: Refused}), early, false, in(early, unknownRecheck, OtherUnknown)},
 		"pending, blank, accepted":        {"the admin did", made(pends(tenant.B, tenant.Activate), blank), seen(Observation{Pending: Accepted, Active: from(0)}), early, false, Step{Kind: Commit}},
 		"repair of the active slot":       {"a slot in use is init's", made(pends(tenant.A, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, in(early, unknownRecheck, RepairPending)},
-		"repair of the active slot, done": {"its stored login opens nothing: nobody is counted", made(pends(tenant.A, tenant.Activate)), seen(Observation{Pending: Accepted}), early, false, Step{Kind: Commit}},
+		"repair of the active slot, done": {"init may be about to do it once more", made(pends(tenant.A, tenant.Activate)), seen(Observation{Pending: Accepted}), early, false, in(early, unknownRecheck, RepairPending)},
+		"the admin's":                     {"of any slot", made(pends(tenant.B, tenant.Activate), admins), seen(Observation{}), early, false, in(early, unknownRecheck, RepairPending)},
+		"the admin's, accepted":           {"no sidecar takes it from init", made(pends(tenant.B, tenant.Retire), admins), seen(Observation{Pending: Accepted}), early, false, in(early, unknownRecheck, RepairPending)},
 		"pending while due":               {"never a second one", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), late, false, look(PendingLogin)},
 
 		"retiring, accepted":          {"dead, and nobody has to move", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted}), adopted, false, Step{Kind: Commit}},

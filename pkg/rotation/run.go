@@ -84,7 +84,7 @@ const (
 	longBackoff  = time.Minute
 	// humanBackoff is for what no repetition mends: somebody, or the next init run, has to act.
 	humanBackoff = 5 * time.Minute
-	// yield is how long a change that another replica staged is left to that one.
+	// yield is how long a change is left to the replica, or the init, that has begun it.
 	yield = time.Second
 	// settling is how long a slot that is to be retired is watched in one session that lasts. A client that lost its
 	// sessions in an outage is back by then; and had the outage gone on, the watching session would have gone as well.
@@ -187,7 +187,7 @@ func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
 		return 0, true
 	}
 	l.adopt(u.Record)
-	if was != nil && was.Pending == nil && u.Record.Pending != nil {
+	if was != nil && u.Record.Pending != nil && (was.Pending == nil || *was.Pending != *u.Record.Pending) {
 		return l.jitter(yield), true
 	}
 	return 0, true
@@ -609,7 +609,7 @@ func (l *loop[S]) describe(why Reason) string {
 	case OtherUnknown:
 		return "nobody knows the password of login " + other + ": the next start of init renews it"
 	case RepairPending:
-		return "the password of login " + l.record.Login(l.record.Active).User + " is being repaired: the next start of init finishes it"
+		return "init has begun to change a password: if it does not end soon, the next start of init finishes it"
 	}
 	return string(why)
 }

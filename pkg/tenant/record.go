@@ -67,6 +67,9 @@ type Change struct {
 	Slot     Slot               `json:"slot"`
 	Password connector.Password `json:"password"`
 	Purpose  Purpose            `json:"purpose"`
+	// Admin: init has taken it over, with the admin's credential and under the tenant's lock on the server. No sidecar
+	// touches it any more: the admin has no session on the slot that would tell one to keep off.
+	Admin bool `json:"admin,omitempty"`
 }
 
 // Purpose says what follows when a change has been applied.

@@ -193,9 +193,9 @@ func TestUnreadable(t *testing.T) {
 		"password injects": {edit(func(r *Record) { r.Slots[B] = Credential{connector.Password(strings.Repeat("'", 40))} }), "field slots.b"},
 		"generation 0":     {edit(func(r *Record) { r.Generation = 0 }), "field generation"},
 		"no limit":         {edit(func(r *Record) { r.ConnectionLimit = 0 }), "field connectionLimit"},
-		"pending slot":     {edit(func(r *Record) { r.Pending = &Change{"c", r.Slots[A].Password, Activate} }), "field pending.slot"},
-		"pending purpose":  {edit(func(r *Record) { r.Pending = &Change{B, r.Slots[A].Password, ""} }), "field pending.purpose"},
-		"pending password": {edit(func(r *Record) { r.Pending = &Change{B, hunter, Retire} }), "field pending: a password"},
+		"pending slot":     {edit(func(r *Record) { r.Pending = &Change{Slot: "c", Password: r.Slots[A].Password, Purpose: Activate} }), "field pending.slot"},
+		"pending purpose":  {edit(func(r *Record) { r.Pending = &Change{Slot: B, Password: r.Slots[A].Password, Purpose: ""} }), "field pending.purpose"},
+		"pending password": {edit(func(r *Record) { r.Pending = &Change{Slot: B, Password: hunter, Purpose: Retire} }), "field pending: a password"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -254,15 +254,15 @@ func TestCommit(t *testing.T) {
 		want    func(*Record)
 	}{
 		"nothing": {"nothing is pending: nothing changes", nil, func(*Record) {}},
-		"rotation": {"the other slot becomes active, and somebody may still use the old one", &Change{B, p, Activate}, func(r *Record) {
+		"rotation": {"the other slot becomes active, and somebody may still use the old one", &Change{Slot: B, Password: p, Purpose: Activate}, func(r *Record) {
 			r.Active, r.OtherRetired, r.Generation, r.RotatedAt = B, false, 2, now
 			r.Slots[B] = Credential{p}
 		}},
-		"repair":         {"the active slot has a new password: a new credential", &Change{A, p, Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
-		"repaired":       {"what the server refused, it accepts now", &Change{B, p, Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
-		"doubtful":       {"a repair of the active slot says nothing of the other", &Change{A, p, Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
-		"retirement":     {"the old slot's old password is dead", &Change{B, p, Retire}, func(r *Record) { r.OtherRetired = true; r.Slots[B] = Credential{p} }},
-		"retired active": {"cannot be: at least it must not count as the other slot's", &Change{A, p, Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
+		"repair":         {"the active slot has a new password: a new credential", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
+		"repaired":       {"what the server refused, it accepts now", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
+		"doubtful":       {"a repair of the active slot says nothing of the other", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
+		"retirement":     {"the old slot's old password is dead", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRetired = true; r.Slots[B] = Credential{p} }},
+		"retired active": {"cannot be: at least it must not count as the other slot's", &Change{Slot: A, Password: p, Purpose: Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -286,7 +286,7 @@ func TestClone(t *testing.T) {
 		t.Error("a copy of nothing is nothing")
 	}
 	r := record()
-	r.Pending = &Change{B, NewPassword(), Activate}
+	r.Pending = &Change{Slot: B, Password: NewPassword(), Purpose: Activate}
 	before := encode(t, r)
 	c := r.Clone()
 	c.Commit(time.Now())
