@@ -6,18 +6,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"os/signal"
 	"syscall"
-	"unicode/utf8"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/logging"
 )
 
 // program is the name under which the server, the API server and Events see us.
@@ -32,7 +30,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	cfg, warnings, err := config.Load()
-	log := newLogger(cfg.LogLevel, cfg.LogFormat)
+	log := logging.New(cfg.LogLevel, cfg.LogFormat)
 	if err == nil {
 		for _, w := range warnings {
 			log.Warn("please look at this", zap.String("warning", w))
@@ -50,50 +48,8 @@ func main() {
 		code = exitFailed
 	}
 	if err != nil {
-		// The kubelet shows the end of the log as the termination message: the last line says it all, or what fits.
-		reason := err.Error()
-		short := shorten(reason)
-		if short != reason {
-			log.Error("init failed, in full", zap.String("error", reason))
-		}
-		log.Error("init failed", zap.String("error", short), zap.Int("exitCode", code))
+		logging.Last(log, "init failed", err, code)
 	}
 	_ = log.Sync() // stderr may not support it
 	os.Exit(code)
-}
-
-// maxReason is how much of an error the last line may hold, as JSON. The kubelet shows the last 2048 bytes of the log
-// (MaxContainerTerminationMessageLogLength); the rest is for the line's other fields. What is longer repeats an admission
-// policy's or a server's words, or lists very many mistakes.
-const maxReason = 1800
-
-// shorten cuts an error so that it fits into the last line. Its beginning says what was done and where.
-func shorten(reason string) string {
-	quoted := func(s string) int {
-		text, _ := json.Marshal(s) // escapes at least what the logger escapes; a string cannot fail
-		return len(text)
-	}
-	if quoted(reason) <= maxReason {
-		return reason
-	}
-	const more = "… (cut; the line before has all of it)"
-	// No character becomes shorter, so what is beyond this cannot fit.
-	cut := reason[:min(len(reason), maxReason)]
-	for cut != "" && quoted(cut+more) > maxReason {
-		_, size := utf8.DecodeLastRuneInString(cut)
-		cut = cut[:len(cut)-size]
-	}
-	return cut + more
-}
-
-// newLogger logs to stderr, without sampling, callers and stack traces: there are few lines, and each is for an operator.
-func newLogger(level zapcore.Level, format string) *zap.Logger {
-	encoding := zap.NewProductionEncoderConfig()
-	encoding.EncodeTime = zapcore.ISO8601TimeEncoder
-	encoding.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(encoding)
-	if format == config.Console {
-		encoder = zapcore.NewConsoleEncoder(encoding)
-	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), level))
 }

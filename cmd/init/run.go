@@ -4,11 +4,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -18,9 +14,9 @@ import (
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
-	"dbconnector/pkg/handover"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/provision"
+	"dbconnector/pkg/publish"
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
 )
@@ -36,12 +32,8 @@ var quiet = "5s"
 func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	log.Info("starting", zap.Any("settings", cfg.Effective()))
 
-	vcluster, err := readConfig(cfg)
+	p, err := publish.New(cfg.Common)
 	if err != nil {
-		return err
-	}
-	p := publisher{cfg: cfg, vcluster: vcluster}
-	if err := p.check(); err != nil {
 		return err
 	}
 	pause, err := time.ParseDuration(quiet)
@@ -62,8 +54,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		Attempt:   min(loginTimeout, cfg.Timeout/2),
 		Patience:  cfg.Timeout / 2,
 		Quiet:     min(pause, cfg.Timeout/4),
-		Publish:   p.publish,
-		Connector: connectorReader(cfg, client, vcluster),
+		Publish:   p.Publish,
+		Connector: connectorReader(cfg, client, p),
 		UID: func(ctx context.Context) (string, error) {
 			uid, err := client.NamespaceUID(ctx, cfg.Namespace)
 			return tenant.UID(uid, cfg.VCluster), err
@@ -106,24 +98,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	return nil
 }
 
-// readConfig reads the vCluster's config; nil where there is none and the operator did not name one.
-func readConfig(cfg config.Init) (*handover.Config, error) {
-	file, err := os.Open(cfg.VClusterConfig)
-	if err == nil {
-		defer func() { _ = file.Close() }()
-		var source []byte
-		if source, err = io.ReadAll(io.LimitReader(file, handover.MaxConfig+1)); err == nil {
-			return handover.ParseConfig(source)
-		}
-	}
-	if errors.Is(err, fs.ErrNotExist) && !cfg.VClusterConfigSet {
-		return nil, nil
-	}
-	return nil, fault.New(fault.Refused, "reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): %w", err)
-}
-
 // connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.
-func connectorReader(cfg config.Init, client *kube.Client, vcluster *handover.Config) func(context.Context) (connector.Connector, error) {
+func connectorReader(cfg config.Init, client *kube.Client, p *publish.Publisher) func(context.Context) (connector.Connector, error) {
 	return func(ctx context.Context) (connector.Connector, error) {
 		if cfg.ConnectorDir != "" {
 			data, err := connector.ReadDir(cfg.ConnectorDir)
@@ -133,9 +109,9 @@ func connectorReader(cfg config.Init, client *kube.Client, vcluster *handover.Co
 			return connector.Parse("directory "+connector.Show(cfg.ConnectorDir), data, time.Now())
 		}
 		name := cfg.Connector
-		if name == "" && vcluster != nil {
+		if name == "" {
 			var err error
-			if name, err = vcluster.Connector(); err != nil {
+			if name, err = p.Connector(); err != nil {
 				return connector.Connector{}, err
 			}
 		}
@@ -169,44 +145,4 @@ func announce(ctx context.Context, cfg config.Init, client *kube.Client, result 
 	if err := client.Event(ctx, pod, kind, reason, message); err != nil {
 		log.Debug("could not record an event (continuing)", zap.String("error", err.Error()))
 	}
-}
-
-// publisher writes the hand-over.
-type publisher struct {
-	cfg      config.Init
-	vcluster *handover.Config // nil for none
-}
-
-// check refuses, before anything is done, a config that could not be written at the end.
-func (p publisher) check() error {
-	if info, err := os.Stat(p.cfg.OutputDir); err != nil || !info.IsDir() {
-		return fault.New(fault.Refused, "DBCONNECTOR_OUTPUT_DIR=%s: must be a directory that exists: a volume which the control plane mounts, too", connector.Show(p.cfg.OutputDir))
-	}
-	if err := handover.Check(p.cfg.OutputDir); err != nil {
-		return err
-	}
-	if p.vcluster == nil {
-		return nil
-	}
-	_, err := p.vcluster.Edit("postgres://", "")
-	return err
-}
-
-func (p publisher) publish(r *tenant.Record) error {
-	dsn, err := engine.Open(r.Server, program).DSN(r.Login(r.Active))
-	if err != nil {
-		return err
-	}
-	files := handover.Files{DSN: dsn, CA: r.Server.CA}
-	if p.vcluster != nil {
-		ca := ""
-		if r.Server.CA != "" {
-			ca = filepath.Join(p.cfg.OutputDir, handover.CAFile)
-		}
-		if files.Config, err = p.vcluster.Edit(dsn, ca); err != nil {
-			return err
-		}
-	}
-	_, err = handover.Write(p.cfg.OutputDir, p.cfg.FileMode, files)
-	return err
 }

@@ -115,7 +115,11 @@ type texts struct {
 	FileMode        string `envconfig:"DBCONNECTOR_FILE_MODE" default:"0640"`
 	ConnectionLimit string `envconfig:"DBCONNECTOR_CONNECTION_LIMIT"`
 	LogLevel        string `envconfig:"DBCONNECTOR_LOG_LEVEL" default:"info"`
-	Timeout         string `envconfig:"DBCONNECTOR_TIMEOUT" default:"2m"`
+}
+
+type initTexts struct {
+	texts
+	Timeout string `envconfig:"DBCONNECTOR_TIMEOUT" default:"2m"`
 }
 
 // Load reads the environment of dbconnector-init. Its error is of class fault.Refused and lists every refusal; of the
@@ -125,19 +129,43 @@ func Load() (c Init, warnings []string, err error) { return load(namespaceFile) 
 
 func load(namespaceFile string) (Init, []string, error) {
 	var c Init
-	var t texts
-	for _, spec := range []any{&c, &t} {
+	var t initTexts
+	v := validator{}
+	if err := v.read(&c, &t.texts, &t); err != nil {
+		return Init{}, nil, err
+	}
+	v.common(&c.Common, t.texts, namespaceFile, c.UsesKubernetes())
+	if !c.UsesKubernetes() && c.TenantUID == "" {
+		v.missing("DBCONNECTOR_TENANT_UID", "without Kubernetes (DBCONNECTOR_CONNECTOR_DIR and DBCONNECTOR_STATE_DIR are set) nothing else tells tenants apart")
+	}
+	c.Timeout = v.duration("DBCONNECTOR_TIMEOUT", t.Timeout, minTimeout, maxTimeout, "from 5s to 1h, such as 90s or 2m")
+	if err := v.verdict(); err != nil {
+		return Init{Common: c.logging()}, nil, err
+	}
+	return c, v.warnings, nil
+}
+
+// logging is all that is good of settings that were refused.
+func (c Common) logging() Common { return Common{LogLevel: c.LogLevel, LogFormat: c.LogFormat} }
+
+// read collects the variables of some structs, as they were written.
+func (v *validator) read(specs ...any) error {
+	for _, spec := range specs {
 		if err := envconfig.Process("", spec); err != nil { // cannot happen: all are strings
-			return Init{}, nil, fault.New(fault.Refused, "reading the environment: %w", err)
+			return fault.New(fault.Refused, "reading the environment: %w", err)
 		}
 		fillDefaults(reflect.ValueOf(spec).Elem())
 	}
-	v := validator{}
-	v.validate(&c, t, namespaceFile)
+	return nil
+}
+
+// verdict is the one error of all refusals.
+func (v *validator) verdict() error {
+	v.unknown()
 	if len(v.refusals) > 0 {
-		return Init{Common: Common{LogLevel: c.LogLevel, LogFormat: c.LogFormat}}, nil, fault.New(fault.Refused, "environment: %s", strings.Join(v.refusals, "; "))
+		return fault.New(fault.Refused, "environment: %s", strings.Join(v.refusals, "; "))
 	}
-	return c, v.warnings, nil
+	return nil
 }
 
 // fillDefaults gives a variable that is set to nothing its default, which envconfig does only for one that is not set.
@@ -207,7 +235,8 @@ func (v *validator) path(name, value string) {
 	}
 }
 
-func (v *validator) validate(c *Init, t texts, namespaceFile string) {
+// common checks and completes what every program is told.
+func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes bool) {
 	v.subdomain("DBCONNECTOR_CONNECTOR", c.Connector)
 	v.label("DBCONNECTOR_CONNECTOR_NAMESPACE", c.ConnectorNamespace)
 	v.path("DBCONNECTOR_CONNECTOR_DIR", c.ConnectorDir)
@@ -221,7 +250,7 @@ func (v *validator) validate(c *Init, t texts, namespaceFile string) {
 	if c.ConnectorDir != "" && c.Connector != "" {
 		v.refuse("DBCONNECTOR_CONNECTOR_DIR", c.ConnectorDir, "must not be set together with DBCONNECTOR_CONNECTOR: which of the two is meant?")
 	}
-	v.tenant(c, namespaceFile)
+	v.tenant(c, namespaceFile, kubernetes)
 	if c.StateDir != "" && c.RecordSecret != "" {
 		v.warn("DBCONNECTOR_RECORD_SECRET", "has no effect: DBCONNECTOR_STATE_DIR is set")
 	}
@@ -242,11 +271,10 @@ func (v *validator) validate(c *Init, t texts, namespaceFile string) {
 		c.LogFormat = JSON
 	}
 	v.numbers(c, t)
-	v.unknown()
 }
 
 // tenant checks and completes what says which tenant this is.
-func (v *validator) tenant(c *Init, namespaceFile string) {
+func (v *validator) tenant(c *Common, namespaceFile string, kubernetes bool) {
 	v.subdomain("DBCONNECTOR_VCLUSTER_NAME", c.VCluster)
 	v.label("DBCONNECTOR_NAMESPACE", c.Namespace)
 	switch {
@@ -262,13 +290,7 @@ func (v *validator) tenant(c *Init, namespaceFile string) {
 			v.refusals = append(v.refusals, "DBCONNECTOR_TENANT_UID: "+err.Error())
 		}
 	}
-	if !c.UsesKubernetes() {
-		if c.TenantUID == "" {
-			v.missing("DBCONNECTOR_TENANT_UID", "without Kubernetes (DBCONNECTOR_CONNECTOR_DIR and DBCONNECTOR_STATE_DIR are set) nothing else tells tenants apart")
-		}
-		return
-	}
-	if c.Namespace == "" {
+	if kubernetes && c.Namespace == "" {
 		data, err := os.ReadFile(namespaceFile) //nolint:gosec // a constant but in tests
 		c.Namespace = strings.TrimSpace(string(data))
 		switch {
@@ -281,7 +303,7 @@ func (v *validator) tenant(c *Init, namespaceFile string) {
 }
 
 // numbers parses what is more than a string.
-func (v *validator) numbers(c *Init, t texts) {
+func (v *validator) numbers(c *Common, t texts) {
 	const modeRule = "must be an octal file mode such as 0640: read and write for the owner, nothing for others, nobody may execute"
 	mode, err := strconv.ParseUint(strings.TrimPrefix(t.FileMode, "0o"), 8, 32)
 	if c.FileMode = fs.FileMode(mode); err != nil || !modeForm.MatchString(t.FileMode) || mode&0o117 != 0 || mode&0o600 != 0o600 {
@@ -292,14 +314,20 @@ func (v *validator) numbers(c *Init, t texts) {
 	if err != nil || !limitForm.MatchString(t.ConnectionLimit) || c.ConnectionLimit < minConnectionLimit || c.ConnectionLimit > maxConnectionLimit {
 		v.refuse("DBCONNECTOR_CONNECTION_LIMIT", t.ConnectionLimit, fmt.Sprintf("must be a number from %d to %d", minConnectionLimit, maxConnectionLimit))
 	}
-	c.Timeout, err = time.ParseDuration(t.Timeout)
-	if err != nil || c.Timeout < minTimeout || c.Timeout > maxTimeout {
-		v.refuse("DBCONNECTOR_TIMEOUT", t.Timeout, "must be a duration from 5s to 1h, such as 90s or 2m")
-	}
 	if c.LogLevel, err = zapcore.ParseLevel(t.LogLevel); err != nil || c.LogLevel > zapcore.ErrorLevel {
 		v.refuse("DBCONNECTOR_LOG_LEVEL", t.LogLevel, "must be debug, info, warn or error")
 		c.LogLevel = zapcore.InfoLevel
 	}
+}
+
+// duration parses a duration within bounds; 0 where it is refused.
+func (v *validator) duration(name, value string, least, most time.Duration, rule string) time.Duration {
+	d, err := time.ParseDuration(value)
+	if err != nil || d < least || d > most {
+		v.refuse(name, value, "must be a duration "+rule)
+		return 0
+	}
+	return d
 }
 
 const prefix = "DBCONNECTOR_"
@@ -335,11 +363,15 @@ type Variable struct {
 	Default string
 }
 
-// Variables lists all variables of dbconnector-init by name.
+// Variables lists the variables of all programs by name. They share a pod's environment, so a variable of one is no typing
+// error to the other.
 func Variables() []Variable {
-	list := append(variables(reflect.TypeFor[Init]()), variables(reflect.TypeFor[texts]())...)
+	var list []Variable
+	for _, t := range []reflect.Type{reflect.TypeFor[Init](), reflect.TypeFor[initTexts](), reflect.TypeFor[Rotate](), reflect.TypeFor[rotateTexts]()} {
+		list = append(list, variables(t)...)
+	}
 	slices.SortFunc(list, func(a, b Variable) int { return cmp.Compare(a.Name, b.Name) })
-	return list
+	return slices.Compact(list)
 }
 
 func variables(t reflect.Type) []Variable {
@@ -360,18 +392,23 @@ func variables(t reflect.Type) []Variable {
 }
 
 // UsesKubernetes tells whether anything has to be asked of the API server.
-func (c Common) UsesKubernetes() bool { return c.ConnectorDir == "" || c.StateDir == "" }
+func (c Init) UsesKubernetes() bool { return c.ConnectorDir == "" || c.StateDir == "" }
 
 // Effective is the configuration that is in force, by the variables' names, for the one log line at start. It holds no
 // secret, because no variable does.
 func (c Init) Effective() map[string]string {
+	m := c.effective()
+	m["DBCONNECTOR_TIMEOUT"] = c.Timeout.String()
+	return m
+}
+
+func (c Common) effective() map[string]string {
 	m := map[string]string{
 		"DBCONNECTOR_FILE_MODE":        fmt.Sprintf("%04o", c.FileMode),
 		"DBCONNECTOR_CONNECTION_LIMIT": strconv.Itoa(c.ConnectionLimit),
 		"DBCONNECTOR_LOG_LEVEL":        c.LogLevel.String(),
-		"DBCONNECTOR_TIMEOUT":          c.Timeout.String(),
 	}
-	common := reflect.ValueOf(c.Common)
+	common := reflect.ValueOf(c)
 	for i := range common.NumField() {
 		if name, ok := common.Type().Field(i).Tag.Lookup("envconfig"); ok && common.Field(i).String() != "" {
 			m[name] = common.Field(i).String()

@@ -246,7 +246,7 @@ func TestNamespaceOfTheServiceAccount(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	environment(t, with(standalone, map[string]string{
-		"DBCONNECTOR_TIMEOUTS": "1m", "DBCONNECTOR_RECORD_SECRET": "unused", "DBCONNECTOR_ADOPT": "none",
+		"DBCONNECTOR_TIMEOUTS": "1m", "DBCONNECTOR_RECORD_SECRET": "unused", "DBCONNECTOR_ADOPTION": "none", "DBCONNECTOR_GRACE": "1m",
 		// What the kubelet sets for Services called dbconnector and dbconnector-pg.
 		"DBCONNECTOR_SERVICE_HOST": "10.0.0.1", "DBCONNECTOR_SERVICE_PORT": "5432", "DBCONNECTOR_SERVICE_PORT_SQL": "5432",
 		"DBCONNECTOR_PORT": "tcp://10.0.0.1:5432", "DBCONNECTOR_PORT_5432_TCP": "tcp://10.0.0.1:5432",
@@ -260,7 +260,7 @@ func TestWarnings(t *testing.T) {
 	}
 	want := []string{
 		"DBCONNECTOR_RECORD_SECRET has no effect: DBCONNECTOR_STATE_DIR is set",
-		`"DBCONNECTOR_ADOPT" is not a variable of this program and is ignored`,
+		`"DBCONNECTOR_ADOPTION" is not a variable of this program and is ignored`,
 		`"DBCONNECTOR_TIMEOUTS" is not a variable of this program and is ignored`,
 	}
 	if !slices.Equal(warnings, want) {

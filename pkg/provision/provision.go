@@ -188,11 +188,11 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 // belongs refuses a record of somebody else: restored under another name, or copied.
 func (r *run[S]) belongs(record *tenant.Record) error {
 	switch {
-	case record == nil:
-	case r.TenantUID != "" && r.TenantUID != record.UID:
+	case record == nil || record.Of(r.Namespace, r.VCluster, r.TenantUID):
+	case r.TenantUID != "":
 		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the record out of the way: %s",
 			r.RecordName, connector.Show(record.UID), connector.Show(r.TenantUID), r.ForgetCommand)
-	case r.TenantUID == "" && (record.Namespace != r.Namespace || record.VCluster != r.VCluster):
+	default:
 		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s to go on with its data; if it was copied, delete it: %s",
 			r.RecordName, record.VCluster, record.Namespace, record.UID, r.ForgetCommand)
 	}

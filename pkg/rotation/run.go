@@ -59,9 +59,11 @@ type Observer interface {
 	Healthy()
 }
 
-// Rotation rotates one tenant's credential. All fields but Workload and Now are required.
+// Rotation rotates one tenant's credential. All fields but TenantUID, Workload and Now are required.
 type Rotation struct {
 	Policy
+	// Namespace, VCluster and TenantUID say whose record it has to be, see tenant.Record.Of.
+	Namespace, VCluster, TenantUID string
 	Store    Store
 	Workload Workload // nil without Policy.Rollout
 	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.
@@ -215,6 +217,10 @@ func (l *loop[S]) adopt(r *tenant.Record) {
 // turn does steps until one has to wait, and tells for how long.
 func (l *loop[S]) turn(ctx context.Context) time.Duration {
 	for moves := 0; ctx.Err() == nil; {
+		if !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
+			return l.fail(Step{Kind: Look, What: truth}, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q, tenant UID %s: a copy must not change the original's password; the next start of init says what to do",
+				l.record.VCluster, l.record.Namespace, connector.Show(l.record.UID)))
+		}
 		now := l.Now()
 		step := Step{Kind: Look, What: truth}
 		if !l.suspect {

@@ -709,7 +709,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	}
 	p.mu.Unlock()
 	job := Rotation{
-		Policy: p.Policy, Store: store{by}, Workload: workload{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
+		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: store{by}, Workload: workload{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
 		Now:     func() time.Time { return time.Now().Add(p.skew) },
 		jitter: func(d time.Duration) time.Duration {

@@ -92,6 +92,15 @@ func NewRecord(uid, namespace, vcluster string, server connector.Server, limit i
 	}
 }
 
+// Of says whether this is the record of a control plane, and not one that was copied or restored under another name. uid is
+// the tenant UID that the operator set; where he set none, the names have to match.
+func (r *Record) Of(namespace, vcluster, uid string) bool {
+	if uid != "" {
+		return r.UID == uid
+	}
+	return r.Namespace == namespace && r.VCluster == vcluster
+}
+
 // Names are the tenant's names on the server.
 func (r *Record) Names() Names { return NamesOf(r.UID) }
 

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	minPeriod = 2 * time.Second      // for tests; nobody else gains by it
+	maxPeriod = 366 * 24 * time.Hour // whoever wants less than one rotation a year wants none
+)
+
+// The modes of adoption.
+const (
+	AdoptNone    = "none"
+	AdoptRollout = "rollout"
+)
+
+// Rotate is what dbconnector-rotate is told. Of Common it has no use for the connector, the tenant UID and the connection
+// limit: it takes them so that both containers of a pod may have the same environment.
+type Rotate struct {
+	Common
+	// Period is the age at which the active password is rotated. Default 720h, thirty days: what most password policies ask
+	// for, and rare enough that nobody minds a rollout.
+	Period time.Duration `ignored:"true"`
+	// Grace is how long the old password stays valid after a rotation, at least. Default 10m: a rollout of three replicas
+	// takes less, and whoever read the old DSN from a file a moment ago has had his time.
+	Grace time.Duration `ignored:"true"`
+	// Adopt is how the control plane gets to use a new password: none (its next restart) or rollout (its pods are
+	// restarted one after the other). Default none: what restarts a control plane is switched on by hand.
+	Adopt string `envconfig:"DBCONNECTOR_ADOPT" default:"none"`
+	// HTTPAddress is where /healthz, /readyz and /metrics are served. Default: every address of the pod, since the kubelet
+	// and Prometheus come from outside of it, and a port that no other program of a vCluster's pod has.
+	HTTPAddress string `envconfig:"DBCONNECTOR_HTTP_ADDRESS" default:":8085"`
+}
+
+type rotateTexts struct {
+	texts
+	Period string `envconfig:"DBCONNECTOR_ROTATION_PERIOD" default:"720h"`
+	Grace  string `envconfig:"DBCONNECTOR_GRACE" default:"10m"`
+}
+
+// LoadRotate is Load for dbconnector-rotate.
+func LoadRotate() (c Rotate, warnings []string, err error) { return loadRotate(namespaceFile) }
+
+func loadRotate(namespaceFile string) (Rotate, []string, error) {
+	var c Rotate
+	var t rotateTexts
+	v := validator{}
+	if err := v.read(&c, &t.texts, &t); err != nil {
+		return Rotate{}, nil, err
+	}
+	v.common(&c.Common, t.texts, namespaceFile, c.UsesKubernetes())
+	v.rotate(&c, t)
+	if err := v.verdict(); err != nil {
+		return Rotate{Common: c.logging()}, nil, err
+	}
+	return c, v.warnings, nil
+}
+
+// rotate checks and completes what only dbconnector-rotate is told.
+func (v *validator) rotate(c *Rotate, t rotateTexts) {
+	c.Period = v.duration("DBCONNECTOR_ROTATION_PERIOD", t.Period, minPeriod, maxPeriod, "from 2s to 8784h, such as 168h")
+	c.Grace = v.duration("DBCONNECTOR_GRACE", t.Grace, 0, maxPeriod, "from 0s to 8784h, such as 10m")
+	if c.Period > 0 && c.Grace >= c.Period {
+		v.refuse("DBCONNECTOR_GRACE", t.Grace, "must be shorter than DBCONNECTOR_ROTATION_PERIOD="+t.Period)
+	}
+	switch {
+	case c.Adopt != AdoptNone && c.Adopt != AdoptRollout:
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none or rollout")
+	case c.Adopt == AdoptRollout && c.StateDir != "":
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none where DBCONNECTOR_STATE_DIR is set: a rollout needs Kubernetes")
+	}
+	host, port, err := net.SplitHostPort(c.HTTPAddress)
+	_, tooLarge := strconv.ParseUint(port, 10, 16)
+	if err != nil || tooLarge != nil || strings.ContainsAny(host, " /") {
+		v.refuse("DBCONNECTOR_HTTP_ADDRESS", c.HTTPAddress, "must be an address to listen on, host:port or :port")
+	}
+}
+
+// UsesKubernetes tells whether anything has to be asked of the API server.
+func (c Rotate) UsesKubernetes() bool { return c.StateDir == "" }
+
+// Effective is Init.Effective for dbconnector-rotate.
+func (c Rotate) Effective() map[string]string {
+	m := c.effective()
+	m["DBCONNECTOR_ROTATION_PERIOD"], m["DBCONNECTOR_GRACE"] = c.Period.String(), c.Grace.String()
+	m["DBCONNECTOR_ADOPT"], m["DBCONNECTOR_HTTP_ADDRESS"] = c.Adopt, c.HTTPAddress
+	return m
+}
