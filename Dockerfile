@@ -18,10 +18,10 @@ ARG TARGETARCH
 # Static: there is no C library in the final stage. -trimpath: no path of the builder in the binaries.
 ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH
 
-# One RUN for each program, named as it will be called: cmd/init alone would become a program called `init`.
-# The final stage copies the directory, so dbconnector-rotate will be one more RUN here and nothing else.
+# Named as they will be called: cmd/init alone would become a program called `init`.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    go build -trimpath -ldflags="-s -w" -o /out/dbconnector-init ./cmd/init
+    go build -trimpath -ldflags="-s -w" -o /out/dbconnector-init ./cmd/init && \
+    go build -trimpath -ldflags="-s -w" -o /out/dbconnector-rotate ./cmd/rotate
 
 # Scratch, because the programs need nothing but themselves and a CA bundle: no shell, no package manager, nothing that
 # could need an update of its own.
@@ -42,5 +42,5 @@ COPY --from=build /out/ /usr/local/bin/
 # By number: the kubelet can check runAsNonRoot only against a number, and there is no /etc/passwd here.
 USER 65532:65532
 
-# The sidecar of the next release sets `command: [/usr/local/bin/dbconnector-rotate]` instead.
+# The sidecar sets `command: [/usr/local/bin/dbconnector-rotate]` instead.
 ENTRYPOINT ["/usr/local/bin/dbconnector-init"]

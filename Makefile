@@ -33,8 +33,9 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## Build bin/dbconnector-init for this machine
+build: ## Build bin/dbconnector-init and -rotate for this machine
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/dbconnector-init ./cmd/init
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/dbconnector-rotate ./cmd/rotate
 
 .PHONY: servers
 servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the others do it by themselves)

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command rotate is dbconnector-rotate: it runs beside a vCluster's control plane, changes the tenant's password on a schedule
+// without the admin's credential, and keeps the hand-over current. See docs/rotation.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/logging"
+)
+
+// program is the name under which the server, the API server and Events see us.
+const program = "dbconnector-rotate"
+
+// The exit codes: 0 is done.
+const (
+	exitFailed = 1 // the kubelet's next try may help
+	exitHuman  = 2 // a human must change something
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	cfg, warnings, err := config.LoadRotate()
+	log := logging.New(cfg.LogLevel, cfg.LogFormat)
+	if err == nil {
+		for _, w := range warnings {
+			log.Warn("please look at this", zap.String("warning", w))
+		}
+		err = run(ctx, cfg, log)
+	}
+	stop()
+	// A sidecar that fails at the end of every pod hides real failures: being stopped is no failure.
+	code := 0
+	switch {
+	case err == nil, errors.Is(err, context.Canceled):
+		err = nil
+	case fault.Is(err, fault.Refused):
+		code = exitHuman
+	default:
+		code = exitFailed
+	}
+	if err != nil {
+		logging.Last(log, "rotate failed", err, code)
+	}
+	_ = log.Sync() // stderr may not support it
+	os.Exit(code)
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"math/bits"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/health"
+	"dbconnector/pkg/kube"
+	"dbconnector/pkg/publish"
+	"dbconnector/pkg/rotation"
+	"dbconnector/pkg/statedir"
+	"dbconnector/pkg/tenant"
+)
+
+// stepTimeout bounds one step: a login or two, or a request to the API server and its repetitions.
+const stepTimeout = 20 * time.Second
+
+// run wires the parts together.
+func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
+	log.Info("starting", zap.Any("settings", cfg.Effective()))
+
+	p, err := publish.New(cfg.Common)
+	if err != nil {
+		return err
+	}
+	metrics := health.New()
+	if p.Published() {
+		metrics.SetReady()
+	}
+	observer := &observer{metrics: metrics}
+	job := rotation.Rotation{
+		Policy:    rotation.Policy{Period: cfg.Period, Grace: cfg.Grace, Rollout: cfg.Adopt == config.AdoptRollout},
+		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID,
+		Observer: observer, Attempt: stepTimeout, Log: log,
+		Publish: func(r *tenant.Record) error {
+			if err := p.Publish(r); err != nil {
+				return err
+			}
+			metrics.SetReady()
+			return nil
+		},
+	}
+	if cfg.UsesKubernetes() {
+		client, err := kube.New(program)
+		if err != nil {
+			return err
+		}
+		client.OnWaiting(func(err error, attempt int, next time.Duration) {
+			if bits.OnesCount(uint(attempt)) == 1 { //nolint:gosec // positive; an outage may last, and a thousand sidecars log it
+				log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
+			}
+		})
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding)
+		if job.Rollout {
+			job.Workload = client.Workload(cfg.Namespace, cfg.VCluster)
+		}
+		if cfg.PodName != "" {
+			observer.events = newEvents(client, kube.Pod{Namespace: cfg.Namespace, Name: cfg.PodName, UID: cfg.PodUID}, log)
+		}
+	} else if job.Store, err = statedir.Open(cfg.StateDir); err != nil {
+		return err
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return metrics.Serve(ctx, cfg.HTTPAddress, log) })
+	group.Go(func() error {
+		return rotation.Run(ctx, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+	})
+	if observer.events != nil {
+		group.Go(func() error { return observer.events.run(ctx) })
+	}
+	err = group.Wait()
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}

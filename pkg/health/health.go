@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package health answers what kubelets and Prometheus ask of dbconnector-rotate: /healthz, /readyz and /metrics, on a mux of
+// its own.
+//
+// Three questions, kept apart. Alive is whether the process answers: a sidecar that cannot reach a database must not be
+// killed for it, since a new one could not either. Ready is whether there is a hand-over in this pod, by whomever: a sidecar
+// that has trouble must not take the control plane beside it out of service. How the rotation gets on is a metric, and an
+// alert's business. No answer dials anything.
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/connector"
+)
+
+// Metrics are what a rotation reports. No label and no value holds a secret or a tenant's name: the pod's labels say whose
+// they are.
+type Metrics struct {
+	registry *prometheus.Registry
+	ready    atomic.Bool
+
+	Generation prometheus.Gauge
+	RotatedAt  prometheus.Gauge
+	DueAt      prometheus.Gauge
+	Pending    prometheus.Gauge
+	Unretired  prometheus.Gauge
+	Rotations  prometheus.Counter
+	Retired    prometheus.Counter
+	Postponed  *prometheus.CounterVec
+	Waiting    *prometheus.GaugeVec
+	Failures   *prometheus.CounterVec
+	Failing    prometheus.Gauge
+	LockedOut  *prometheus.GaugeVec
+}
+
+// New registers the metrics.
+func New() *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "dbconnector", Name: name, Help: help})
+		m.registry.MustRegister(g)
+		return g
+	}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "dbconnector", Name: name, Help: help})
+		m.registry.MustRegister(c)
+		return c
+	}
+	m.Generation = gauge("credential_generation", "Generation of the active credential.")
+	m.RotatedAt = gauge("credential_rotated_timestamp_seconds", "When the active credential became active, in Unix time.")
+	m.DueAt = gauge("rotation_due_timestamp_seconds", "When the next rotation is due, in Unix time.")
+	m.Pending = gauge("change_pending", "1 while a new password is on its way to the server.")
+	m.Unretired = gauge("old_credential_valid", "1 while the credential before the active one still opens the database.")
+	m.Failing = gauge("failing", "Failures in a row; 0 when the last step succeeded.")
+	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
+	m.Retired = counter("retirements_total", "Old credentials that this replica made invalid.")
+	m.Postponed = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponed_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
+	m.Waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason."}, []string{"reason"})
+	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
+	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
+	m.registry.MustRegister(m.Postponed, m.Waiting, m.Failures, m.LockedOut)
+	return m
+}
+
+// SetReady says that there is a hand-over.
+func (m *Metrics) SetReady() { m.ready.Store(true) }
+
+// Handler serves the three paths.
+func (m *Metrics) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !m.ready.Load() {
+			http.Error(w, "there is no hand-over yet", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// Serve serves on address until ctx ends, which is no error.
+func (m *Metrics) Serve(ctx context.Context, address string, log *zap.Logger) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", connector.Show(address), err)
+	}
+	log.Info("serving", zap.Stringer("address", listener.Addr()))
+	server := &http.Server{Handler: m.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
+	stop := context.AfterFunc(ctx, func() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(limited) // what is still open then is cut
+	})
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving health and metrics: %w", err)
+	}
+	return nil
+}

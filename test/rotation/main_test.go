@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rotation_test runs dbconnector-rotate as its users do: several of them beside one tenant, on real servers, killed,
+// cut off and lied to.
+package rotation_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The programs, built once.
+var initBinary, rotateBinary string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Verbose() {
+		bed.Progress = os.Stderr
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "rotation-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		initBinary, err = rig.BuildInit(context.Background(), dir)
+	}
+	if err == nil {
+		rotateBinary, err = rig.BuildRotate(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer stopCluster()
+	return m.Run()
+}
+
+// The API server is shared by the tests that do it no harm: tenants have names of their own.
+var (
+	clusterOnce sync.Once
+	cluster     *rig.Cluster
+	errCluster  error
+)
+
+func sharedCluster(tb testing.TB) *rig.Cluster {
+	tb.Helper()
+	clusterOnce.Do(func() {
+		// Not the test's context: the API server outlives it.
+		ctx := context.Background()
+		var api *bed.APIServer
+		if api, errCluster = bed.StartAPIServer(ctx, bed.APIServerOptions{}); errCluster == nil {
+			cluster, errCluster = rig.NewCluster(ctx, api)
+		}
+	})
+	check(tb, "starting the API server", errCluster)
+	return cluster
+}
+
+func stopCluster() {
+	if cluster != nil {
+		_ = cluster.API.Stop(context.Background())
+	}
+}
+
+// servers are what rotation is shown on.
+var servers = []struct {
+	engine  bed.Engine
+	version string
+}{
+	{bed.Postgres, "13"},
+	{bed.Postgres, "15"},
+	{bed.Postgres, "17"},
+	{bed.Postgres, "18"},
+	{bed.MySQL, "9.7"},
+	{bed.MariaDB, "10.5"},
+	{bed.MariaDB, "10.11"},
+	{bed.MariaDB, "11.8"},
+}
+
+// patience bounds a wait that takes a moment on an idle machine.
+const patience = 2 * time.Minute
+
+// name makes a name for a tenant or connector of a test.
+func name(tb testing.TB, suffix string) string {
+	return strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + "-" + suffix
+}
+
+// newTenant is a tenant with its record in a directory: the smallest thing that can be rotated. addr, if not empty, is the
+// way to the server. It is provisioned.
+func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
+	tb.Helper()
+	dir := tb.TempDir()
+	t := &rig.Tenant{Binary: initBinary, Name: name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector")}
+	for _, d := range []string{t.Out, t.ConnectorDir} {
+		check(tb, "making a directory", os.Mkdir(d, 0o755))
+	}
+	check(tb, "writing the connector", rig.WriteConnector(t.ConnectorDir, rig.Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
+	provision(tb, t)
+	return t
+}
+
+// newKubeTenant is a tenant with its record in a Secret. It is provisioned.
+func newKubeTenant(tb testing.TB, c *rig.Cluster, s *bed.Server, addr string) *rig.Tenant {
+	tb.Helper()
+	out := filepath.Join(tb.TempDir(), "out")
+	check(tb, "making a directory", os.Mkdir(out, 0o755))
+	connector := name(tb, "c")
+	check(tb, "making the connector", c.Connector(tb.Context(), connector, rig.Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
+	t := &rig.Tenant{Binary: initBinary, Name: name(tb, "t"), Out: out, Cluster: c, ConnectorName: connector}
+	provision(tb, t)
+	return t
+}
+
+// replica is another pod of the same control plane: its own hand-over, the same record. It is provisioned.
+func replica(tb testing.TB, t *rig.Tenant) *rig.Tenant {
+	tb.Helper()
+	r := *t
+	r.Out = filepath.Join(tb.TempDir(), "out")
+	check(tb, "making a directory", os.Mkdir(r.Out, 0o755))
+	provision(tb, &r)
+	return &r
+}
+
+func provision(tb testing.TB, t *rig.Tenant) {
+	tb.Helper()
+	result, err := t.Run(tb.Context())
+	if err == nil {
+		err = result.Err()
+	}
+	check(tb, "dbconnector-init", err)
+}
+
+// rotate starts dbconnector-rotate beside a replica; it ends with the test. Settings are NAME=value without the prefix.
+func rotate(tb testing.TB, t *rig.Tenant, settings ...string) *rig.Sidecar {
+	tb.Helper()
+	env := make([]string, len(settings))
+	for i, s := range settings {
+		env[i] = "DBCONNECTOR_" + s
+	}
+	s, err := t.Rotate(context.Background(), rotateBinary, env...)
+	check(tb, "dbconnector-rotate", err)
+	tb.Cleanup(func() {
+		s.Kill()
+		if tb.Failed() {
+			tb.Logf("the log of dbconnector-rotate:\n%s", s.Log())
+		}
+	})
+	return s
+}
+
+// until waits for a record that has a property, and returns it.
+func until(tb testing.TB, t *rig.Tenant, what string, has func(*tenant.Record) bool) *tenant.Record {
+	tb.Helper()
+	var record *tenant.Record
+	bed.Eventually(tb, patience, func(ctx context.Context) (err error) {
+		if record, err = t.Record(ctx); err != nil {
+			return err
+		}
+		if record == nil || !has(record) {
+			return fmt.Errorf("the record never says: %s: %+v", what, record)
+		}
+		return nil
+	})
+	return record
+}
+
+func check(tb testing.TB, what string, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatalf("%s: %v", what, err)
+	}
+}
