@@ -55,7 +55,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 			return err
 		}
 		client.OnWaiting(func(err error, attempt int, next time.Duration) {
-			if bits.OnesCount(uint(attempt)) == 1 { //nolint:gosec // positive; an outage may last, and a thousand sidecars log it
+			if bits.OnesCount(uint(attempt)) == 1 { // an outage may last, and a thousand sidecars log it
 				log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
 			}
 		})

@@ -60,8 +60,10 @@ func (w *Workload) path(kind string) string {
 }
 
 func (w *Workload) call(doing, verb, kind string) call {
-	return call{doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, kind, w.namespace, w.name), verb: verb, resource: kind + ".apps", namespace: w.namespace, name: w.name,
-		hint: "deploy/kustomize has it"}
+	return call{
+		doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, kind, w.namespace, w.name), verb: verb, resource: kind + ".apps", namespace: w.namespace, name: w.name,
+		hint: "deploy/kustomize has it",
+	}
 }
 
 // get finds the workload, whichever it is.

@@ -64,8 +64,8 @@ type Rotation struct {
 	Policy
 	// Namespace, VCluster and TenantUID say whose record it has to be, see tenant.Record.Of.
 	Namespace, VCluster, TenantUID string
-	Store    Store
-	Workload Workload // nil without Policy.Rollout
+	Store                          Store
+	Workload                       Workload // nil without Policy.Rollout
 	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.
 	Publish  func(r *tenant.Record) error
 	Observer Observer
