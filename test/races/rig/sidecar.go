@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,13 +50,21 @@ func (t *Tenant) Rotate(ctx context.Context, binary string, env ...string) (*Sid
 	s.cmd.Env = append(append(t.Environ(), "DBCONNECTOR_HTTP_ADDRESS=127.0.0.1:0"), env...)
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		// The kernel sends Pdeathsig when the thread that forked ends, which another server's end may bring about. So this
+		// thread is the sidecar's own, for as long as it lives.
+		runtime.LockOSThread()
+		err := s.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = s.cmd.Wait() // Exit has it
+			close(s.done)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting dbconnector-rotate: %w", err)
 	}
-	go func() {
-		_ = s.cmd.Wait() // Exit has it
-		close(s.done)
-	}()
 	return s, nil
 }
 
