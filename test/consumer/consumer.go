@@ -28,14 +28,19 @@ import (
 )
 
 // Build builds dbconnector-init in dir, as a release is built, and returns its path.
-func Build(ctx context.Context, dir string) (string, error) {
-	program := filepath.Join(dir, "dbconnector-init")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/cmd/init")
+func Build(ctx context.Context, dir string) (string, error) { return build(ctx, dir, "init") }
+
+// BuildRotate is [Build] for dbconnector-rotate.
+func BuildRotate(ctx context.Context, dir string) (string, error) { return build(ctx, dir, "rotate") }
+
+func build(ctx context.Context, dir, name string) (string, error) {
+	program := filepath.Join(dir, "dbconnector-"+name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/cmd/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // it leaves things behind when interrupted
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building dbconnector-init: %w\n%s", err, out)
+		return "", fmt.Errorf("building dbconnector-%s: %w\n%s", name, err, out)
 	}
 	return program, nil
 }
@@ -85,7 +90,7 @@ type Tenant struct {
 	Connector string
 	// Dir is where the tenant keeps its vCluster config, its record and its hand-over.
 	Dir string
-	// Env are further settings for dbconnector-init.
+	// Env are further settings for the programs.
 	Env []string
 }
 
@@ -117,10 +122,9 @@ type Ready struct {
 	Took time.Duration `json:"-"`
 }
 
-// Provision runs dbconnector-init to its end.
-func (t *Tenant) Provision(ctx context.Context) (Ready, error) {
-	cmd := exec.CommandContext(ctx, t.Program)
-	cmd.Env = append([]string{
+// Environ is the environment of both programs.
+func (t *Tenant) Environ() []string {
+	return append([]string{
 		"DBCONNECTOR_VCLUSTER_NAME=" + t.Name,
 		"DBCONNECTOR_TENANT_UID=consumer/" + t.Name,
 		"DBCONNECTOR_CONNECTOR_DIR=" + t.Connector,
@@ -129,6 +133,12 @@ func (t *Tenant) Provision(ctx context.Context) (Ready, error) {
 		"DBCONNECTOR_VCLUSTER_CONFIG=" + t.values(),
 		"DBCONNECTOR_TIMEOUT=30s",
 	}, t.Env...)
+}
+
+// Provision runs dbconnector-init to its end.
+func (t *Tenant) Provision(ctx context.Context) (Ready, error) {
+	cmd := exec.CommandContext(ctx, t.Program)
+	cmd.Env = t.Environ()
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	began := time.Now()

@@ -46,8 +46,13 @@ func (s *Sidecar) Write(p []byte) (int, error) {
 // port. env are further settings, such as "DBCONNECTOR_ROTATION_PERIOD=2s"; the last of two with the same name counts. It
 // does not wait; the process ends with ctx at the latest.
 func (t *Tenant) Rotate(ctx context.Context, binary string, env ...string) (*Sidecar, error) {
+	return StartSidecar(ctx, binary, append(t.Environ(), env...)...)
+}
+
+// StartSidecar is [Tenant.Rotate] with all of the environment but the port.
+func StartSidecar(ctx context.Context, binary string, env ...string) (*Sidecar, error) {
 	s := &Sidecar{cmd: exec.CommandContext(ctx, binary), done: make(chan struct{})}
-	s.cmd.Env = append(append(t.Environ(), "DBCONNECTOR_HTTP_ADDRESS=127.0.0.1:0"), env...)
+	s.cmd.Env = append([]string{"DBCONNECTOR_HTTP_ADDRESS=127.0.0.1:0"}, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
