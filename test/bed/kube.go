@@ -125,21 +125,25 @@ func StartKine(ctx context.Context, endpoint, caFile string, args ...string) (_ 
 			err = fmt.Errorf("starting kine: %w", err)
 		}
 	}()
-	program, err := Program(ctx, "kine")
-	if err != nil {
-		return nil, err
-	}
 	k := &Kine{}
 	if k.dir, k.owner, err = tempDir("kine"); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			k.cleanUp()
-		}
-	}()
-	socket := filepath.Join(k.dir, "kine.sock")
-	k.Endpoint = "unix://" + socket
+	k.Endpoint = "unix://" + k.socket()
+	if err := k.launch(ctx, endpoint, caFile, args); err != nil {
+		k.cleanUp()
+		return nil, err
+	}
+	return k, nil
+}
+
+func (k *Kine) socket() string { return filepath.Join(k.dir, "kine.sock") }
+
+func (k *Kine) launch(ctx context.Context, endpoint, caFile string, args []string) error {
+	program, err := Program(ctx, "kine")
+	if err != nil {
+		return err
+	}
 	argv := []string{program, "--listen-address=" + k.Endpoint, "--metrics-bind-address=0"}
 	if endpoint != "" {
 		argv = append(argv, "--endpoint="+endpoint)
@@ -147,14 +151,12 @@ func StartKine(ctx context.Context, endpoint, caFile string, args ...string) (_ 
 	if caFile != "" {
 		argv = append(argv, "--ca-file="+caFile)
 	}
-	k.proc, err = startProcess(filepath.Join(k.dir, "kine.log"), false, append(argv, args...)...)
+	proc, err := startProcess(filepath.Join(k.dir, "kine.log"), false, append(argv, args...)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := k.proc.ready(ctx, func(ctx context.Context) error { return speaksHTTP2(ctx, socket) }); err != nil {
-		return nil, err
-	}
-	return k, nil
+	k.proc = proc
+	return k.proc.ready(ctx, func(ctx context.Context) error { return speaksHTTP2(ctx, k.socket()) })
 }
 
 // NewKine is [StartKine] for tests.
@@ -211,11 +213,28 @@ func (k *Kine) Done() <-chan struct{} { return k.proc.done }
 // Kill ends kine at once; [Kine.Stop] still has to clean up.
 func (k *Kine) Kill() { k.proc.kill() }
 
-// Stop ends kine and removes its directory.
-func (k *Kine) Stop(ctx context.Context) error {
+// Halt ends kine in order; [Kine.Restart] brings it back.
+func (k *Kine) Halt(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	err := k.proc.stop(ctx, syscall.SIGTERM)
+	return k.proc.stop(ctx, syscall.SIGTERM)
+}
+
+// Restart ends kine, if it runs, and starts it on an endpoint, perhaps another one. It serves where it did, and its log
+// goes on.
+func (k *Kine) Restart(ctx context.Context, endpoint, caFile string, args ...string) error {
+	if err := k.Halt(ctx); err != nil {
+		return err
+	}
+	if err := k.launch(ctx, endpoint, caFile, args); err != nil {
+		return fmt.Errorf("restarting kine: %w", err)
+	}
+	return nil
+}
+
+// Stop ends kine and removes its directory.
+func (k *Kine) Stop(ctx context.Context) error {
+	err := k.Halt(ctx)
 	k.cleanUp()
 	return err
 }
