@@ -4,8 +4,8 @@
 // load measurement: it runs the real dbconnector-init, reads the config.yaml of the
 // hand-over as strictly as vCluster does, and starts a real kine on what it finds.
 //
-// The connector and the record are directories here. What differs with Secrets is
-// tested elsewhere; a consumer sees nothing of it.
+// The connector is a directory here, and so is the record, unless replicas share one.
+// What differs with Secrets is tested elsewhere; a consumer sees nothing of it.
 package consumer
 
 import (
@@ -25,6 +25,7 @@ import (
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
 )
 
 // Build builds dbconnector-init in dir, as a release is built, and returns its path.
@@ -92,6 +93,9 @@ type Tenant struct {
 	Dir string
 	// Env are further settings for the programs.
 	Env []string
+	// Cluster keeps the record; nil: it is a directory in Dir. Tenants with the same name
+	// in one cluster are replicas of one vCluster.
+	Cluster *rig.Cluster
 }
 
 // NewTenant prepares for a tenant in a new directory dir whose vCluster is installed
@@ -113,6 +117,23 @@ func (t *Tenant) Output() string { return filepath.Join(t.Dir, "handover") }
 func (t *Tenant) values() string { return filepath.Join(t.Dir, "vcluster.yaml") }
 func (t *Tenant) state() string  { return filepath.Join(t.Dir, "record") }
 
+// Environ is the environment of both programs.
+func (t *Tenant) Environ() []string {
+	env := []string{
+		"DBCONNECTOR_VCLUSTER_NAME=" + t.Name,
+		"DBCONNECTOR_CONNECTOR_DIR=" + t.Connector,
+		"DBCONNECTOR_OUTPUT_DIR=" + t.Output(),
+		"DBCONNECTOR_VCLUSTER_CONFIG=" + t.values(),
+		"DBCONNECTOR_TIMEOUT=30s",
+	}
+	if t.Cluster == nil {
+		env = append(env, "DBCONNECTOR_TENANT_UID=consumer/"+t.Name, "DBCONNECTOR_STATE_DIR="+t.state())
+	} else {
+		env = append(env, "KUBECONFIG="+t.Cluster.API.Kubeconfig, "DBCONNECTOR_NAMESPACE="+rig.Namespace)
+	}
+	return append(env, t.Env...)
+}
+
 // Ready is what dbconnector-init says when it has succeeded.
 type Ready struct {
 	Database, User string
@@ -120,19 +141,6 @@ type Ready struct {
 	Restart bool
 	// Took is the run's time as seen from outside.
 	Took time.Duration `json:"-"`
-}
-
-// Environ is the environment of both programs.
-func (t *Tenant) Environ() []string {
-	return append([]string{
-		"DBCONNECTOR_VCLUSTER_NAME=" + t.Name,
-		"DBCONNECTOR_TENANT_UID=consumer/" + t.Name,
-		"DBCONNECTOR_CONNECTOR_DIR=" + t.Connector,
-		"DBCONNECTOR_STATE_DIR=" + t.state(),
-		"DBCONNECTOR_OUTPUT_DIR=" + t.Output(),
-		"DBCONNECTOR_VCLUSTER_CONFIG=" + t.values(),
-		"DBCONNECTOR_TIMEOUT=30s",
-	}, t.Env...)
 }
 
 // Provision runs dbconnector-init to its end.
@@ -161,12 +169,15 @@ func (t *Tenant) Provision(ctx context.Context) (Ready, error) {
 }
 
 // Record reads the tenant's record, for credentials that no consumer would see.
-func (t *Tenant) Record(ctx context.Context) (*tenant.Record, error) {
-	store, err := statedir.Open(t.state())
-	if err != nil {
-		return nil, err
+func (t *Tenant) Record(ctx context.Context) (record *tenant.Record, err error) {
+	if t.Cluster != nil {
+		record, err = t.Cluster.Record(ctx, t.Name)
+	} else {
+		var store *statedir.Store
+		if store, err = statedir.Open(t.state()); err == nil {
+			record, err = store.Load(ctx)
+		}
 	}
-	record, err := store.Load(ctx)
 	if err == nil && record == nil {
 		err = fmt.Errorf("tenant %s has no record", t.Name)
 	}
