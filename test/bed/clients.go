@@ -10,12 +10,13 @@ import (
 	"strings"
 )
 
-// clients are command line programs that only benchmarks and people want.
+// clients are command line programs that only tests of documents, benchmarks and people want.
 var clients = []struct {
 	name, suite, pkg, path string
 }{
 	{"psql", "trixie", "postgresql-client-17", "usr/lib/postgresql/17/bin/psql"},
 	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb"},
+	{"promtool", "trixie", "prometheus", "usr/bin/promtool"},
 }
 
 func clientItems() []item {
@@ -32,7 +33,7 @@ func clientItems() []item {
 	return all
 }
 
-// Client returns a command that runs a command line client, "psql" or "mariadb".
+// Client returns a command that runs a command line client: "psql", "mariadb" or "promtool".
 // The mariadb client also talks to MySQL, and reads no option files.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {
