@@ -226,6 +226,6 @@ func secretType(e connector.Engine) corev1.SecretType {
 func (s *Records) call(doing, verb string) call {
 	return call{
 		doing: doing + " the tenant's record, " + s.source(), verb: verb, resource: "secrets", namespace: s.namespace, name: s.name,
-		hint: "vCluster's own Role in its namespace has it; deploy/kustomize has it for others",
+		hint: "vCluster's own Role in its namespace has it; deploy/kustomize/rbac/tenant.yaml says what is needed without that",
 	}
 }
