@@ -301,7 +301,7 @@ func TestValues(t *testing.T) {
 			if got := env["DBCONNECTOR_ADOPT"].Value; got != adopt {
 				t.Errorf("DBCONNECTOR_ADOPT is %q, want %q", got, adopt)
 			}
-			limit := strconv.Itoa((set.HighAvailability.Replicas+1)*pool(t, v) + 10)
+			limit := strconv.Itoa((max(1, set.HighAvailability.Replicas)+1)*pool(t, v) + 10)
 			if got := cmp.Or(env["DBCONNECTOR_CONNECTION_LIMIT"].Value, known["DBCONNECTOR_CONNECTION_LIMIT"]); got != limit {
 				t.Errorf("DBCONNECTOR_CONNECTION_LIMIT is %s, want %s: (replicas + 1) x kine's pool + 10 (docs/operations.md)", got, limit)
 			}
