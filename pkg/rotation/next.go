@@ -160,7 +160,7 @@ func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case r.Slots[other].Password == "":
 		return unknown(now)
 	case seen.Stored == Refused:
-		return doubt(r, now)
+		return doubt(r, seen, now)
 	case seen.Other == nil:
 		return Step{Kind: Look, What: OtherSessions}
 	case seen.Other.Addresses > 0: // rivals that look do not count, nor does it harm if they stage as well
@@ -187,7 +187,7 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case r.Slots[change.Slot].Password == "":
 		return unknown(now)
 	case seen.Stored == Refused:
-		return doubt(r, now)
+		return doubt(r, seen, now)
 	case change.Purpose == tenant.Retire && !r.OtherRetired:
 		// The evidence was there when this was staged. But perhaps somebody came back since, and was cut off now.
 		if missing, ok := moved(r, seen, now, p); !ok {
@@ -230,7 +230,7 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 	case asked && !seen.Rolled:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	case seen.Stored == Refused:
-		return doubt(r, now), false
+		return doubt(r, seen, now), false
 	case seen.Other == nil:
 		return Step{Kind: Look, What: OtherSessions}, false
 	case seen.Other.Addresses > 0:
@@ -247,11 +247,15 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 
 // doubt: neither the pending password, where there is one, nor the stored one opens the inactive slot. The record keeps what
 // it holds, for perhaps it is the server that is wrong for a while (a standby that lags behind), but init is to have a look.
-func doubt(r *tenant.Record, now time.Time) Step {
-	if r.OtherRefused {
-		return unknown(now)
+func doubt(r *tenant.Record, seen Observation, now time.Time) Step {
+	switch {
+	case !r.OtherRefused:
+		return Step{Kind: Doubt}
+	case seen.Active == nil:
+		// After a restore from a backup the active slot is locked out as well, and nobody else would say so.
+		return Step{Kind: Look, What: ActiveSessions}
 	}
-	return Step{Kind: Doubt}
+	return unknown(now)
 }
 
 func unknown(now time.Time) Step {

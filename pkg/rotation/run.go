@@ -19,6 +19,7 @@ import (
 // server is just what this package needs of package engine.
 type server interface {
 	Login(ctx context.Context, login tenant.Login) error
+	Ready(ctx context.Context, login tenant.Login, names tenant.Names) error
 	Self(ctx context.Context, login tenant.Login) (tenant.Self, error)
 }
 
@@ -249,6 +250,7 @@ func (l *loop[S]) turn(ctx context.Context) time.Duration {
 		case ctx.Err() != nil: // perhaps it failed for that
 			return 0
 		default:
+			l.tellInit(ctx, step, err)
 			return l.fail(step, err)
 		}
 	}
@@ -295,6 +297,15 @@ func (l *loop[S]) giveWay() time.Duration {
 		l.postpone(OtherInUse)
 	}
 	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), recheck))
+}
+
+// tellInit notes in the record that the inactive slot lacks a right: to change its own password, or to use the database. Only
+// the admin can mend that, and init, which looks at the active slot alone, would not know that it has to.
+func (l *loop[S]) tellInit(ctx context.Context, step Step, err error) {
+	inactive := step.Kind == Apply || step.Kind == Look && (step.What == PendingLogin || step.What == OtherSessions)
+	if inactive && fault.Is(err, fault.NoAccess) && !l.record.OtherRefused {
+		_ = l.do(ctx, Step{Kind: Doubt}) // the failure is reported either way, and the next one tries again
+	}
 }
 
 func (l *loop[S]) fail(step Step, err error) time.Duration {
@@ -394,7 +405,13 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		return nil
 	case PendingLogin:
 		p := l.record.Pending
-		err := l.open(l.record.Server).Login(ctx, l.record.LoginWith(p.Slot, p.Password))
+		server, login := l.open(l.record.Server), l.record.LoginWith(p.Slot, p.Password)
+		var err error
+		if p.Purpose == tenant.Activate {
+			err = server.Ready(ctx, login, l.record.Names()) // the control plane is going to live on it
+		} else {
+			err = server.Login(ctx, login)
+		}
 		switch {
 		case err == nil:
 			l.seen.Pending = Accepted
@@ -406,9 +423,13 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		return nil
 	case ActiveSessions:
 		s, err := l.sessions(ctx, l.record.Active)
-		if l.record.Pending != nil && fault.Is(err, fault.WrongPassword) {
+		switch {
+		case !fault.Is(err, fault.WrongPassword):
+		case l.seen.Pending == Accepted:
 			// The active slot is locked out, and the pending password is not: nobody has to be asked who is there.
 			s, err = &tenant.Sessions{}, nil
+		default:
+			err = fmt.Errorf("the active login is locked out, the next start of init repairs it: %w", err)
 		}
 		l.seen.Active = s
 		l.watch()
@@ -531,12 +552,6 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 	switch {
 	case fault.Is(err, fault.Rejected):
 		return l.discard(ctx, p, err)
-	case fault.Is(err, fault.NoAccess) && !l.record.OtherRefused:
-		// Only the admin can: init is to know that it has to.
-		if err := l.update(ctx, func(r *tenant.Record) { r.OtherRefused = true }); err != nil {
-			return err
-		}
-		return err
 	case err != nil:
 		return err
 	}

@@ -48,6 +48,7 @@ type world struct {
 
 	// The server.
 	users    map[tenant.Slot]connector.Password
+	stripped map[tenant.Slot]bool // has lost its rights on the database
 	sessions []*session
 	down     bool
 	lock     *session // the admin's lock
@@ -292,6 +293,17 @@ func (s database) Login(ctx context.Context, l tenant.Login) error {
 	return s.call(ctx, "login", func() error { _, err := s.login(l); return err })
 }
 
+// Ready is Login, and finds the rights that the slot was left.
+func (s database) Ready(ctx context.Context, l tenant.Login, _ tenant.Names) error {
+	return s.call(ctx, "login", func() error {
+		slot, err := s.login(l)
+		if err == nil && s.stripped[slot] {
+			err = fault.New(fault.NoAccess, "no rights")
+		}
+		return err
+	})
+}
+
 // Enter is Login: this world's database always holds data, which is another test's business.
 func (s database) Enter(ctx context.Context, l tenant.Login) (bool, error) {
 	return true, s.Login(ctx, l)
@@ -465,6 +477,7 @@ func (a *admin) do(ctx context.Context, what string, effect func() error) error 
 
 func (a *admin) Ensure(ctx context.Context, want tenant.Want) (done tenant.Done, err error) {
 	return done, a.do(ctx, "ensure", func() error {
+		clear(a.stripped)
 		for slot, p := range want.Passwords {
 			if _, ok := a.users[slot]; !ok {
 				a.users[slot] = p

@@ -136,6 +136,25 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	return nil
 }
 
+// Ready is Login, and asks whether the login can do what a control plane does; see package engine.
+func (s *Server) Ready(ctx context.Context, login tenant.Login, _ tenant.Names) error {
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return err
+	}
+	defer session.close()
+	// What counts is what Ensure compares: the account's own rights on the database, and none that a role lends it.
+	have, err := column(ctx, session.conn, "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = ? AND TABLE_SCHEMA = ?",
+		"'"+login.User+"'@'%'", login.Database)
+	if err != nil {
+		return fmt.Errorf("asking what login %q may do: %w", login.User, err)
+	}
+	if missing := without(privileges, have); len(missing) > 0 {
+		return fault.New(fault.NoAccess, "login %q lacks %s on database %q", login.User, strings.Join(missing, ", "), login.Database)
+	}
+	return nil
+}
+
 // Enter is Login, and looks for kine's data; see package engine.
 func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
