@@ -31,6 +31,7 @@ type Records struct {
 	client          *Client
 	namespace, name string
 	binding         func(*tenant.Record) (map[string]string, error)
+	patience        patience
 
 	mu sync.Mutex
 	// seen is the Secret as this store last saw it, nil where it was not there; known says that it was looked at.
@@ -42,7 +43,7 @@ type Records struct {
 // Records makes the store of the record in a Secret. binding renders the keys for other consumers, which lie beside the
 // record; nil for none.
 func (c *Client) Records(namespace, name string, binding func(*tenant.Record) (map[string]string, error)) *Records {
-	return &Records{client: c, namespace: namespace, name: name, binding: binding}
+	return &Records{client: c, namespace: namespace, name: name, binding: binding, patience: usualPatience}
 }
 
 // Load reads the record; nil where the Secret does not exist.
