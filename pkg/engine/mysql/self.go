@@ -34,6 +34,10 @@ func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, err
 		session.close()
 		return nil, fmt.Errorf("asking for the server's version: %w", classify(err))
 	}
+	if err := oneNode(ctx, session.conn, login.User); err != nil {
+		session.close()
+		return nil, err
+	}
 	return &Self{session: session, user: login.User, password: login.Password, database: login.Database, dialect: dialectOf(version)}, nil
 }
 
