@@ -437,7 +437,8 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 	case OtherSessions:
 		s, err := l.sessions(ctx, l.record.Active.Other())
 		if fault.Is(err, fault.WrongPassword) {
-			l.seen.Stored, err = Refused, nil
+			// Perhaps a rival applied the pending password since it was asked about.
+			l.seen.Pending, l.seen.Stored, err = Unasked, Refused, nil
 		}
 		l.seen.Other = s
 		return err

@@ -565,6 +565,9 @@ func (w *world) write(by *proc, next *tenant.Record) {
 		if !old.OtherRetired && next.OtherRetired && w.published[w.users[next.Active.Other()]] {
 			w.violated("%s: retired, and yet a password that was handed over is accepted", by.name)
 		}
+		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.users[p.Slot] == p.Password && w.refuse == nil && !w.stripped[p.Slot] {
+			w.violated("%s: init is called to a change that is done", by.name)
+		}
 	}
 	w.note("%s: record: generation %d, active %s, retired %t, refused %t, pending %t, clients %d", by.name, next.Generation, next.Active, next.OtherRetired, next.OtherRefused, next.Pending != nil, next.Clients)
 	w.record = next.Clone()
