@@ -57,8 +57,8 @@ func files(t *testing.T, suffix string, dirs ...string) []string {
 	return list
 }
 
-// said are the sources of what a program can say: those of packages that a program is made of. What no program uses yet
-// (pkg/rotation) has nothing to explain.
+// said are the sources of what a program can say: those of packages that a program is made of. What no program uses has
+// nothing to explain.
 func said(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", `{{if and .Module (eq .Module.Path "dbconnector")}}{{.ImportPath}}{{end}}`, "./cmd/...")
@@ -429,11 +429,11 @@ func TestExplainedMessagesExist(t *testing.T) {
 	}
 }
 
-// TestLogMessagesAreListed holds the table of log lines to what cmd and pkg/provision log.
+// TestLogMessagesAreListed holds the table of log lines to what the programs log.
 func TestLogMessagesAreListed(t *testing.T) {
 	t.Parallel()
 	text := read(t, "docs/operations.md")
-	logs := regexp.MustCompile(`(?i)\blog\.(?:Debug|Info|Warn|Error)\("([^"]+)"`)
+	logs := regexp.MustCompile(`(?i)\blog(?:\.(?:Debug|Info|Warn|Error)\(|ging\.Last\(log, )"([^"]+)"`)
 	found := 0
 	for _, path := range said(t) {
 		if strings.HasSuffix(path, "_test.go") {
