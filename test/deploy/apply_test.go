@@ -22,15 +22,12 @@ import (
 
 type object = map[string]any
 
-// do asks the API server as its admin. Whatever it does not know in what it is sent is an error.
-func do(t *testing.T, api *bed.APIServer, method, path string, in, out any) {
+// post sends an object to the API server as its admin. Whatever the server does not know in it is an error.
+func post(t *testing.T, api *bed.APIServer, path string, in, out any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if method == http.MethodPost {
-		path += "?fieldValidation=Strict"
-	}
-	if err := api.Do(ctx, method, path, in, out); err != nil {
+	if err := api.Do(ctx, http.MethodPost, path+"?fieldValidation=Strict", in, out); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -41,7 +38,7 @@ func do(t *testing.T, api *bed.APIServer, method, path string, in, out any) {
 func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 	t.Parallel()
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
-	do(t, api, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": "vcluster-platform"}}, nil)
+	post(t, api, "/api/v1/namespaces", object{"metadata": object{"name": "vcluster-platform"}}, nil)
 	t.Run("monitoring", func(t *testing.T) { monitored(t, api) })
 	for example := range examples {
 		var params corev1.ConfigMap
@@ -51,11 +48,11 @@ func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 			release: params.Data["release"], namespace: params.Data["namespace"],
 			connector: params.Data["connector"], platform: params.Data["platformNamespace"],
 		}
-		do(t, api, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{
+		post(t, api, "/api/v1/namespaces", object{"metadata": object{
 			"name": v.namespace, "labels": object{"pod-security.kubernetes.io/enforce": "restricted"},
 		}}, nil)
 		account := object{"metadata": object{"name": "vc-" + v.release}}
-		do(t, api, http.MethodPost, "/api/v1/namespaces/"+v.namespace+"/serviceaccounts", account, nil)
+		post(t, api, "/api/v1/namespaces/"+v.namespace+"/serviceaccounts", account, nil)
 		t.Run(example+", native", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, false)) })
 		t.Run(example+", plain", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, true)) })
 		t.Run(example+", rights", func(t *testing.T) { allowed(t, api, v, rendered(t, dir)) })
@@ -81,7 +78,7 @@ func admitted(t *testing.T, api *bed.APIServer, v vcluster, values values) {
 		},
 	}
 	var made corev1.Pod
-	do(t, api, http.MethodPost, "/api/v1/namespaces/"+v.namespace+"/pods", pod, &made)
+	post(t, api, "/api/v1/namespaces/"+v.namespace+"/pods", pod, &made)
 	for i, c := range made.Spec.InitContainers {
 		if want := set.InitContainers[i].RestartPolicy; !reflect.DeepEqual(c.RestartPolicy, want) {
 			t.Errorf("init container %s has restartPolicy %v, want %v", c.Name, c.RestartPolicy, want)
@@ -99,14 +96,14 @@ func allowed(t *testing.T, api *bed.APIServer, v vcluster, shipped grants) {
 		{APIGroups: []string{"apps"}, Resources: []string{"statefulsets", "replicasets", "deployments"}, Verbs: []string{"get", "list", "watch"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"get", "list", "watch"}},
 	}}
-	do(t, api, http.MethodPost, group+v.namespace+"/roles", chart, nil)
-	do(t, api, http.MethodPost, group+v.namespace+"/rolebindings", rbacv1.RoleBinding{
+	post(t, api, group+v.namespace+"/roles", chart, nil)
+	post(t, api, group+v.namespace+"/rolebindings", rbacv1.RoleBinding{
 		ObjectMeta: chart.ObjectMeta, Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Name: account, Namespace: v.namespace}},
 		RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: account},
 	}, nil)
 	for namespace, role := range shipped.roles {
-		do(t, api, http.MethodPost, group+namespace+"/roles", role, nil)
-		do(t, api, http.MethodPost, group+namespace+"/rolebindings", shipped.bindings[namespace], nil)
+		post(t, api, group+namespace+"/roles", role, nil)
+		post(t, api, group+namespace+"/rolebindings", shipped.bindings[namespace], nil)
 	}
 	record := "dbconnector-" + v.release
 	for _, test := range []struct {

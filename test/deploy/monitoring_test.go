@@ -420,14 +420,14 @@ func monitored(t *testing.T, api *bed.APIServer) {
 		t.Fatal(err)
 	}
 	m := renderMonitoring(t)
-	do(t, api, http.MethodPost, "/api/v1/namespaces", object{"metadata": object{"name": "monitoring"}}, nil)
+	post(t, api, "/api/v1/namespaces", object{"metadata": object{"name": "monitoring"}}, nil)
 	for plural, o := range map[string]object{"podmonitors": m.monitor, "prometheusrules": m.rule} {
 		var definition object
 		decode(t, read(t, module.Dir, "example", "prometheus-operator-crd", "monitoring.coreos.com_"+plural+".yaml"), &definition)
-		do(t, api, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, nil)
+		post(t, api, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition, nil)
 		path := "/apis/monitoring.coreos.com/v1/namespaces/monitoring/" + plural
 		bed.Eventually(t, time.Minute, func(ctx context.Context) error { return api.Do(ctx, http.MethodGet, path, nil, nil) })
-		do(t, api, http.MethodPost, path, o, nil)
+		post(t, api, path, o, nil)
 	}
 
 	// What it looks for is what the values make.
