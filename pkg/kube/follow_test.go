@@ -21,6 +21,7 @@ import (
 
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
 )
 
 // testFollow: the record is sent as it is, when it changes, when it goes and when it comes back; a damaged one is an error
@@ -87,6 +88,10 @@ func testFollowRights(t *testing.T, c cluster) {
 	}
 	reader := c.account(t, "follow-rights", "reads")
 	c.grant(t, "follow-rights", "reads", rule("get", "list"))
+	bed.Eventually(t, time.Minute, func(ctx context.Context) error { // a Role takes a moment to hold
+		_, err := reader.Records("follow-rights", "rec", nil).Load(ctx)
+		return err
+	})
 	news := reader.Records("follow-rights", "rec", nil).Follow(within(t, time.Minute))
 	if n := <-news; n.Err != nil || n.Record.Generation != 1 {
 		t.Fatalf("first: got %+v", n)

@@ -55,11 +55,10 @@ type Observation struct {
 	Active, Other *tenant.Sessions
 	// Quiet is for how long every look found clients on the active slot and none on the other.
 	Quiet time.Duration
-	// Requested is the generation that the workload was asked to adopt, and Rolled that it reports to have done so.
-	// Only with Policy.Rollout.
-	Requested int64
-	Rolled    bool
-	Workload  bool // the two above were looked at
+	// Asked: the workload was asked to adopt this very credential. Rolled: it reports that all its pods have what it was last
+	// asked for. Only with Policy.Rollout.
+	Asked, Rolled bool
+	Workload      bool // the two above were looked at
 }
 
 // Kind says what a step does.
@@ -203,7 +202,7 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 		switch {
 		case !seen.Workload:
 			return Step{Kind: Look, What: WorkloadStatus}
-		case seen.Requested < r.Generation:
+		case !seen.Asked:
 			return Step{Kind: Rollout}
 		}
 	}
@@ -220,8 +219,8 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 // its absence: in an outage all sessions are gone, too.
 func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, bool) {
 	later := now.Add(again(age(r, seen, now)-p.Grace, p))
-	// A workload that was asked for a later generation was asked in the name of another record, and its word says nothing.
-	asked := p.Rollout && seen.Requested == r.Generation
+	// A workload that was asked for something else says nothing about this credential.
+	asked := p.Rollout && seen.Asked
 	switch {
 	case r.Slots[r.Active.Other()].Password == "":
 		return unknown(now), false

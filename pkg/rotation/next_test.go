@@ -113,7 +113,7 @@ func TestNext(t *testing.T) {
 		"retiring, moved":             {"the evidence is there", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(2)}), adopted, false, Step{Kind: Apply}},
 		"retiring, retired":           {"a fresh password for a slot that nobody uses", made(pends(tenant.B, tenant.Retire)), seen(Observation{Pending: Refused}), adopted, false, Step{Kind: Apply}},
 		"retiring, rollout, no word":  {"the workload is asked again", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, true, look(WorkloadStatus)},
-		"retiring, rollout, restarts": {"and waited for", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Requested: 3}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, rollout, restarts": {"and waited for", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Asked: true}), minutes, true, in(minutes, recheck, NotAdopted)},
 
 		"grace":                       {"whoever has read the old DSN may be about to use it", made(unretired(2)), seen(Observation{}), early, false, in(0, minutes, "")},
 		"grace, clock in the future":  {"counts from when it was seen", made(unretired(2)), seen(Observation{Known: minutes}), -1000 * time.Hour, false, look(OtherSessions)},
@@ -135,15 +135,15 @@ func TestNext(t *testing.T) {
 
 		"rollout":                     {"what does the workload say?", made(unretired(2)), seen(Observation{}), 0, true, look(WorkloadStatus)},
 		"rollout, not asked":          {"ask it at once", made(unretired(2)), seen(Observation{Workload: true}), 0, true, Step{Kind: Rollout}},
-		"rollout, asked before":       {"for another generation", made(unretired(2)), seen(Observation{Workload: true, Requested: 2, Rolled: true}), 0, true, Step{Kind: Rollout}},
-		"rollout, asked":              {"once", made(unretired(2)), seen(Observation{Workload: true, Requested: 3}), 0, true, in(0, minutes, "")},
-		"rollout, at work":            {"pods restart", made(unretired(2)), seen(Observation{Workload: true, Requested: 3}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"rollout, done":               {"its word does not count for an old pod that still ends", made(unretired(2)), seen(Observation{Workload: true, Requested: 3, Rolled: true}), minutes, true, look(OtherSessions)},
-		"rollout, done, old pod ends": {"as here", made(unretired(2)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(1)}), minutes, true, in(minutes, recheck, OtherInUse)},
-		"rollout, done, scaled down":  {"it knows how many there are", made(unretired(3)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, stage(tenant.Retire)},
-		"rollout, done, nobody":       {"an outage right then", made(unretired(3)), seen(Observation{Workload: true, Requested: 3, Rolled: true, Other: from(0), Active: from(0)}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"rollout, another's":          {"a generation of a record that is no more: its word says nothing", made(unretired(2)), seen(Observation{Workload: true, Requested: 9, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"rollout, another's, moved":   {"but sessions do", made(unretired(2)), seen(Observation{Workload: true, Requested: 9, Other: from(0), Active: from(2)}), minutes, true, stage(tenant.Retire)},
+		"rollout, asked before":       {"for another credential", made(unretired(2)), seen(Observation{Workload: true, Rolled: true}), 0, true, Step{Kind: Rollout}},
+		"rollout, asked":              {"once", made(unretired(2)), seen(Observation{Workload: true, Asked: true}), 0, true, in(0, minutes, "")},
+		"rollout, at work":            {"pods restart", made(unretired(2)), seen(Observation{Workload: true, Asked: true}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"rollout, done":               {"its word does not count for an old pod that still ends", made(unretired(2)), seen(Observation{Workload: true, Asked: true, Rolled: true}), minutes, true, look(OtherSessions)},
+		"rollout, done, old pod ends": {"as here", made(unretired(2)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(1)}), minutes, true, in(minutes, recheck, OtherInUse)},
+		"rollout, done, scaled down":  {"it knows how many there are", made(unretired(3)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, stage(tenant.Retire)},
+		"rollout, done, nobody":       {"an outage right then", made(unretired(3)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: from(0)}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, rollout, undone":   {"somebody replaced the template: the workload's word says nothing", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, undone, moved":     {"but sessions do", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Other: from(0), Active: from(2)}), minutes, true, Step{Kind: Apply}},
 		"rollout, retired":            {"nothing to adopt: the workload is left alone", made(), seen(Observation{}), early, true, in(0, due, "")},
 	} {
 		t.Run(name, func(t *testing.T) {

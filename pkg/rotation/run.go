@@ -35,12 +35,13 @@ type Store interface {
 
 // Workload is the control plane's Deployment or StatefulSet.
 type Workload interface {
-	// Status tells which generation the pod template asks for (0: none), and whether the workload reports that all its pods
-	// have that template and are ready.
-	Status(ctx context.Context) (requested int64, rolled bool, err error)
-	// Request puts a generation on the pod template, which restarts the pods one after the other. Asking again for the same
-	// one, or for an older one, changes nothing.
-	Request(ctx context.Context, generation int64) error
+	// Status tells whether the pod template asks for the adoption of the record's active credential, of that one and of no
+	// other, and whether the workload reports that all its pods have the template as it is, and are ready.
+	Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error)
+	// Request makes the pod template ask for it, which restarts the pods one after the other. Where it asks already, nothing
+	// is changed. Otherwise current is called after the template was read, and what was read is replaced only if current
+	// returned nil and nobody else changed it meanwhile: whoever comes late takes nothing back.
+	Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error
 }
 
 // Observer is told what happens, for metrics and Events. Its methods must not block.
@@ -368,10 +369,13 @@ func (l *loop[S]) do(stop context.Context, step Step) error {
 	case Look:
 		return l.look(ctx, step.What)
 	case Rollout:
-		if err := l.Workload.Request(ctx, l.record.Generation); err != nil {
+		// A template that asks for something else was changed in the name of an earlier credential, or of another record; but
+		// perhaps also in the name of a later credential of this one, and this replica has not heard of it.
+		current := func(ctx context.Context) error { return l.update(ctx, func(*tenant.Record) {}) }
+		if err := l.Workload.Request(ctx, l.record, current); err != nil {
 			return err
 		}
-		l.seen.Requested, l.seen.Rolled = l.record.Generation, false
+		l.seen.Asked, l.seen.Rolled = true, false
 		return nil
 	case Stage:
 		return l.stage(ctx, step)
@@ -443,11 +447,11 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		l.seen.Other = s
 		return err
 	case WorkloadStatus:
-		requested, rolled, err := l.Workload.Status(ctx)
+		asked, rolled, err := l.Workload.Status(ctx, l.record)
 		if err != nil {
 			return err
 		}
-		l.seen.Requested, l.seen.Rolled, l.seen.Workload = requested, rolled, true
+		l.seen.Asked, l.seen.Rolled, l.seen.Workload = asked, rolled, true
 		return nil
 	}
 	return fmt.Errorf("rotation: nothing of kind %d to look at", what)

@@ -393,6 +393,34 @@ func TestLoop(t *testing.T) {
 		}
 		b.told("healthy")
 	})
+	run(t, "the record lost, and rollouts in the name of the old one", Policy{Period: time.Hour, Grace: time.Minute, Rollout: true}, func(t *testing.T, b *bench) {
+		b.start()
+		rollouts := 0
+		adopt := func() {
+			b.after(70 * time.Minute)
+			if rollouts++; b.rollouts != rollouts {
+				t.Fatalf("%d rollouts, want %d: %+v", b.rollouts, rollouts, b.record)
+			}
+			var client *session
+			b.edit(func() { b.rolled = true; client = b.open(nil, b.record.Active, "1") })
+			b.after(10 * time.Minute)
+			if !b.record.OtherRetired {
+				t.Fatalf("not retired: %+v", b.record)
+			}
+			b.edit(client.end)
+		}
+		adopt()
+		adopt()
+		for range 3 {
+			b.edit(func() {
+				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
+				b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.put(r)
+			})
+			adopt()
+			adopt()
+		}
+	})
 	run(t, "the record cannot be read", hourly, func(t *testing.T, b *bench) {
 		b.start()
 		b.after(time.Second)
