@@ -553,3 +553,35 @@ func TestCasesAreListed(t *testing.T) {
 		}
 	}
 }
+
+// TestCasesNameTheirTests: each case names tests, or files of tests, and these cite it.
+func TestCasesNameTheirTests(t *testing.T) {
+	t.Parallel()
+	sources := map[string]string{} // of the functions that are tests, and of the files that they are in
+	function := regexp.MustCompile(`(?ms)^(?://[^\n]*\n)*func ((?:Test|Fuzz)\w+)\(.*?^}\n`)
+	for _, path := range files(t, ".go", "cmd", "pkg", "test") {
+		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "pkg/engine/enginetest/") {
+			continue
+		}
+		text := read(t, path)
+		sources[path] = text
+		for _, m := range function.FindAllStringSubmatch(text, -1) {
+			sources[m[1]] += m[0]
+		}
+	}
+	rows := regexp.MustCompile(`(?m)^\| (B[0-9]+) \|.*\| ([^|]*) \|$`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1)
+	if len(rows) < 40 {
+		t.Fatalf("only %d cases found: this test looks in the wrong way", len(rows))
+	}
+	for _, row := range rows {
+		tests := regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1)
+		if len(tests) == 0 {
+			t.Errorf("docs/failures.md: case %s names no test", row[1])
+		}
+		for _, m := range tests {
+			if !regexp.MustCompile(`\b` + row[1] + `\b`).MatchString(sources[m[1]]) {
+				t.Errorf("docs/failures.md: case %s names %s, which does not cite it", row[1], m[1])
+			}
+		}
+	}
+}
