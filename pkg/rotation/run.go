@@ -176,12 +176,17 @@ func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
 		l.postpone("")
 		return 0, false
 	}
+	again := l.deaf && l.failures > 0
 	if l.deaf {
 		l.deaf = false
 		l.healthy()
 	}
 	was := l.record
-	if was != nil && same(was, u.Record) {
+	switch {
+	case was == nil || !same(was, u.Record):
+	case again:
+		return l.jitter(yield), true // what failed while the record could not be read, failed for the same reason
+	default:
 		return 0, false // a label, or our own write
 	}
 	if was != nil && u.Record.Generation < was.Generation {

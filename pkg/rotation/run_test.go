@@ -433,6 +433,21 @@ func TestLoop(t *testing.T) {
 		b.after(time.Second)
 		b.told("healthy")
 	})
+	run(t, "the API server gone while a rotation is due", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(time.Second)
+		b.api(true)
+		b.after(5 * time.Hour)
+		got := b.journal.take()
+		if n := len(got); n < 200 || n > 400 || !strings.HasPrefix(got[0], "failed read") || !strings.HasPrefix(got[n-1], "failed stage") {
+			t.Errorf("told %d times: %q", n, got[:min(n, 3)])
+		}
+		b.api(false)
+		b.after(5 * time.Second) // and not a backoff later
+		if got := b.journal.take(); !slices.Contains(got, "rotated 2") || !slices.Contains(got, "healthy") {
+			t.Errorf("told %q", got)
+		}
+	})
 	run(t, "labels edited (B11)", hourly, func(t *testing.T, b *bench) {
 		b.start()
 		b.after(30 * time.Second)
