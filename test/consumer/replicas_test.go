@@ -117,7 +117,8 @@ func newPlane(t *testing.T, s setting) *plane {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("log of kube-apiserver:\n%s", p.api.Log())
+			lines := strings.Split(p.api.Log(), "\n")
+			t.Logf("log of kube-apiserver:\n%s", strings.Join(lines[max(0, len(lines)-50):], "\n"))
 		}
 		if err := p.api.Stop(context.Background()); err != nil {
 			t.Error(err)
@@ -287,9 +288,9 @@ func (p *plane) report(ctx context.Context, generation int64, updated, available
 	}}, nil)
 }
 
-// control plays the StatefulSet controller, and the kubelet, until ctx ends: when the object changes, it replaces the pods one after the
-// other, the last one first, and waits for each to be ready. settings are those of the sidecars of a template with a
-// certain annotation. It sends the annotation of every template that has been rolled out.
+// control plays the StatefulSet controller, and the kubelet, until ctx ends: when the object changes, it replaces the pods one
+// after the other, the last one first, and waits for each to be ready. settings are those of the sidecars of a template with
+// a certain annotation. It sends the annotation of every template that has been rolled out.
 func (p *plane) control(ctx context.Context, settings func(requested int64) []string, rolled chan<- int64) error {
 	for observed := int64(1); ; {
 		var now statefulSet
@@ -306,6 +307,10 @@ func (p *plane) control(ctx context.Context, settings func(requested int64) []st
 			return err
 		}
 		observed = now.Metadata.Generation
+		// Both begin at 1, so that they agree as long as each rotation changes the template once.
+		if now.requested() != observed {
+			return fmt.Errorf("the StatefulSet is at generation %d, with %d on the template", observed, now.requested())
+		}
 		updated := 0
 		for _, r := range slices.Backward(p.pods) {
 			err := p.report(ctx, observed, updated, replicas-1)

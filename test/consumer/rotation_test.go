@@ -74,7 +74,6 @@ func TestRotationWithRollout(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The first generation is the one that it was created with.
 			if object.Metadata.Generation != rotations+1 || object.requested() != rotations+1 {
 				t.Errorf("%d rotations: the StatefulSet is at generation %d, with %d on the template", rotations, object.Metadata.Generation, object.requested())
 			}

@@ -65,7 +65,7 @@ type traffic struct {
 	deleted  map[string]bool   // the names that were acknowledged to be gone
 	failures map[string]int    // requests that got no answer, by reason
 	refused  int               // requests that were refused because of a conflict
-	errs     []error           // what must not happen
+	errs     []error           // what must not happen, the first times that it did
 }
 
 // watcher is a client that watches; it is one goroutine's until that has ended.
@@ -137,7 +137,13 @@ func (l *traffic) end() {
 func (l *traffic) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.errs = append(l.errs, err)
+	l.failLocked(err)
+}
+
+func (l *traffic) failLocked(err error) {
+	if len(l.errs) < 10 {
+		l.errs = append(l.errs, err)
+	}
 }
 
 // attempt takes a writer's result, and says whether the writer can go on.
@@ -197,13 +203,13 @@ func (l *traffic) do(ctx context.Context, method, path string, in, out any) erro
 	status := code(err)
 	switch {
 	case authentication.MatchString(err.Error()):
-		l.errs = append(l.errs, fmt.Errorf("a request failed for the credential: %w", err))
+		l.failLocked(fmt.Errorf("a request failed for the credential: %w", err))
 	case status == http.StatusNotFound || status == http.StatusConflict:
 		l.refused++
 	case status == 0 || status == http.StatusTooManyRequests || status >= 500:
 		l.failures[reason(err, answer)]++
 	default:
-		l.errs = append(l.errs, fmt.Errorf("a request was answered in an unexpected way: %w", err))
+		l.failLocked(fmt.Errorf("a request was answered in an unexpected way: %w", err))
 	}
 	return err
 }
