@@ -37,12 +37,14 @@ func main() {
 		}
 		err = run(ctx, cfg, log)
 	}
+	stopped := ctx.Err() != nil
 	stop()
-	// A sidecar that fails at the end of every pod hides real failures: being stopped is no failure.
 	code := 0
 	switch {
-	case err == nil, errors.Is(err, context.Canceled):
+	// A sidecar that fails at the end of every pod hides real failures: being stopped is no failure.
+	case err == nil, stopped && errors.Is(err, context.Canceled):
 		err = nil
+		log.Info("stopped")
 	case fault.Is(err, fault.Refused):
 		code = exitHuman
 	default:
