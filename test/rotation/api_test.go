@@ -5,13 +5,16 @@ package rotation_test
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -505,4 +508,177 @@ func TestRecordOfAnother(t *testing.T) {
 	handsOver(t, p, server)
 	gauge(t, sidecar, "dbconnector_failing", 0)
 	accepts(t, theirs)
+}
+
+// nudge changes something in the record that means nothing: a sidecar that has failed a few times for lack of a right looks
+// again only every few minutes, but a record that changed it looks at now.
+func nudge(tb testing.TB, p *rig.Tenant) {
+	tb.Helper()
+	edit(tb, p, func(r *tenant.Record) { r.ConnectionLimit++ })
+}
+
+// TestPermissionWithdrawn: the right to write the record is taken away from a running sidecar, and given back.
+func TestPermissionWithdrawn(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	readOnly := object{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "list", "watch"}}
+	sidecar := rotate(t, account(t, p, chartRules...), hourly...)
+	release := hold(t, server, p, sidecar)
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	record := "dbconnector-" + p.Name
+	grant(t, p, "update", "", "secrets", record, false, readOnly)
+	release()
+	failing(t, sidecar, "stage")
+	if want := fmt.Sprintf(`an RBAC rule is missing, verb \"update\" on resource \"secrets\" named \"%s\" in namespace \"%s\"`, record, rig.Namespace); !strings.Contains(sidecar.Log(), want) {
+		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())
+	}
+	ready(t, sidecar)
+	works(t, p, server)
+	accepts(t, before)
+	if r, err := p.Record(t.Context()); err != nil || r.Generation != before.Generation || r.Pending != nil {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	grant(t, p, "update", "", "secrets", record, true, chartRules...)
+	nudge(t, p)
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// lastLine is the last line of a sidecar's log, which the kubelet shows as the termination message.
+func lastLine(tb testing.TB, s *rig.Sidecar) (line map[string]any) {
+	tb.Helper()
+	log := strings.TrimSpace(s.Log())
+	if err := json.Unmarshal([]byte(log[strings.LastIndexByte(log, '\n')+1:]), &line); err != nil {
+		tb.Fatalf("the last line: %v\n%s", err, log)
+	}
+	return line
+}
+
+// stops asks a sidecar to end. That is no failure, whatever it is doing.
+func stops(tb testing.TB, s *rig.Sidecar) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	defer cancel()
+	exit, err := s.Stop(ctx)
+	if err != nil || exit != 0 {
+		tb.Errorf("exit code %d, %v", exit, err)
+	}
+	if last := lastLine(tb, s); last["msg"] != "stopped" || last["level"] != "info" {
+		tb.Errorf("the last line is %v", last)
+	}
+}
+
+// TestStop: SIGTERM at any time ends the sidecar in order, and the next one goes on.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	through, proxy := behind(t, p)
+
+	starting := rotate(t, through, hourly...)
+	bed.Eventually(t, patience, func(context.Context) error {
+		if starting.Log() == "" {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	stops(t, starting)
+
+	proxy.Refuse()
+	proxy.Cut()
+	waiting := rotate(t, through, hourly...)
+	waits(t, waiting, 1)
+	stops(t, waiting)
+	check(t, "ending the outage", proxy.Accept())
+
+	idle := rotate(t, through, hourly...)
+	gauge(t, idle, "dbconnector_credential_generation", 1)
+	stops(t, idle)
+
+	postponed := rotate(t, through, hourly...)
+	release := hold(t, server, p, postponed)
+	stops(t, postponed)
+	release()
+
+	// At the answer to its n-th question to the API server, which the sidecar hears after the signal.
+	for n := 1; ; n++ {
+		asked := make(chan struct{})
+		working := rotate(t, through, hourly...)
+		proxy.KillAfter(n, func() {
+			defer close(asked)
+			if err := syscall.Kill(working.Pid(), syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+		})
+		done := false
+		bed.Eventually(t, patience, func(ctx context.Context) error {
+			select {
+			case <-asked:
+				return nil
+			default:
+			}
+			metrics, err := working.Metrics(ctx)
+			if done = err == nil && metrics[`dbconnector_postponed{reason="NotAdopted"}`] == 1; done {
+				return nil // it has rotated, and waits for the control plane
+			}
+			return fmt.Errorf("neither stopped at question %d nor done: %w", n, err)
+		})
+		stops(t, working)
+		r, err := p.Record(t.Context())
+		check(t, "reading the record", err)
+		t.Logf("question %d: generation %d, pending: %t", n, r.Generation, r.Pending != nil)
+		if done {
+			if n < 4 { // read, watched, staged, committed
+				t.Errorf("stopped at %d questions only", n-1)
+			}
+			break
+		}
+	}
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+}
+
+// TestExitCodes: what a human must change ends the sidecar with 2, what may pass with 1, and the last line says it all.
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, "taking a port", err)
+	t.Cleanup(func() { taken.Close() })
+	file := filepath.Join(t.TempDir(), "file")
+	check(t, "writing a file", os.WriteFile(file, nil, 0o600))
+	for _, test := range []struct {
+		name, setting string
+		exit          int
+		want          string
+	}{
+		{"period", "ROTATION_PERIOD=1s", 2, `DBCONNECTOR_ROTATION_PERIOD="1s": must be a duration from 2s`},
+		{"grace", "GRACE=31d", 2, `DBCONNECTOR_GRACE="31d": `},
+		{"adoption", "ADOPT=rollout", 2, `DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`},
+		{"no hand-over", "OUTPUT_DIR=/nowhere", 2, `DBCONNECTOR_OUTPUT_DIR="/nowhere": must be a directory that exists`},
+		{"no directory", "OUTPUT_DIR=" + file, 2, `DBCONNECTOR_OUTPUT_DIR="` + file + `": must be a directory that exists`},
+		{"no config", "VCLUSTER_CONFIG=/nowhere", 2, `reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): open /nowhere: no such file`},
+		{"no state", "STATE_DIR=" + file, 2, "creating the state directory: DBCONNECTOR_STATE_DIR="},
+		{"address", "HTTP_ADDRESS=nowhere", 2, `DBCONNECTOR_HTTP_ADDRESS="nowhere": must be an address to listen on`},
+		{"port taken", "HTTP_ADDRESS=" + taken.Addr().String(), 1, `DBCONNECTOR_HTTP_ADDRESS="` + taken.Addr().String() + `": listen tcp`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			p := &rig.Tenant{Name: "t", Out: dir, State: filepath.Join(dir, "state"), ConnectorDir: dir}
+			sidecar := rotate(t, p, test.setting)
+			select {
+			case <-sidecar.Done():
+			case <-time.After(patience):
+				t.Fatal("it does not end")
+			}
+			last := lastLine(t, sidecar)
+			said, _ := last["error"].(string)
+			if sidecar.Exit() != test.exit || last["exitCode"] != float64(test.exit) || last["level"] != "error" || last["msg"] != "rotate failed" || !strings.Contains(said, test.want) {
+				t.Errorf("exit code %d, want %d with %q; the last line is %v", sidecar.Exit(), test.exit, test.want, last)
+			}
+			if len(sidecar.Lines("rotate failed")) != 1 {
+				t.Errorf("it says so more than once:\n%s", sidecar.Log())
+			}
+		})
+	}
 }

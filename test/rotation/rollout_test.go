@@ -266,6 +266,7 @@ func TestRolloutNotAllowed(t *testing.T) {
 	handsOver(t, p, server)
 
 	grant(t, p, "patch", "apps", "statefulsets", p.Name, true, append([]object{eventRule, patchRule(p.Name)}, chartRules...)...)
+	nudge(t, p)
 	gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
 	gauge(t, sidecar, "dbconnector_failing", 0)
 	end()
@@ -289,6 +290,7 @@ func TestRolloutOfNothing(t *testing.T) {
 	}
 	accepts(t, until(t, p, "generation 2", generation(2)))
 	w := newWorkload(t, p, "Deployment", 1)
+	nudge(t, p)
 	gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
 	if _, _, ours := w.get(t); ours["dbconnector/generation"] != "2" {
 		t.Errorf("the template asks for %v, want generation 2", ours)
