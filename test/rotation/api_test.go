@@ -522,7 +522,8 @@ func TestPermissionWithdrawn(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
 	readOnly := object{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "list", "watch"}}
-	sidecar := rotate(t, account(t, p, chartRules...), hourly...)
+	// That it may make no Events of its pod is nothing to fail for.
+	sidecar := rotate(t, account(t, p, chartRules...), append([]string{"POD_NAME=pod", "POD_UID=1"}, hourly...)...)
 	release := hold(t, server, p, sidecar)
 	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
 	record := "dbconnector-" + p.Name

@@ -146,15 +146,9 @@ func newWorkload(tb testing.TB, p *rig.Tenant, kind string, replicas int) *workl
 // get reads the object: all of it but its version, its bookkeeping and what a rollout changes, and what that is.
 func (w *workload) get(tb testing.TB) (rest object, generation int64, ours object) {
 	tb.Helper()
-	var o struct {
-		object
-		Metadata, Spec, Status object
-	}
-	var data json.RawMessage
-	check(tb, "reading the workload", w.cluster.API.Do(tb.Context(), http.MethodGet, w.path, nil, &data))
-	check(tb, "reading the workload", errors.Join(json.Unmarshal(data, &o), json.Unmarshal(data, &rest)))
-	number, _ := o.Metadata["generation"].(float64)
+	check(tb, "reading the workload", w.cluster.API.Do(tb.Context(), http.MethodGet, w.path, nil, &rest))
 	meta, _ := rest["metadata"].(object)
+	number, _ := meta["generation"].(float64)
 	for _, key := range []string{"resourceVersion", "generation", "managedFields"} {
 		delete(meta, key)
 	}
@@ -317,11 +311,13 @@ func TestRolloutOfAnotherRecord(t *testing.T) {
 	}
 	asked := func(n int64) {
 		t.Helper()
-		bed.Eventually(t, patience, func(context.Context) error {
-			if _, now, _ := w.get(t); now <= n {
-				return errors.New("the workload is not restarted")
+		bed.Eventually(t, patience, func(ctx context.Context) error {
+			var o struct{ Metadata struct{ Generation int64 } }
+			err := w.cluster.API.Do(ctx, http.MethodGet, w.path, nil, &o)
+			if err == nil && o.Metadata.Generation <= n {
+				err = errors.New("the workload is not restarted")
 			}
-			return nil
+			return err
 		})
 	}
 	_, first, _ := w.get(t)
