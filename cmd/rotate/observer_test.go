@@ -175,8 +175,8 @@ func TestSeries(t *testing.T) {
 	}
 }
 
-// TestEvents: they are sent in the background, each tried for a moment and once, and nobody waits for them at the end.
-func TestEvents(t *testing.T) {
+// TestEventsInTheBackground: they are sent in the background, each tried for a moment and once, and nobody waits for them at the end.
+func TestEventsInTheBackground(t *testing.T) {
 	arrived := make(chan string, 100)
 	away := make(chan struct{})
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

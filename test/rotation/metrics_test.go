@@ -222,7 +222,7 @@ func events(tb testing.TB, p *rig.Tenant, pod string, want ...string) (list []ev
 	return list
 }
 
-// TestEvents: whoever describes the pod reads there what happened, once for each state, and no secret.
+// TestEvents: whoever describes the pod reads there what happened, once for each state (B2), and no secret (B18).
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
