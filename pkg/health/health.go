@@ -100,7 +100,8 @@ func (m *Metrics) Handler() http.Handler {
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	// Not compressed: a few kilobytes gain nothing, and a compressor would stay in memory beside every control plane.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
 	return mux
 }
 
