@@ -29,7 +29,7 @@ const (
 )
 
 // gcPercent lets the heap grow by half before it is collected, and to 2 MiB at least, where Go's own figures are twice that.
-// A sidecar is beside every control plane, in whose memory two MiB more would be a tenth, and it has no hurry.
+// There is a sidecar beside every control plane, this saves a tenth of its memory, and it has no hurry.
 const gcPercent = 50
 
 func main() {
