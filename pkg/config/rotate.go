@@ -20,8 +20,8 @@ const (
 	AdoptRollout = "rollout"
 )
 
-// Rotate is what dbconnector-rotate is told. Of Common it has no use for the connector, the tenant UID and the connection
-// limit: it takes them so that both containers of a pod may have the same environment.
+// Rotate is what dbconnector-rotate is told. Of Common it has no use for the connector and the connection limit: it
+// takes them so that both containers of a pod may have the same environment.
 type Rotate struct {
 	Common
 	// Period is the age at which the active password is rotated. Default 720h, thirty days: what most password policies ask

@@ -66,7 +66,7 @@ func New() *Metrics {
 	m.DueAt = gauge("rotation_due_timestamp_seconds", "When the next rotation is due, in Unix time.")
 	m.Pending = gauge("change_pending", "1 while a new password is on its way to the server.")
 	m.Unretired = gauge("old_credential_valid", "1 while the credential before the active one still opens the database.")
-	m.Failing = gauge("failing", "Failures in a row; 0 when the last step succeeded.")
+	m.Failing = gauge("failing", "Failures in a row; 0 when all that was to be done succeeded.")
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
 	m.Retired = counter("retirements_total", "Old credentials that this replica made invalid.")
 	m.Postponed = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponed_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})

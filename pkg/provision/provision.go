@@ -535,14 +535,16 @@ func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant
 	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, done)
 }
 
-// rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is
-// dropped: the login test has shown that it was not applied, and applying it now would cut somebody off. wrong: the server
+// rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is given
+// back to the sidecar that began it, or dropped: the login test has shown that it was not applied, and applying it now would cut
+// somebody off. wrong: the server
 // refuses what the record holds for the active slot.
 func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, wrong bool, done *tenant.Done) (*tenant.Record, error) {
 	// No sidecar knows of our lock. From this write on they leave the change to us, and whatever one of them did to it before
 	// is in what it returns.
 	pending := *record.Pending
-	if !pending.Admin {
+	theirs := !pending.Admin // begun by a sidecar
+	if theirs {
 		claimed, err := r.change(ctx, func(old *tenant.Record) {
 			if old.Pending != nil && *old.Pending == pending {
 				old.Pending.Admin = true
@@ -562,7 +564,11 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 		}
 		if used {
 			return r.change(ctx, func(old *tenant.Record) {
-				if old.Pending != nil && *old.Pending == pending {
+				switch {
+				case old.Pending == nil || *old.Pending != pending:
+				case theirs && !wrong: // perhaps the session is of the sidecar that is about to set it
+					old.Pending.Admin = false
+				default:
 					old.Pending = nil
 				}
 			})

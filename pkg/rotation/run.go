@@ -93,13 +93,15 @@ const (
 	// settling is how long a slot that is to be retired is watched in one session that lasts. A client that lost its
 	// sessions in an outage is back by then; and had the outage gone on, the watching session would have gone as well.
 	settling = 5 * time.Second
+	// farewell is what is left of a step when the program is asked to end: vCluster's pods get 10 s.
+	farewell = 5 * time.Second
 	// maxRejections bounds how often a password that a policy refused is replaced by another one in a row.
 	maxRejections = 5
 	// maxMoves and maxBusy bound how often another replica is simply believed to be at work.
 	maxMoves, maxBusy = 3, 3
 )
 
-// Run rotates until ctx ends, which is no error. A step that was begun is finished within Attempt, and no other is begun: the
+// Run rotates until ctx ends, which is no error. A step that was begun gets a few seconds to finish, and no other is begun: the
 // record says how far it came, and whoever looks next goes on from there.
 func Run[S server](ctx context.Context, p Rotation, open func(connector.Server) S) error {
 	l := newLoop(p, open)
@@ -142,7 +144,7 @@ type loop[S server] struct {
 	open func(connector.Server) S
 
 	record  *tenant.Record
-	suspect bool      // Follow told of an older record: it has to be read anew
+	suspect bool      // Follow told of a record that is no successor of this one: it has to be read anew
 	since   time.Time // when record's generation was first seen
 	born    bool      // and that was when it began
 	seen    Observation
@@ -168,7 +170,9 @@ func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
 		return 0, false
 	case u.Record == nil:
 		// Deleted under us. The control plane goes on with what it has; the next init makes a new record.
-		l.Log.Warn("there is no record (waiting)")
+		if l.record != nil || !l.deaf {
+			l.Log.Warn("there is no record (waiting)")
+		}
 		if l.record != nil {
 			l.ill = true
 			l.Observer.Failed("read", fault.New(fault.Unavailable, "the record was deleted"))
@@ -190,9 +194,9 @@ func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
 	default:
 		return 0, false // a label, or our own write
 	}
-	if was != nil && u.Record.Generation < was.Generation {
+	if was != nil && !succeeds(u.Record, was) {
 		// Follow may be behind what we have written ourselves, and a hand-over must not go back because of that. Or the
-		// record was made anew. The store knows.
+		// record was made anew, or restored from a backup. The store knows.
 		l.suspect = true
 		return 0, true
 	}
@@ -213,9 +217,20 @@ func same(a, b *tenant.Record) bool {
 	return err == nil && string(x) == string(y)
 }
 
+// credential says whether two records have the same active credential. The generation alone would not tell: after a record
+// was lost, the next one counts from 1 again.
+func credential(a, b *tenant.Record) bool {
+	return a.Generation == b.Generation && a.Active == b.Active && a.RotatedAt.Equal(b.RotatedAt)
+}
+
+// succeeds says whether a record can be what became of another one.
+func succeeds(next, was *tenant.Record) bool {
+	return next.Generation > was.Generation || credential(next, was)
+}
+
 // adopt goes on with a record. What was seen of the world belonged to the one before.
 func (l *loop[S]) adopt(r *tenant.Record) {
-	if l.record == nil || l.record.Generation != r.Generation {
+	if l.record == nil || !credential(l.record, r) {
 		l.since, l.born, l.quiet = l.Now(), l.record != nil, time.Time{}
 	}
 	l.record, l.seen, l.forget = r, Observation{}, time.Time{}
@@ -303,7 +318,7 @@ func (l *loop[S]) giveWay() time.Duration {
 	if l.busy++; l.busy > maxBusy {
 		l.postpone(OtherInUse)
 	}
-	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), recheck))
+	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), longRecheck))
 }
 
 // tellInit notes in the record that the inactive slot lacks a right: to change its own password, or to use the database. Only
@@ -361,10 +376,12 @@ func (l *loop[S]) postpone(why Reason) {
 	l.Log.Warn("postponed", zap.String("reason", string(why)), zap.Int64("generation", l.record.Generation))
 }
 
-// do performs one step. It is not cut short when the program is to end: ctx is the caller's, the deadline its own.
+// do performs one step. When the program is to end, it gets a little time to come to its own end: stop is the caller's context,
+// the deadline the step's.
 func (l *loop[S]) do(stop context.Context, step Step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), l.Attempt)
 	defer cancel()
+	defer context.AfterFunc(stop, func() { time.AfterFunc(farewell, cancel) })()
 	switch step.Kind {
 	case Project:
 		if err := l.Publish(l.record); err != nil {
@@ -409,6 +426,17 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		})
 		if err != nil {
 			return err
+		}
+		if !succeeds(r, l.record) {
+			// The hand-over holds what worked so far. A record from a backup is no reason to replace that by what the server
+			// refuses: a control plane that starts in its old pod, without init, would not come up again.
+			err := l.open(r.Server).Login(ctx, r.Login(r.Active))
+			if fault.Is(err, fault.WrongPassword) {
+				return fmt.Errorf("the record was replaced by another one, whose active login is locked out: the hand-over stays as it is, the next start of init repairs the record: %w", err)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		l.suspect = false
 		l.adopt(r)

@@ -393,6 +393,58 @@ func TestLoop(t *testing.T) {
 		}
 		b.told("healthy")
 	})
+	run(t, "the record restored from a backup, with passwords that are dead", hourly, func(t *testing.T, b *bench) {
+		var client *session
+		b.edit(func() { client = b.open(nil, tenant.A, "1") })
+		backup := b.record.Clone()
+		b.start()
+		b.after(70 * time.Minute)
+		b.edit(func() { client.end(); b.open(nil, tenant.B, "1") })
+		b.after(5 * time.Minute)
+		b.told("rotated 2", "postponed OldCredentialInUse", "retired", "postponed ")
+		good := b.users[tenant.B]
+		b.edit(func() { b.put(backup.Clone()) })
+		b.after(10 * time.Minute)
+		if got := b.pod.handover; got.Login(got.Active).Password != good {
+			t.Error("what worked was replaced by what the server refuses")
+		}
+		for _, line := range b.journal.take() {
+			if !strings.HasPrefix(line, "failed look: the record was replaced by another one, whose active login is locked out") {
+				t.Errorf("told %q", line)
+			}
+		}
+		// init gives the login that nobody uses a password that is known.
+		b.edit(func() {
+			r := b.record.Clone()
+			r.Slots[tenant.A] = tenant.Credential{Password: b.users[tenant.A]}
+			r.Slots[tenant.B] = tenant.Credential{}
+			r.OtherRetired, r.RotatedAt = false, time.Now()
+			b.put(r)
+		})
+		b.after(time.Minute)
+		if got := b.pod.handover; got.Login(got.Active) != b.record.Login(tenant.A) {
+			t.Error("the repaired record is not handed over")
+		}
+		b.told("healthy")
+	})
+	run(t, "the record replaced by one of the same generation", Policy{Period: 10 * time.Hour, Grace: 10 * time.Minute}, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(time.Hour)
+		b.edit(func() {
+			r := made(func(r *tenant.Record) { r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.record.Generation, time.Now(), false })
+			b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+			b.put(r)
+			b.open(nil, tenant.B, "1")
+		})
+		b.after(9 * time.Minute)
+		if b.record.OtherRetired {
+			t.Error("retired before its grace was over, which is another credential's age")
+		}
+		b.after(3 * time.Minute)
+		if !b.record.OtherRetired {
+			t.Error("not retired")
+		}
+	})
 	run(t, "the record lost, and rollouts in the name of the old one", Policy{Period: time.Hour, Grace: time.Minute, Rollout: true}, func(t *testing.T, b *bench) {
 		b.start()
 		rollouts := 0

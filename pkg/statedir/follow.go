@@ -21,13 +21,13 @@ func (s *Store) Follow(ctx context.Context) <-chan tenant.News {
 		ticker := time.NewTicker(look)
 		defer ticker.Stop()
 		var last string
-		for {
+		for first := true; ; first = false {
 			r, data, err := s.read()
 			now := string(data)
 			if err != nil {
 				now = err.Error()
 			}
-			if now != last || last == "" {
+			if first || now != last {
 				select {
 				case <-out:
 				default:

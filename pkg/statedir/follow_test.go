@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"dbconnector/pkg/tenant"
@@ -60,4 +61,28 @@ func TestFollow(t *testing.T) {
 	for range news {
 		t.Log("the last news, which nobody had taken")
 	}
+}
+
+// TestFollowNothing: what stays the same is told once, also that there is no record.
+func TestFollowNothing(t *testing.T) {
+	t.Parallel()
+	store, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		news := store.Follow(ctx)
+		if n := <-news; n.Record != nil || n.Err != nil {
+			t.Errorf("got %+v", n)
+		}
+		time.Sleep(20 * look) // the bubble's time
+		synctest.Wait()
+		select {
+		case n := <-news:
+			t.Errorf("told again: %+v", n)
+		default:
+		}
+	})
 }
