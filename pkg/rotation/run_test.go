@@ -431,7 +431,9 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(time.Hour)
 		b.edit(func() {
-			r := made(func(r *tenant.Record) { r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.record.Generation, time.Now(), false })
+			r := made(func(r *tenant.Record) {
+				r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.record.Generation, time.Now(), false
+			})
 			b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
 			b.put(r)
 			b.open(nil, tenant.B, "1")

@@ -77,7 +77,7 @@ func TestFollowNothing(t *testing.T) {
 		if n := <-news; n.Record != nil || n.Err != nil {
 			t.Errorf("got %+v", n)
 		}
-		time.Sleep(20 * look) // the bubble's time
+		<-time.After(20 * look) // of the bubble's time
 		synctest.Wait()
 		select {
 		case n := <-news:
