@@ -640,8 +640,8 @@ func (l *loop[S]) commit(ctx context.Context) error {
 	}
 	err := l.update(ctx, func(r *tenant.Record) {
 		r.Commit(now)
-		if purpose == tenant.Activate {
-			r.Clients = clients
+		if purpose == tenant.Activate && clients > 0 {
+			r.Clients = clients // nobody at all is no evidence: then as many have to move as the last time
 		}
 	})
 	if err != nil {

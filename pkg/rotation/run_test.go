@@ -192,6 +192,20 @@ func TestLoop(t *testing.T) {
 			t.Error("not retired: he who waits for ever")
 		}
 	})
+	run(t, "an outage right before the commit", hourly, func(t *testing.T, b *bench) {
+		b.rewrite(func(r *tenant.Record) { r.Clients = 2 })
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("rotated 2", "postponed NotAdopted")
+		b.edit(func() { b.open(nil, tenant.B, "1") })
+		b.after(3 * time.Minute)
+		if b.record.OtherRetired {
+			t.Error("retired too early: there were two before, and one of them is back")
+		}
+		b.edit(func() { b.open(nil, tenant.B, "2") })
+		b.after(2 * time.Minute)
+		b.told("retired", "postponed ")
+	})
 	run(t, "a full emptyDir", hourly, func(t *testing.T, b *bench) {
 		full := errors.New("writing the hand-over: no space left on device")
 		b.before = func(_ *proc, what string) error {
