@@ -353,7 +353,7 @@ func received(tb testing.TB, from <-chan error) error {
 	}
 }
 
-// TestServerHangs stops the server in its tracks when a password is about to be set: the statement is in its hands, and is
+// TestServerHangs stops the server in its tracks when a password is about to be set: the statement is in its hands, and may be
 // carried out when the sidecar has long given up waiting for it.
 func TestServerHangs(t *testing.T) {
 	t.Parallel()
