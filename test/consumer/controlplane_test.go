@@ -300,11 +300,23 @@ func writeConfigMap(ctx context.Context, api *bed.APIServer, name string, i int)
 	switch i % 10 {
 	case 0:
 		created.Data["value"] = "changed"
-		return api.Do(ctx, http.MethodPut, path+"/"+name, created, nil)
+		return write(ctx, api, http.MethodPut, path+"/"+name, created, nil)
 	case 9:
-		return api.Do(ctx, http.MethodDelete, path+"/"+name, nil, nil)
+		return write(ctx, api, http.MethodDelete, path+"/"+name, nil, nil)
 	}
 	return nil
+}
+
+// write makes a request that ends in an insert of kine's, and makes it again where MariaDB found a deadlock on the table's
+// auto-increment lock: it calls that error 1467 (MDEV-33593), which kine does not know and passes on. Nothing was written then.
+func write(ctx context.Context, api *bed.APIServer, method, path string, in, out any) error {
+	return bed.Wait(ctx, func(ctx context.Context) error {
+		err := api.Do(ctx, method, path, in, out)
+		if err != nil && !strings.Contains(err.Error(), "Error 1467 ") {
+			return bed.Permanent(err)
+		}
+		return err
+	})
 }
 
 // createConfigMap tries again where the API server says that an object exists which does not. kine on MySQL and MariaDB says
@@ -313,7 +325,7 @@ func writeConfigMap(ctx context.Context, api *bed.APIServer, name string, i int)
 // two apart). A Kubernetes controller tries again, too. An object that is there after all is an error.
 func createConfigMap(ctx context.Context, api *bed.APIServer, name string) (created configMap, err error) {
 	err = bed.Wait(ctx, func(ctx context.Context) error {
-		err := api.Do(ctx, http.MethodPost, path, newConfigMap(name, "new"), &created)
+		err := write(ctx, api, http.MethodPost, path, newConfigMap(name, "new"), &created)
 		switch {
 		case err == nil:
 			return nil
