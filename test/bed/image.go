@@ -5,6 +5,7 @@ package bed
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -186,3 +188,23 @@ func writeFile(w *tar.Writer, name string, file ImageFile) error {
 }
 
 func inTar(name string) string { return strings.TrimPrefix(name, "/") }
+
+// Busybox returns an image with a shell and the usual small programs, for pods of tests that look around: "bed.test/busybox:1".
+func Busybox(ctx context.Context) (*Image, error) {
+	dir, err := cached(ctx, items()["node"])
+	if err != nil {
+		return nil, err
+	}
+	program := filepath.Join(dir, "root/usr/bin/busybox")
+	applets, err := run(ctx, "", program, "--list")
+	if err != nil {
+		return nil, err
+	}
+	image := &Image{Name: "bed.test/busybox:1", Files: map[string]ImageFile{"/bin/busybox": {Source: program}}, Entrypoint: []string{"/bin/sh"}}
+	for applet := range strings.FieldsSeq(applets) {
+		if applet != "busybox" {
+			image.Files["/bin/"+applet] = ImageFile{Link: "busybox"}
+		}
+	}
+	return image, nil
+}

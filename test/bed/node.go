@@ -67,7 +67,7 @@ type daemon struct {
 const nodeSuite = "trixie"
 
 var nodePackages = []string{
-	"containerd", "runc", "containernetworking-plugins", "nftables", "iproute2",
+	"containerd", "runc", "containernetworking-plugins", "nftables", "iproute2", "mount",
 	"ca-certificates", // for images
 	"busybox-static",  // for pods of tests that look around
 }
