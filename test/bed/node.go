@@ -3,6 +3,7 @@
 package bed
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -158,6 +159,22 @@ func NewNode(tb testing.TB) *Node {
 		}
 	})
 	return n
+}
+
+// Dir is where the node keeps its files, among them its programs' logs.
+func (n *Node) Dir() string { return n.dir }
+
+// WriteKubeconfig writes a kubeconfig of the admin with another address of the API server, such as one of
+// [Node.Publish].
+func (n *Node) WriteKubeconfig(file, url string) error {
+	text, err := os.ReadFile(n.Kubeconfig)
+	if err == nil {
+		err = os.WriteFile(file, bytes.ReplaceAll(text, []byte(n.URL), []byte(url)), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("writing kubeconfig: %w", err)
+	}
+	return nil
 }
 
 func (n *Node) file(name string) string { return filepath.Join(n.dir, name) }
@@ -373,7 +390,8 @@ func (n *Node) startControlPlane(ctx context.Context) error {
 		return err
 	}
 	for user, group := range map[string]string{
-		"system:kube-controller-manager": "",
+		// With an account for each of its controllers, it would start seconds later.
+		"system:kube-controller-manager": "system:masters",
 		"system:kube-scheduler":          "",
 		"system:kube-proxy":              "",
 		"system:node:" + nodeName:        "system:nodes",
@@ -406,9 +424,10 @@ func (n *Node) startControlPlane(ctx context.Context) error {
 			"--authorization-kubeconfig="+n.file("pki/kube-controller-manager.kubeconfig"),
 			"--root-ca-file="+n.file("pki/ca.crt"),
 			"--service-account-private-key-file="+n.APIServer.file("sa.key"),
-			"--use-service-account-credentials=true",
 			"--bind-address=127.0.0.1",
 			"--leader-elect=false", // nobody competes
+			// All controllers start at once.
+			"--kube-api-qps=200", "--kube-api-burst=400",
 		)),
 		n.startDaemon("kube-scheduler", n.inNetwork(scheduler,
 			"--kubeconfig="+n.file("pki/kube-scheduler.kubeconfig"),
