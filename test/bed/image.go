@@ -69,21 +69,9 @@ func (i *Image) WriteArchive(file string) (err error) {
 			err = fmt.Errorf("writing image %s: %w", i.Name, err)
 		}
 	}()
-	// The layer's size comes before the layer, and its hash is in the config.
-	layer, err := os.CreateTemp("", tempPrefix+"layer-")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(layer.Name()); _ = layer.Close() }()
-	sum := sha256.New()
-	if err := i.writeLayer(io.MultiWriter(layer, sum)); err != nil {
-		return err
-	}
-	size, err := layer.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if _, err := layer.Seek(0, io.SeekStart); err != nil {
+	// The layer's hash is in the config, and its size comes before it: it is written twice.
+	sum, size := sha256.New(), counter(0)
+	if err := i.writeLayer(io.MultiWriter(sum, &size)); err != nil {
 		return err
 	}
 	config, err := json.Marshal(map[string]any{
@@ -116,24 +104,33 @@ func (i *Image) WriteArchive(file string) (err error) {
 	w := tar.NewWriter(out)
 	for _, part := range []struct {
 		name    string
-		size    int64
-		content io.Reader
-	}{
-		{"manifest.json", int64(len(manifest)), bytes.NewReader(manifest)},
-		{configName, int64(len(config)), bytes.NewReader(config)},
-		{"layer.tar", size, layer},
-	} {
-		if err := w.WriteHeader(&tar.Header{Name: part.name, Size: part.size, Mode: 0o644}); err != nil {
+		content []byte
+	}{{"manifest.json", manifest}, {configName, config}} {
+		if err := w.WriteHeader(&tar.Header{Name: part.name, Size: int64(len(part.content)), Mode: 0o644}); err != nil {
 			return err
 		}
-		if _, err := io.Copy(w, part.content); err != nil {
+		if _, err := w.Write(part.content); err != nil {
 			return err
 		}
+	}
+	if err := w.WriteHeader(&tar.Header{Name: "layer.tar", Size: int64(size), Mode: 0o644}); err != nil {
+		return err
+	}
+	if err := i.writeLayer(w); err != nil {
+		return err
 	}
 	if err := w.Close(); err != nil {
 		return err
 	}
 	return out.Close()
+}
+
+// counter counts what is written to it.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
 
 func (i *Image) writeLayer(out io.Writer) error {

@@ -479,8 +479,8 @@ hostnameOverride: ` + nodeName + `
 clientConnection: {kubeconfig: ` + n.file("pki/kube-proxy.kubeconfig") + `}
 healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
-# These are settings of the whole machine.
-conntrack: {maxPerCore: 0, min: 0}
+# The first two are settings of the whole machine, and none can be set before the kernel has tracked a connection.
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `,
 	}); err != nil {
 		return err

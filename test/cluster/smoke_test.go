@@ -4,25 +4,11 @@ package cluster
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
-	"net/http"
-	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"dbconnector/test/bed"
 )
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Verbose() {
-		bed.Progress = os.Stderr
-	}
-	os.Exit(m.Run())
-}
 
 const smokePod = `
 apiVersion: v1
@@ -60,72 +46,37 @@ spec:
 // TestNode makes sure of what the scenarios take for granted: a node that runs a pod of init container, native sidecar
 // and memory volume, its logs, programs run in it, a Service, and its end.
 func TestNode(t *testing.T) {
-	began := time.Now()
-	took := func(what string) {
-		t.Logf("%-12s %5.1f s", what, time.Since(began).Seconds())
-		began = time.Now()
+	lap := stopwatch(t)
+	c := newCluster(t)
+	for _, p := range c.Phases {
+		t.Logf("%6.1f s  of it: %s", p.Took.Seconds(), p.Name)
 	}
-	n := bed.NewNode(t)
-	for _, p := range n.Phases {
-		t.Logf("%-12s %5.1f s", "node: "+p.Name, p.Took.Seconds())
-	}
-	began = time.Now()
-	busybox, err := bed.Busybox(t.Context())
-	if err != nil {
+	lap("cluster")
+	if err := c.Apply(t.Context(), []byte(smokePod)); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Import(t.Context(), busybox); err != nil {
-		t.Fatal(err)
-	}
-	took("image")
-	kubectl := func(args ...string) string {
-		t.Helper()
-		out, err := n.Kubectl(t.Context(), "", args...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-
-	if _, err := n.Kubectl(t.Context(), smokePod, "apply", "-f", "-"); err != nil {
-		t.Fatal(err)
-	}
-	bed.Eventually(t, time.Minute, func(ctx context.Context) error {
-		var pod struct {
-			Status struct {
-				Conditions []struct{ Type, Status, Message string }
-			}
-		}
-		if err := n.Do(ctx, http.MethodGet, "/api/v1/namespaces/default/pods/smoke", nil, &pod); err != nil {
-			return err
-		}
-		for _, c := range pod.Status.Conditions {
-			if c.Type == "Ready" && c.Status == "True" {
-				return nil
-			}
-		}
-		return fmt.Errorf("pod is not ready: %v", pod.Status)
-	})
-	took("pod ready")
+	kubectl(t, c, "wait", "--for=condition=Ready", "pod/smoke", "--timeout="+patience.String())
+	lap("pod ready")
 	var log string
-	bed.Eventually(t, time.Minute, func(context.Context) error {
-		if log = kubectl("logs", "smoke", "-c", "main"); log == "" {
-			return errors.New("no log")
+	bed.Eventually(t, patience, func(context.Context) error {
+		if log = kubectl(t, c, "logs", "smoke", "--container=main"); log == "" {
+			return errNotYet
 		}
 		return nil
 	})
 	if !strings.HasPrefix(log, "from-init\ntmpfs /shared tmpfs ro") {
 		t.Errorf("the main container says %q", log)
 	}
-	if got := kubectl("exec", "smoke", "-c", "sidecar", "--", "id", "-u"); got != "65532\n" {
+	if got := kubectl(t, c, "exec", "smoke", "--container=sidecar", "--", "id", "-u"); got != "65532\n" {
 		t.Errorf("the sidecar runs as %q", got)
 	}
-	took("logs, exec")
+	lap("logs, exec")
 	// The API server, by way of its Service.
-	if got := kubectl("exec", "smoke", "-c", "main", "--", "sh", "-c", "nc -w 5 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && echo reached"); got != "reached\n" {
+	const reach = "nc -w 60 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && echo reached"
+	if got := kubectl(t, c, "exec", "smoke", "--container=main", "--", "sh", "-c", reach); got != "reached\n" {
 		t.Errorf("the pod reaches the API server: %q", got)
 	}
-	took("service")
-	kubectl("delete", "pod", "smoke", "--wait", "--timeout=60s")
-	took("deletion")
+	lap("Service")
+	kubectl(t, c, "delete", "pod", "smoke", "--timeout="+patience.String())
+	lap("pod deleted")
 }

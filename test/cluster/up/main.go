@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command up starts the node of the cluster tests for a developer, with the shipped image on it, and keeps it until it is
-// interrupted:
+// Command up starts the cluster of the tests for a developer, with the shipped image on it and a connector to a PostgreSQL,
+// and keeps it until it is interrupted:
 //
-//	make cluster-up
+//	go run ./test/cluster/up
+//
+// In place of Helm, it prints what the chart makes of a file of values:
+//
+//	go run ./test/cluster/up render RELEASE NAMESPACE VALUES
 package main
 
 import (
@@ -22,7 +26,15 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	bed.Progress = os.Stderr
-	err := run(ctx)
+	var err error
+	switch {
+	case len(os.Args) == 1:
+		err = run(ctx)
+	case len(os.Args) == 5 && os.Args[1] == "render":
+		err = render(os.Args[2], os.Args[3], os.Args[4])
+	default:
+		err = errors.New("usage: up [render RELEASE NAMESPACE VALUES]")
+	}
 	stop()
 	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, err)
@@ -30,25 +42,50 @@ func main() {
 	}
 }
 
+func render(release, namespace, file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading values: %w", err)
+	}
+	values, err := cluster.ParseValues(text)
+	if err != nil {
+		return err
+	}
+	manifests, err := values.Render(release, namespace)
+	if err == nil {
+		_, err = os.Stdout.Write(manifests)
+	}
+	return err
+}
+
 func run(ctx context.Context) (err error) {
-	node, err := bed.StartNode(ctx)
+	c, err := cluster.Start(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, node.Stop(context.WithoutCancel(ctx))) }()
-	image, err := cluster.Image(ctx)
+	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
+	options, err := c.Options()
 	if err != nil {
 		return err
 	}
-	busybox, err := bed.Busybox(ctx)
+	server, err := bed.Start(ctx, bed.Postgres, "17", options)
 	if err != nil {
 		return err
 	}
-	if err := node.Import(ctx, image, busybox); err != nil {
+	defer func() { err = errors.Join(err, server.Stop(context.WithoutCancel(ctx))) }()
+	user, password, err := server.CloudAdmin(ctx, "platform")
+	if err != nil {
 		return err
 	}
-	kubeconfig, err := publish(ctx, node)
+	if err := c.Connect(ctx, "postgres", server, user, password); err != nil {
+		return err
+	}
+	port, err := c.Publish(ctx, c.Addr())
 	if err != nil {
+		return err
+	}
+	kubeconfig := filepath.Join(c.Dir(), "kubeconfig")
+	if err := c.WriteKubeconfig(kubeconfig, fmt.Sprintf("https://127.0.0.1:%d", port)); err != nil {
 		return err
 	}
 	kubectl, err := bed.Program(ctx, "kubectl")
@@ -56,27 +93,22 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Printf(`
-The node is ready. In another shell:
+A Kubernetes node is ready, with the image that the Dockerfile describes. The connector "postgres" leads to a PostgreSQL 17
+on 127.0.0.1:%d. There is no registry, no name service and no way out. In another shell, from this directory:
 
   export KUBECONFIG=%s PATH=%s:$PATH
-  kubectl get pods --all-namespaces
-  kubectl run try --image=%s --restart=Never --command -- sh -c 'ls -l /; sleep 1000'
-  kubectl logs try; kubectl exec try -- ps; kubectl delete pod try --now
+  kubectl create namespace team-a
+  kubectl apply --kustomize deploy/kustomize/examples/open-source
+  go run ./test/cluster/up render team-a team-a deploy/kustomize/examples/open-source/values.yaml | kubectl apply --filename -
+  kubectl get pods --namespace team-a --watch
+  kubectl logs --namespace team-a deployment/team-a --container dbconnector-init
+  kubectl describe pods --namespace team-a
+  kubectl get secret --namespace team-a dbconnector-team-a --output yaml
+  kubectl run look --image bed.test/busybox:1 --restart Never --command -- sleep 1000; kubectl exec -it look -- sh
 
-It has the image %s, which the Dockerfile of this directory describes, and nothing else:
-no registry, no name service, no way out. Logs of the node: %s/*.log
+What the node logs: %s/*.log
 ^C ends it, with all that it has.
-`, kubeconfig, filepath.Dir(kubectl), busybox.Name, image.Name, node.Dir())
+`, server.Port, kubeconfig, filepath.Dir(kubectl), c.Dir())
 	<-ctx.Done()
 	return ctx.Err()
-}
-
-// publish makes the API server reachable for programs of this machine, and returns the kubeconfig for them.
-func publish(ctx context.Context, node *bed.Node) (string, error) {
-	port, err := node.Publish(ctx, node.Addr())
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(node.Dir(), "kubeconfig")
-	return file, node.WriteKubeconfig(file, fmt.Sprintf("https://127.0.0.1:%d", port))
 }
