@@ -20,7 +20,8 @@ type Values struct {
 		// BackingStore is vCluster's business. The chart only looks at which store it is.
 		BackingStore struct {
 			Database struct {
-				Embedded, External map[string]any
+				Embedded map[string]any `json:"embedded,omitempty"`
+				External map[string]any `json:"external,omitempty"`
 			} `json:"database"`
 		} `json:"backingStore"`
 		StatefulSet struct {

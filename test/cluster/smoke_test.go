@@ -28,7 +28,7 @@ spec:
       image: bed.test/busybox:1
       restartPolicy: Always
       args: ["-c", "trap exit TERM; while :; do sleep 1; done"]
-      resources: {limits: {memory: 16Mi}}
+      resources: {limits: {memory: 64Mi}} # with less, cgroup v2 may kill the runtime while it starts the container
       securityContext:
         runAsNonRoot: true
         runAsUser: 65532

@@ -164,12 +164,12 @@ func writeFiles() error {
 	if err != nil {
 		return fmt.Errorf("generating key: %w", err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	der, err := x509.MarshalECPrivateKey(key) // the form from which the API server reads the public key, too
 	if err != nil {
 		return fmt.Errorf("encoding key: %w", err)
 	}
 	for name, content := range map[string][]byte{
-		"sa.key":     pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		"sa.key":     pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
 		"tokens.csv": []byte(cluster.Token + ",admin,admin,system:masters\n"),
 	} {
 		if err := os.WriteFile(filepath.Join(pki, name), content, 0o600); err != nil {
