@@ -93,7 +93,7 @@ func StartNode(ctx context.Context) (_ *Node, err error) {
 		return nil, errors.New("only root can run containers here")
 	}
 	n := &Node{daemons: map[string]*daemon{}}
-	//nolint:contextcheck // the node outlives the context of its start
+	// Not from ctx: the node outlives the context of its start.
 	n.life, n.end = context.WithCancel(context.Background())
 	began := time.Now()
 	phase := func(name string) {
@@ -617,7 +617,7 @@ func (n *Node) cleanUp(ctx context.Context) error {
 	}
 	n.mu.Unlock()
 	if n.APIServer != nil {
-		n.APIServer.Kill()
+		n.Kill()
 		n.APIServer.cleanUp()
 	}
 	if n.walls != nil {

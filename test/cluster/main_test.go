@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -69,5 +68,3 @@ func stopwatch(t *testing.T) (lap func(what string)) {
 		began = time.Now()
 	}
 }
-
-var errNotYet = errors.New("not yet")

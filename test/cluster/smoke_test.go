@@ -3,11 +3,8 @@
 package cluster
 
 import (
-	"context"
 	"strings"
 	"testing"
-
-	"dbconnector/test/bed"
 )
 
 const smokePod = `
@@ -39,7 +36,8 @@ spec:
   containers:
     - name: main
       image: bed.test/busybox:1
-      args: ["-c", "cat /shared/file; grep shared /proc/mounts; trap exit TERM; while :; do sleep 1; done"]
+      args: ["-c", "cat /shared/file; grep shared /proc/mounts; touch /said; trap exit TERM; while :; do sleep 1; done"]
+      readinessProbe: {exec: {command: [ls, /said]}, periodSeconds: 1}
       volumeMounts: [{name: shared, mountPath: /shared, readOnly: true}]
 `
 
@@ -57,13 +55,7 @@ func TestNode(t *testing.T) {
 	}
 	kubectl(t, c, "wait", "--for=condition=Ready", "pod/smoke", "--timeout="+patience.String())
 	lap("pod ready")
-	var log string
-	bed.Eventually(t, patience, func(context.Context) error {
-		if log = kubectl(t, c, "logs", "smoke", "--container=main"); log == "" {
-			return errNotYet
-		}
-		return nil
-	})
+	log := kubectl(t, c, "logs", "smoke", "--container=main")
 	if !strings.HasPrefix(log, "from-init\ntmpfs /shared tmpfs ro") {
 		t.Errorf("the main container says %q", log)
 	}
