@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/test/bed"
@@ -47,30 +48,46 @@ func Start(ctx context.Context) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c := &Cluster{kustomize: filepath.Join(root, "deploy", "kustomize")}
-	if c.Node, err = bed.StartNode(ctx); err != nil {
-		return nil, err
+	// The images while the node starts, which waits most of its time.
+	var images []*bed.Image
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		images, err = allImages(groupCtx)
+		return err
+	})
+	group.Go(func() (err error) {
+		c.Node, err = bed.StartNode(groupCtx)
+		return err
+	})
+	err = group.Wait()
+	if c.Node != nil {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
+			}
+		}()
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
-		}
-	}()
-	ours, err := Image(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if err := c.Import(ctx, images...); err != nil {
+		return nil, err
+	}
+	return c, c.Namespace(ctx, PlatformNamespace)
+}
+
+// allImages makes every image of a cluster.
+func allImages(ctx context.Context) ([]*bed.Image, error) {
 	busybox, err := bed.Busybox(ctx)
 	if err != nil {
 		return nil, err
 	}
-	standIns, err := c.standIns(ctx, busybox)
+	ours, err := Image(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Import(ctx, append(standIns, ours, busybox)...); err != nil {
-		return nil, err
-	}
-	return c, c.Namespace(ctx, PlatformNamespace)
+	standIns, err := standIns(ctx, busybox)
+	return append(standIns, ours, busybox), err
 }
 
 // Image makes the image that the Dockerfile describes, under the name that the shipped Helm values call it.
@@ -89,7 +106,7 @@ func Image(ctx context.Context) (*bed.Image, error) {
 }
 
 // standIns makes the images of the control plane.
-func (c *Cluster) standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
+func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 	kine, err := bed.Program(ctx, "kine")
 	if err != nil {
 		return nil, err
@@ -98,11 +115,20 @@ func (c *Cluster) standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Imag
 	if err != nil {
 		return nil, err
 	}
-	program := filepath.Join(c.Dir(), "vcluster")
+	dir, err := os.MkdirTemp("", "dbconnector-cluster-")
+	if err != nil {
+		return nil, fmt.Errorf("building the stand-in: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	program := filepath.Join(dir, "vcluster")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/test/cluster/vcluster")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building the stand-in: %w\n%s", err, out)
+	}
+	vcluster, err := os.ReadFile(program)
+	if err != nil {
+		return nil, fmt.Errorf("building the stand-in: %w", err)
 	}
 	return []*bed.Image{{
 		Name: kubernetesImage,
@@ -114,7 +140,7 @@ func (c *Cluster) standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Imag
 		},
 	}, {
 		Name:       vclusterImage,
-		Files:      map[string]bed.ImageFile{"/vcluster": {Source: program}},
+		Files:      map[string]bed.ImageFile{"/vcluster": {Content: vcluster, Mode: 0o755}},
 		Entrypoint: []string{"/vcluster", "start"},
 	}}, nil
 }

@@ -66,6 +66,10 @@ func TestNewcomer(t *testing.T) {
 			}
 			lap("ready")
 
+			// A ready pod is not yet behind its Service, nor does a ready API server have its first namespace.
+			bed.Eventually(t, patience, func(ctx context.Context) error {
+				return v.Do(ctx, http.MethodGet, "/api/v1/namespaces/default", nil, nil)
+			})
 			const path = "/api/v1/namespaces/default/configmaps"
 			object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "mine"}, Data: map[string]string{"key": "value"}}
 			if err := v.Do(t.Context(), http.MethodPost, path, object, nil); err != nil {
