@@ -61,6 +61,10 @@ bench: ## Measure what docs/benchmarks.md states, and print it as one table
 demo: ## Show it at work on a server of its own; ENGINE=postgres (default), mariadb or mysql
 	@CGO_ENABLED=0 go run -trimpath ./test/demo -engine $(ENGINE)
 
+.PHONY: matrix
+matrix: ## Kill a rotation at every question, and write docs/crash-matrix.md
+	go test ./test/rotation -run '^TestCrashMatrix$$' -count=1 -update
+
 .PHONY: lint
 lint: ## Run the linters of .golangci.yml
 	$(GOLANGCI_LINT) run

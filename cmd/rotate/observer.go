@@ -24,20 +24,29 @@ type observer struct {
 
 var _ rotation.Observer = (*observer)(nil)
 
-// The values of the label login.
-const (
-	active   = "active"
-	inactive = "inactive"
-)
+var reasons = []rotation.Reason{rotation.OtherInUse, rotation.NotAdopted, rotation.OtherUnknown, rotation.RepairPending}
+
+func newObserver() *observer {
+	m := health.New()
+	for _, why := range reasons {
+		m.Postponed.WithLabelValues(string(why))
+		m.Waiting.WithLabelValues(string(why))
+	}
+	m.Failures.WithLabelValues("read") // the one failure that is no step's
+	for kind := rotation.Project; kind <= rotation.Doubt; kind++ {
+		m.Failures.WithLabelValues(kind.String())
+	}
+	return &observer{metrics: m}
+}
 
 func (o *observer) Record(r *tenant.Record, due time.Time) {
 	m := o.metrics
 	m.Generation.Set(float64(r.Generation))
-	m.RotatedAt.Set(float64(r.RotatedAt.Unix()))
-	m.DueAt.Set(float64(due.Unix()))
+	m.RotatedAt.Set(unix(r, r.RotatedAt))
+	m.DueAt.Set(unix(r, due))
 	m.Pending.Set(boolean(r.Pending != nil))
 	m.Unretired.Set(boolean(!r.OtherRetired))
-	m.LockedOut.WithLabelValues(inactive).Set(boolean(r.OtherRefused || r.Slots[r.Active.Other()].Password == ""))
+	m.LockedOut.WithLabelValues(health.Inactive).Set(boolean(r.OtherRefused || r.Slots[r.Active.Other()].Password == ""))
 }
 
 func (o *observer) Rotated(r *tenant.Record) {
@@ -51,7 +60,9 @@ func (o *observer) Retired(r *tenant.Record) {
 }
 
 func (o *observer) Postponed(why rotation.Reason, detail string) {
-	o.metrics.Waiting.Reset()
+	for _, reason := range reasons {
+		o.metrics.Waiting.WithLabelValues(string(reason)).Set(0)
+	}
 	if why == "" {
 		return
 	}
@@ -64,7 +75,7 @@ func (o *observer) Failed(step string, err error) {
 	o.metrics.Failures.WithLabelValues(step).Inc()
 	o.metrics.Failing.Inc()
 	if fault.Is(err, fault.WrongPassword) { // of the other login the record tells
-		o.metrics.LockedOut.WithLabelValues(active).Set(1)
+		o.metrics.LockedOut.WithLabelValues(health.Active).Set(1)
 	}
 	if !o.failing { // one Event for each change of state, not for each try
 		o.failing = true
@@ -74,7 +85,7 @@ func (o *observer) Failed(step string, err error) {
 
 func (o *observer) Healthy() {
 	o.metrics.Failing.Set(0)
-	o.metrics.LockedOut.WithLabelValues(active).Set(0)
+	o.metrics.LockedOut.WithLabelValues(health.Active).Set(0)
 	o.failing = false
 }
 
@@ -82,6 +93,14 @@ func (o *observer) event(kind, reason, message string) {
 	if o.events != nil {
 		o.events.send(kind, reason, message)
 	}
+}
+
+// unix is a time of a record; 0 while init is still at work on it, when there is none.
+func unix(r *tenant.Record, t time.Time) float64 {
+	if !r.Provisioned() {
+		return 0
+	}
+	return float64(t.Unix())
 }
 
 func boolean(b bool) float64 {

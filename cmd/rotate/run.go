@@ -32,11 +32,11 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	metrics := health.New()
+	observer := newObserver()
+	metrics := observer.metrics
 	if p.Published() {
 		metrics.SetReady()
 	}
-	observer := &observer{metrics: metrics}
 	job := rotation.Rotation{
 		Policy:    rotation.Policy{Period: cfg.Period, Grace: cfg.Grace, Rollout: cfg.Adopt == config.AdoptRollout},
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID,
@@ -70,17 +70,18 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 		return err
 	}
 
+	listener, err := health.Listen(ctx, cfg.HTTPAddress)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", zap.Stringer("address", listener.Addr()))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return metrics.Serve(ctx, cfg.HTTPAddress, log) })
+	group.Go(func() error { return metrics.Serve(ctx, listener) })
 	group.Go(func() error {
 		return rotation.Run(ctx, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
 	})
 	if observer.events != nil {
 		group.Go(func() error { return observer.events.run(ctx) })
 	}
-	err = group.Wait()
-	if err == nil {
-		log.Info("stopped")
-	}
-	return err
+	return group.Wait()
 }

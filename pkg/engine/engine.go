@@ -24,6 +24,9 @@ type Engine interface {
 	// the server said just that; fault.NoDatabase that the database is not there; fault.NoAccess that it is not open to
 	// this login; fault.Unavailable and fault.Refused as everywhere.
 	Login(ctx context.Context, login tenant.Login) error
+	// Ready is Login, and asks over the same connection whether the login can do there what a control plane does:
+	// fault.NoAccess where it has lost a right that Ensure had given it.
+	Ready(ctx context.Context, login tenant.Login, names tenant.Names) error
 	// Enter is Login, and tells over the same connection whether the database holds a store with data: kine's table, with
 	// a row in it. kine writes one at its first start and never removes all.
 	Enter(ctx context.Context, login tenant.Login) (data bool, err error)

@@ -22,7 +22,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"go.uber.org/zap"
 
 	"dbconnector/pkg/connector"
 )
@@ -47,7 +46,8 @@ type Metrics struct {
 	LockedOut  *prometheus.GaugeVec
 }
 
-// New registers the metrics.
+// New registers the metrics. Series with labels whose values are known are there from the beginning, or nobody would see their
+// first increase: of LockedOut here, of the others by whoever knows the values.
 func New() *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -74,8 +74,17 @@ func New() *Metrics {
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
 	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
 	m.registry.MustRegister(m.Postponed, m.Waiting, m.Failures, m.LockedOut)
+	for _, login := range []string{Active, Inactive} {
+		m.LockedOut.WithLabelValues(login)
+	}
 	return m
 }
+
+// The values of the label login.
+const (
+	Active   = "active"
+	Inactive = "inactive"
+)
 
 // SetReady says that there is a hand-over.
 func (m *Metrics) SetReady() { m.ready.Store(true) }
@@ -91,17 +100,22 @@ func (m *Metrics) Handler() http.Handler {
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	// Not compressed: a few kilobytes gain nothing, and a compressor would stay in memory beside every control plane.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
 	return mux
 }
 
-// Serve serves on address until ctx ends, which is no error.
-func (m *Metrics) Serve(ctx context.Context, address string, log *zap.Logger) error {
+// Listen takes the address. It is apart from Serve so that nothing is begun by a program that is going to fail for this.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", connector.Show(address), err)
+		return nil, fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", connector.Show(address), err)
 	}
-	log.Info("serving", zap.Stringer("address", listener.Addr()))
+	return listener, nil
+}
+
+// Serve serves until ctx ends, which is no error.
+func (m *Metrics) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{Handler: m.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

@@ -4,12 +4,24 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
 )
 
 // testFollow: the record is sent as it is, when it changes, when it goes and when it comes back; a damaged one is an error
@@ -61,4 +73,186 @@ func testFollow(t *testing.T, c cluster) {
 	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
 	write(7)
 	until("a new record", func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == 7 })
+}
+
+// testFollowRights: whoever may read but not watch gets the record, and is told once for each try what is missing. In between
+// nobody says that all is well, or there would be an Event for every try.
+func testFollowRights(t *testing.T, c cluster) {
+	c.namespace(t, "follow-rights")
+	store := c.admin(t).Records("follow-rights", "rec", binding)
+	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
+		t.Fatal(err)
+	}
+	rule := func(verbs ...string) map[string]any {
+		return map[string]any{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": verbs}
+	}
+	reader := c.account(t, "follow-rights", "reads")
+	c.grant(t, "follow-rights", "reads", rule("get", "list"))
+	bed.Eventually(t, time.Minute, func(ctx context.Context) error { // a Role takes a moment to hold
+		_, err := reader.Records("follow-rights", "rec", nil).Load(ctx)
+		return err
+	})
+	news := reader.Records("follow-rights", "rec", nil).Follow(within(t, time.Minute))
+	if n := <-news; n.Err != nil || n.Record.Generation != 1 {
+		t.Fatalf("first: got %+v", n)
+	}
+	for range 2 {
+		if n := <-news; !fault.Is(n.Err, fault.Refused) || !strings.Contains(n.Err.Error(), `verb "watch" on resource "secrets" named "rec" in namespace "follow-rights"`) {
+			t.Fatalf("got %+v", n)
+		}
+	}
+	// What changes is worth a word all the same: then it is read, if not watched.
+	if _, err := store.Update(t.Context(), increment); err != nil {
+		t.Fatal(err)
+	}
+	for n := range news {
+		if n.Record != nil {
+			if n.Record.Generation != 2 {
+				t.Errorf("got %+v", n)
+			}
+			break
+		}
+	}
+	c.do(t, http.MethodPatch, "/apis/rbac.authorization.k8s.io/v1/namespaces/follow-rights/roles/reads", map[string]any{"rules": []any{rule("get", "list", "watch")}}, nil)
+	for n := range news {
+		if n.Record != nil {
+			return
+		}
+	}
+	t.Error("it never goes on")
+}
+
+// TestFollowFaults: what a real API server does not do on demand.
+func TestFollowFaults(t *testing.T) {
+	t.Parallel()
+	long := patience{watch: time.Hour, silence: time.Hour, start: time.Minute, outage: time.Minute, longOutage: time.Hour}
+	send := func(w http.ResponseWriter, kind string, object any) {
+		data, _ := json.Marshal(object)
+		fmt.Fprintf(w, `{"type":%q,"object":%s}`+"\n", kind, data)
+		_ = http.NewResponseController(w).Flush()
+	}
+	begin := func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+	}
+	bookmark := corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7"}}
+	for name, test := range map[string]struct {
+		patience func(*patience)
+		list     func(n int64, w http.ResponseWriter) bool // false: as usual
+		watch    func(n int64, w http.ResponseWriter, r *http.Request)
+		want     []string // what is sent until the second watch is well
+	}{
+		"gone before the first word": {
+			func(p *patience) { p.outage = 300 * time.Millisecond },
+			func(n int64, _ http.ResponseWriter) bool {
+				if n < 4 {
+					panic(http.ErrAbortHandler)
+				}
+				return false
+			},
+			func(n int64, w http.ResponseWriter, r *http.Request) { begin(w) },
+			[]string{"reading the tenant's record, secret team-a/rec: ", "record", "record"},
+		},
+		"gone in between": {
+			func(p *patience) { p.outage = 300 * time.Millisecond },
+			func(n int64, _ http.ResponseWriter) bool {
+				if n > 1 && n < 6 {
+					panic(http.ErrAbortHandler)
+				}
+				return false
+			},
+			func(n int64, w http.ResponseWriter, r *http.Request) { begin(w) },
+			[]string{"record", "reading the tenant's record, secret team-a/rec: ", "record"},
+		},
+		"a watch that never begins": {
+			func(p *patience) { p.start = 100 * time.Millisecond }, nil,
+			func(n int64, w http.ResponseWriter, r *http.Request) {
+				if n == 1 {
+					hang(w, r)
+				}
+				begin(w)
+			},
+			[]string{"record", "watching the tenant's record, secret team-a/rec: no answer", "record"},
+		},
+		"a watch that falls silent": {
+			func(p *patience) { p.silence = 100 * time.Millisecond }, nil,
+			func(n int64, w http.ResponseWriter, r *http.Request) {
+				begin(w)
+				send(w, "BOOKMARK", bookmark)
+				if n == 1 {
+					hang(w, r)
+				}
+			},
+			[]string{"record", "record"},
+		},
+		"a watch that never ends": {
+			func(p *patience) { p.watch = time.Second }, nil,
+			func(n int64, w http.ResponseWriter, r *http.Request) {
+				begin(w)
+				if n == 1 {
+					hang(w, r)
+				}
+			},
+			[]string{"record", "record"},
+		},
+		"too late to go on from there": {
+			nil, nil,
+			func(n int64, w http.ResponseWriter, r *http.Request) {
+				begin(w)
+				send(w, "ERROR", metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: http.StatusGone, Reason: metav1.StatusReasonExpired})
+			},
+			[]string{"record", "record"},
+		},
+		"a server in trouble": {
+			nil, nil,
+			func(n int64, w http.ResponseWriter, r *http.Request) {
+				begin(w)
+				if n == 1 {
+					send(w, "ERROR", metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "etcd"})
+				}
+			},
+			[]string{"record", "watching the tenant's record, secret team-a/rec: etcd", "record"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var lists, watches atomic.Int64
+			secret := *stored(t, newRecord(), "7")
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Query().Get("watch") != "" {
+					test.watch(watches.Add(1), w, r)
+					return
+				}
+				if n := lists.Add(1); test.list == nil || !test.list(n, w) {
+					object(corev1.SecretList{TypeMeta: metav1.TypeMeta{Kind: "SecretList", APIVersion: "v1"}, ListMeta: metav1.ListMeta{ResourceVersion: "7"}, Items: []corev1.Secret{secret}})(w, r)
+				}
+			}))
+			s.Config.ErrorLog = log.New(io.Discard, "", 0)
+			s.Start()
+			t.Cleanup(s.Close)
+			c, err := newClient(&rest.Config{Host: s.URL}, "dbconnector-rotate")
+			if err != nil {
+				t.Fatal(err)
+			}
+			records := c.Records("team-a", "rec", nil)
+			records.patience = long
+			if test.patience != nil {
+				test.patience(&records.patience)
+			}
+			ctx, stop := context.WithCancel(within(t, time.Minute))
+			defer stop()
+			news := records.Follow(ctx)
+			for _, want := range test.want {
+				n, ok := <-news
+				good := n.Err == nil && n.Record != nil
+				if want != "record" {
+					good = fault.Is(n.Err, fault.Unavailable) && strings.HasPrefix(n.Err.Error(), want)
+				}
+				if !ok || !good {
+					t.Fatalf("got %+v (the end of time: %t), want %q", n, !ok, want)
+				}
+			}
+		})
+	}
 }

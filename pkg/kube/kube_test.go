@@ -112,6 +112,9 @@ func TestOnAnAPIServer(t *testing.T) {
 			"a namespace that is ending":     testEnding,
 			"events":                         testEvents,
 			"following a record":             testFollow,
+			"following without the right to": testFollowRights,
+			"the workload":                   testWorkload,
+			"rights on the workload":         testWorkloadRights,
 		} {
 			t.Run(name, func(t *testing.T) { t.Parallel(); test(t, c) })
 		}

@@ -31,6 +31,7 @@ type Records struct {
 	client          *Client
 	namespace, name string
 	binding         func(*tenant.Record) (map[string]string, error)
+	patience        patience
 
 	mu sync.Mutex
 	// seen is the Secret as this store last saw it, nil where it was not there; known says that it was looked at.
@@ -42,7 +43,7 @@ type Records struct {
 // Records makes the store of the record in a Secret. binding renders the keys for other consumers, which lie beside the
 // record; nil for none.
 func (c *Client) Records(namespace, name string, binding func(*tenant.Record) (map[string]string, error)) *Records {
-	return &Records{client: c, namespace: namespace, name: name, binding: binding}
+	return &Records{client: c, namespace: namespace, name: name, binding: binding, patience: usualPatience}
 }
 
 // Load reads the record; nil where the Secret does not exist.
@@ -226,6 +227,6 @@ func secretType(e connector.Engine) corev1.SecretType {
 func (s *Records) call(doing, verb string) call {
 	return call{
 		doing: doing + " the tenant's record, " + s.source(), verb: verb, resource: "secrets", namespace: s.namespace, name: s.name,
-		hint: "vCluster's own Role in its namespace has it; deploy/kustomize has it for others",
+		hint: "vCluster's own Role in its namespace has it; deploy/kustomize/rbac/tenant.yaml says what is needed without that",
 	}
 }

@@ -7,16 +7,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
 )
 
-// GenerationAnnotation is what a rollout puts on the pod template: the generation of the credential that the pods are to
-// adopt.
-const GenerationAnnotation = "dbconnector/generation"
+// The annotations that a rollout puts on the pod template: which credential the pods are to adopt. The generation alone would
+// not tell: after a record was lost, the next one counts from 1 again.
+const (
+	GenerationAnnotation = "dbconnector/generation"
+	RotatedAtAnnotation  = "dbconnector/rotated-at"
+)
 
 // Workload is the StatefulSet or Deployment of a control plane. vCluster's chart makes the one or the other, by whether it
 // has a volume claim, under the name of the release.
@@ -32,7 +37,8 @@ func (c *Client) Workload(namespace, name string) *Workload {
 
 // workload is what a rollout needs to know of either kind.
 type workload struct {
-	kind     string // as in the path
+	resource string // as in the path
+	Kind     string `json:"kind"`
 	Metadata struct {
 		ResourceVersion string `json:"resourceVersion"`
 		Generation      int64  `json:"generation"`
@@ -46,99 +52,116 @@ type workload struct {
 		} `json:"template"`
 	} `json:"spec"`
 	Status struct {
-		ObservedGeneration int64  `json:"observedGeneration"`
-		Replicas           int32  `json:"replicas"`
-		UpdatedReplicas    int32  `json:"updatedReplicas"`
-		AvailableReplicas  int32  `json:"availableReplicas"`
-		CurrentRevision    string `json:"currentRevision"` // StatefulSet
-		UpdateRevision     string `json:"updateRevision"`  // StatefulSet
+		ObservedGeneration int64 `json:"observedGeneration"`
+		Replicas           int32 `json:"replicas"`
+		UpdatedReplicas    int32 `json:"updatedReplicas"`
+		AvailableReplicas  int32 `json:"availableReplicas"`
 	} `json:"status"`
 }
 
-func (w *Workload) path(kind string) string {
-	return "/apis/apps/v1/namespaces/" + w.namespace + "/" + kind + "/" + w.name
+func (w *Workload) path(resource string) string {
+	return "/apis/apps/v1/namespaces/" + w.namespace + "/" + resource + "/" + w.name
 }
 
-func (w *Workload) call(doing, verb, kind string) call {
+func (w *Workload) call(doing, verb, resource string) call {
 	return call{
-		doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, kind, w.namespace, w.name), verb: verb, resource: kind + ".apps", namespace: w.namespace, name: w.name,
-		hint: "deploy/kustomize has it",
+		doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, resource, w.namespace, w.name), verb: verb, resource: resource + ".apps", namespace: w.namespace, name: w.name,
+		hint: "deploy/kustomize/rbac has it",
 	}
 }
 
 // get finds the workload, whichever it is.
 func (w *Workload) get(ctx context.Context) (*workload, error) {
-	for _, kind := range []string{"statefulsets", "deployments"} {
-		var data []byte
-		_, err := w.client.retry(ctx, w.call("reading", "get", kind), func(ctx context.Context) (err error) {
-			data, err = w.client.rest.Get().AbsPath(w.path(kind)).MaxRetries(0).DoRaw(ctx)
-			return err
+	for _, k := range []struct{ kind, resource string }{{"StatefulSet", "statefulsets"}, {"Deployment", "deployments"}} {
+		o := &workload{}
+		_, err := w.client.retry(ctx, w.call("reading", "get", k.resource), func(ctx context.Context) error {
+			// Not DoRaw: that would leave the words of a refusal unread, and with them which rule is missing.
+			result := w.client.rest.Get().AbsPath(w.path(k.resource)).MaxRetries(0).Do(ctx)
+			if err := result.Error(); err != nil {
+				return err
+			}
+			data, err := result.Raw()
+			if err != nil {
+				return err
+			}
+			*o = workload{resource: k.resource}
+			if json.Unmarshal(data, o) != nil || o.Kind != k.kind || o.Metadata.ResourceVersion == "" {
+				return errForeign
+			}
+			return nil
 		})
-		switch {
-		case apierrors.IsNotFound(err):
-			continue
-		case err != nil:
-			return nil, err
+		if !apierrors.IsNotFound(err) {
+			return o, err
 		}
-		o := &workload{kind: kind}
-		if err := json.Unmarshal(data, o); err != nil {
-			return nil, fmt.Errorf("reading the workload, %s %s/%s: %w", kind, w.namespace, w.name, err)
-		}
-		return o, nil
 	}
 	return nil, fault.New(fault.Refused, "there is neither a StatefulSet nor a Deployment %s/%s to restart: set DBCONNECTOR_ADOPT=none, or mend DBCONNECTOR_VCLUSTER_NAME", w.namespace, w.name)
 }
 
-func (o *workload) requested() int64 {
-	n, err := strconv.ParseInt(o.Spec.Template.Metadata.Annotations[GenerationAnnotation], 10, 64)
-	if err != nil {
-		return 0 // not there, or somebody else's: a rollout writes it anew
+// marks are the annotations for a record's active credential.
+func marks(r *tenant.Record) map[string]string {
+	return map[string]string{
+		GenerationAnnotation: strconv.FormatInt(r.Generation, 10),
+		RotatedAtAnnotation:  r.RotatedAt.UTC().Format(time.RFC3339Nano),
 	}
-	return n
+}
+
+func (o *workload) asks(r *tenant.Record) bool {
+	for key, value := range marks(r) {
+		if o.Spec.Template.Metadata.Annotations[key] != value {
+			return false
+		}
+	}
+	return true
 }
 
 // rolled says what `kubectl rollout status` would: the controller has seen the template, all pods have it, all are
-// available.
+// available. It does not compare a StatefulSet's revisions: with the strategy OnDelete they stay different.
 func (o *workload) rolled() bool {
 	want := int32(1)
 	if o.Spec.Replicas != nil {
 		want = *o.Spec.Replicas
 	}
 	s := o.Status
-	return s.ObservedGeneration >= o.Metadata.Generation && s.Replicas == want && s.UpdatedReplicas == want &&
-		s.AvailableReplicas == want && s.CurrentRevision == s.UpdateRevision
+	return s.ObservedGeneration >= o.Metadata.Generation && s.Replicas == want && s.UpdatedReplicas == want && s.AvailableReplicas == want
 }
 
-// Status tells which generation the pod template asks for, and whether all pods have that template and are available.
-func (w *Workload) Status(ctx context.Context) (requested int64, rolled bool, err error) {
+// Status tells whether the pod template asks for the record's active credential, and whether all pods have the template and are
+// available.
+func (w *Workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error) {
 	o, err := w.get(ctx)
 	if err != nil {
-		return 0, false, err
+		return false, false, err
 	}
-	return o.requested(), o.rolled(), nil
+	return o.asks(r), o.rolled(), nil
 }
 
-// Request puts a generation on the pod template. Replicas that ask together write the same, so there is one rollout; one
-// that comes late with an older generation changes nothing, which the resourceVersion makes sure of.
-func (w *Workload) Request(ctx context.Context, generation int64) error {
+// Request makes the pod template ask for the record's active credential. Replicas that ask together write the same, so there is
+// one rollout. What the template asked for before is replaced only if current, which is called after it was read, finds nothing
+// newer, and nobody has written it since: that the resourceVersion makes sure of. So one that comes late changes nothing.
+func (w *Workload) Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error {
 	for backoff := newConflictBackoff(); ; {
 		o, err := w.get(ctx)
-		if err != nil {
+		if err != nil || o.asks(r) {
 			return err
 		}
-		if o.requested() >= generation {
-			return nil
+		if err := current(ctx); err != nil {
+			return err
 		}
-		patch := fmt.Sprintf(`{"metadata":{"resourceVersion":%q},"spec":{"template":{"metadata":{"annotations":{%q:"%d"}}}}}`,
-			o.Metadata.ResourceVersion, GenerationAnnotation, generation)
-		_, err = w.client.retry(ctx, w.call("restarting", "patch", o.kind), func(ctx context.Context) error {
-			return w.client.rest.Patch(types.MergePatchType).AbsPath(w.path(o.kind)).MaxRetries(0).Body([]byte(patch)).Do(ctx).Error()
+		patch, err := json.Marshal(map[string]any{
+			"metadata": map[string]any{"resourceVersion": o.Metadata.ResourceVersion},
+			"spec":     map[string]any{"template": map[string]any{"metadata": map[string]any{"annotations": marks(r)}}},
+		})
+		if err != nil {
+			return fmt.Errorf("restarting the workload: %w", err)
+		}
+		_, err = w.client.retry(ctx, w.call("restarting", "patch", o.resource), func(ctx context.Context) error {
+			return w.client.rest.Patch(types.MergePatchType).AbsPath(w.path(o.resource)).MaxRetries(0).Body(patch).Do(ctx).Error()
 		})
 		if err == nil || !apierrors.IsConflict(err) {
 			return err
 		}
 		if !pause(ctx, step(&backoff, err)) {
-			return fault.New(fault.Unavailable, "restarting the workload, %s %s/%s: others keep writing it: %w", o.kind, w.namespace, w.name, context.Cause(ctx))
+			return fault.New(fault.Unavailable, "restarting the workload, %s %s/%s: others keep writing it: %w", o.resource, w.namespace, w.name, context.Cause(ctx))
 		}
 	}
 }

@@ -55,11 +55,10 @@ type Observation struct {
 	Active, Other *tenant.Sessions
 	// Quiet is for how long every look found clients on the active slot and none on the other.
 	Quiet time.Duration
-	// Requested is the generation that the workload was asked to adopt, and Rolled that it reports to have done so.
-	// Only with Policy.Rollout.
-	Requested int64
-	Rolled    bool
-	Workload  bool // the two above were looked at
+	// Asked: the workload was asked to adopt this very credential. Rolled: it reports that all its pods have what it was last
+	// asked for. Only with Policy.Rollout.
+	Asked, Rolled bool
+	Workload      bool // the two above were looked at
 }
 
 // Kind says what a step does.
@@ -160,7 +159,7 @@ func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case r.Slots[other].Password == "":
 		return unknown(now)
 	case seen.Stored == Refused:
-		return doubt(r, now)
+		return doubt(r, seen, now)
 	case seen.Other == nil:
 		return Step{Kind: Look, What: OtherSessions}
 	case seen.Other.Addresses > 0: // rivals that look do not count, nor does it harm if they stage as well
@@ -187,7 +186,7 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case r.Slots[change.Slot].Password == "":
 		return unknown(now)
 	case seen.Stored == Refused:
-		return doubt(r, now)
+		return doubt(r, seen, now)
 	case change.Purpose == tenant.Retire && !r.OtherRetired:
 		// The evidence was there when this was staged. But perhaps somebody came back since, and was cut off now.
 		if missing, ok := moved(r, seen, now, p); !ok {
@@ -203,7 +202,7 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 		switch {
 		case !seen.Workload:
 			return Step{Kind: Look, What: WorkloadStatus}
-		case seen.Requested < r.Generation:
+		case !seen.Asked:
 			return Step{Kind: Rollout}
 		}
 	}
@@ -220,8 +219,8 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 // its absence: in an outage all sessions are gone, too.
 func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, bool) {
 	later := now.Add(again(age(r, seen, now)-p.Grace, p))
-	// A workload that was asked for a later generation was asked in the name of another record, and its word says nothing.
-	asked := p.Rollout && seen.Requested == r.Generation
+	// A workload that was asked for something else says nothing about this credential.
+	asked := p.Rollout && seen.Asked
 	switch {
 	case r.Slots[r.Active.Other()].Password == "":
 		return unknown(now), false
@@ -230,7 +229,7 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 	case asked && !seen.Rolled:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	case seen.Stored == Refused:
-		return doubt(r, now), false
+		return doubt(r, seen, now), false
 	case seen.Other == nil:
 		return Step{Kind: Look, What: OtherSessions}, false
 	case seen.Other.Addresses > 0:
@@ -247,11 +246,15 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 
 // doubt: neither the pending password, where there is one, nor the stored one opens the inactive slot. The record keeps what
 // it holds, for perhaps it is the server that is wrong for a while (a standby that lags behind), but init is to have a look.
-func doubt(r *tenant.Record, now time.Time) Step {
-	if r.OtherRefused {
-		return unknown(now)
+func doubt(r *tenant.Record, seen Observation, now time.Time) Step {
+	switch {
+	case !r.OtherRefused:
+		return Step{Kind: Doubt}
+	case seen.Active == nil:
+		// After a restore from a backup the active slot is locked out as well, and nobody else would say so.
+		return Step{Kind: Look, What: ActiveSessions}
 	}
-	return Step{Kind: Doubt}
+	return unknown(now)
 }
 
 func unknown(now time.Time) Step {

@@ -19,6 +19,7 @@ import (
 // server is just what this package needs of package engine.
 type server interface {
 	Login(ctx context.Context, login tenant.Login) error
+	Ready(ctx context.Context, login tenant.Login, names tenant.Names) error
 	Self(ctx context.Context, login tenant.Login) (tenant.Self, error)
 }
 
@@ -34,12 +35,13 @@ type Store interface {
 
 // Workload is the control plane's Deployment or StatefulSet.
 type Workload interface {
-	// Status tells which generation the pod template asks for (0: none), and whether the workload reports that all its pods
-	// have that template and are ready.
-	Status(ctx context.Context) (requested int64, rolled bool, err error)
-	// Request puts a generation on the pod template, which restarts the pods one after the other. Asking again for the same
-	// one, or for an older one, changes nothing.
-	Request(ctx context.Context, generation int64) error
+	// Status tells whether the pod template asks for the adoption of the record's active credential, of that one and of no
+	// other, and whether the workload reports that all its pods have the template as it is, and are ready.
+	Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error)
+	// Request makes the pod template ask for it, which restarts the pods one after the other. Where it asks already, nothing
+	// is changed. Otherwise current is called after the template was read, and what was read is replaced only if current
+	// returned nil and nobody else changed it meanwhile: whoever comes late takes nothing back.
+	Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error
 }
 
 // Observer is told what happens, for metrics and Events. Its methods must not block.
@@ -174,12 +176,17 @@ func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
 		l.postpone("")
 		return 0, false
 	}
+	again := l.deaf && l.failures > 0
 	if l.deaf {
 		l.deaf = false
 		l.healthy()
 	}
 	was := l.record
-	if was != nil && same(was, u.Record) {
+	switch {
+	case was == nil || !same(was, u.Record):
+	case again:
+		return l.jitter(yield), true // what failed while the record could not be read, failed for the same reason
+	default:
 		return 0, false // a label, or our own write
 	}
 	if was != nil && u.Record.Generation < was.Generation {
@@ -249,6 +256,7 @@ func (l *loop[S]) turn(ctx context.Context) time.Duration {
 		case ctx.Err() != nil: // perhaps it failed for that
 			return 0
 		default:
+			l.tellInit(ctx, step, err)
 			return l.fail(step, err)
 		}
 	}
@@ -295,6 +303,15 @@ func (l *loop[S]) giveWay() time.Duration {
 		l.postpone(OtherInUse)
 	}
 	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), recheck))
+}
+
+// tellInit notes in the record that the inactive slot lacks a right: to change its own password, or to use the database. Only
+// the admin can mend that, and init, which looks at the active slot alone, would not know that it has to.
+func (l *loop[S]) tellInit(ctx context.Context, step Step, err error) {
+	inactive := step.Kind == Apply || step.Kind == Look && (step.What == PendingLogin || step.What == OtherSessions)
+	if inactive && fault.Is(err, fault.NoAccess) && !l.record.OtherRefused {
+		_ = l.do(ctx, Step{Kind: Doubt}) // the failure is reported either way, and the next one tries again
+	}
 }
 
 func (l *loop[S]) fail(step Step, err error) time.Duration {
@@ -357,10 +374,13 @@ func (l *loop[S]) do(stop context.Context, step Step) error {
 	case Look:
 		return l.look(ctx, step.What)
 	case Rollout:
-		if err := l.Workload.Request(ctx, l.record.Generation); err != nil {
+		// A template that asks for something else was changed in the name of an earlier credential, or of another record; but
+		// perhaps also in the name of a later credential of this one, and this replica has not heard of it.
+		current := func(ctx context.Context) error { return l.update(ctx, func(*tenant.Record) {}) }
+		if err := l.Workload.Request(ctx, l.record, current); err != nil {
 			return err
 		}
-		l.seen.Requested, l.seen.Rolled = l.record.Generation, false
+		l.seen.Asked, l.seen.Rolled = true, false
 		return nil
 	case Stage:
 		return l.stage(ctx, step)
@@ -394,7 +414,13 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		return nil
 	case PendingLogin:
 		p := l.record.Pending
-		err := l.open(l.record.Server).Login(ctx, l.record.LoginWith(p.Slot, p.Password))
+		server, login := l.open(l.record.Server), l.record.LoginWith(p.Slot, p.Password)
+		var err error
+		if p.Purpose == tenant.Activate {
+			err = server.Ready(ctx, login, l.record.Names()) // the control plane is going to live on it
+		} else {
+			err = server.Login(ctx, login)
+		}
 		switch {
 		case err == nil:
 			l.seen.Pending = Accepted
@@ -406,9 +432,13 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		return nil
 	case ActiveSessions:
 		s, err := l.sessions(ctx, l.record.Active)
-		if l.record.Pending != nil && fault.Is(err, fault.WrongPassword) {
+		switch {
+		case !fault.Is(err, fault.WrongPassword):
+		case l.seen.Pending == Accepted:
 			// The active slot is locked out, and the pending password is not: nobody has to be asked who is there.
 			s, err = &tenant.Sessions{}, nil
+		default:
+			err = fmt.Errorf("the active login is locked out, the next start of init repairs it: %w", err)
 		}
 		l.seen.Active = s
 		l.watch()
@@ -416,16 +446,17 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 	case OtherSessions:
 		s, err := l.sessions(ctx, l.record.Active.Other())
 		if fault.Is(err, fault.WrongPassword) {
-			l.seen.Stored, err = Refused, nil
+			// Perhaps a rival applied the pending password since it was asked about.
+			l.seen.Pending, l.seen.Stored, err = Unasked, Refused, nil
 		}
 		l.seen.Other = s
 		return err
 	case WorkloadStatus:
-		requested, rolled, err := l.Workload.Status(ctx)
+		asked, rolled, err := l.Workload.Status(ctx, l.record)
 		if err != nil {
 			return err
 		}
-		l.seen.Requested, l.seen.Rolled, l.seen.Workload = requested, rolled, true
+		l.seen.Asked, l.seen.Rolled, l.seen.Workload = asked, rolled, true
 		return nil
 	}
 	return fmt.Errorf("rotation: nothing of kind %d to look at", what)
@@ -531,12 +562,6 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 	switch {
 	case fault.Is(err, fault.Rejected):
 		return l.discard(ctx, p, err)
-	case fault.Is(err, fault.NoAccess) && !l.record.OtherRefused:
-		// Only the admin can: init is to know that it has to.
-		if err := l.update(ctx, func(r *tenant.Record) { r.OtherRefused = true }); err != nil {
-			return err
-		}
-		return err
 	case err != nil:
 		return err
 	}

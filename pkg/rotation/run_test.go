@@ -233,6 +233,28 @@ func TestLoop(t *testing.T) {
 		b.after(10 * time.Second)
 		b.told("healthy")
 	})
+	run(t, "rights of the inactive slot withdrawn (B5)", hourly, func(t *testing.T, b *bench) {
+		b.stripped = map[tenant.Slot]bool{tenant.B: true}
+		b.start()
+		b.after(3 * time.Hour)
+		got := b.journal.take()
+		if n := len(got); n < 20 || n > 50 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasSuffix(s, ": no rights") }) {
+			t.Errorf("told %d times in two hours: %q", n, got[:min(n, 3)])
+		}
+		if r := b.record; !r.OtherRefused || r.Generation != 1 || r.Active != tenant.A {
+			t.Errorf("the control plane was sent to a slot without rights, or init does not know: %+v", r)
+		}
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.after(10 * time.Second)
+		if got := b.journal.take(); !slices.Contains(got, "healthy") {
+			t.Errorf("told %q", got)
+		}
+		if r := b.record; r.Generation != 2 || r.OtherRefused {
+			t.Errorf("init did not finish it: %+v", r)
+		}
+	})
 	run(t, "every password rejected (B1)", hourly, func(t *testing.T, b *bench) {
 		staged := map[any]bool{}
 		b.refuse = func() error {
@@ -282,6 +304,39 @@ func TestLoop(t *testing.T) {
 		}
 		b.after(10 * time.Second)
 		b.told("rotated 2", "postponed ")
+	})
+	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
+		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
+		b.start()
+		b.after(7 * time.Hour)
+		got := b.journal.take()
+		if n := len(got); n < 60 || n > 90 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed look: the active login is locked out") }) {
+			t.Errorf("told %d times in six hours: %q", n, got[:min(n, 3)])
+		}
+		if !b.record.OtherRefused {
+			t.Errorf("got %+v", b.record)
+		}
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.after(10 * time.Second)
+		b.told("healthy")
+	})
+	run(t, "both slots changed by hand, with a change pending", hourly, func(t *testing.T, b *bench) {
+		b.rewrite(pends(tenant.B, tenant.Activate))
+		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
+		b.start()
+		b.after(10 * time.Second)
+		if got := b.journal.take(); len(got) == 0 || !strings.HasPrefix(got[0], "failed look: the active login is locked out") {
+			t.Errorf("told %q", got)
+		}
+		if err := b.pod.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.after(10 * time.Minute)
+		if got := b.journal.take(); !slices.Contains(got, "healthy") {
+			t.Errorf("told %q", got)
+		}
 	})
 	run(t, "active locked out while a change is pending", hourly, func(t *testing.T, b *bench) {
 		b.rewrite(pends(tenant.B, tenant.Activate))
@@ -338,6 +393,34 @@ func TestLoop(t *testing.T) {
 		}
 		b.told("healthy")
 	})
+	run(t, "the record lost, and rollouts in the name of the old one", Policy{Period: time.Hour, Grace: time.Minute, Rollout: true}, func(t *testing.T, b *bench) {
+		b.start()
+		rollouts := 0
+		adopt := func() {
+			b.after(70 * time.Minute)
+			if rollouts++; b.rollouts != rollouts {
+				t.Fatalf("%d rollouts, want %d: %+v", b.rollouts, rollouts, b.record)
+			}
+			var client *session
+			b.edit(func() { b.rolled = true; client = b.open(nil, b.record.Active, "1") })
+			b.after(10 * time.Minute)
+			if !b.record.OtherRetired {
+				t.Fatalf("not retired: %+v", b.record)
+			}
+			b.edit(client.end)
+		}
+		adopt()
+		adopt()
+		for range 3 {
+			b.edit(func() {
+				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
+				b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.put(r)
+			})
+			adopt()
+			adopt()
+		}
+	})
 	run(t, "the record cannot be read", hourly, func(t *testing.T, b *bench) {
 		b.start()
 		b.after(time.Second)
@@ -349,6 +432,21 @@ func TestLoop(t *testing.T) {
 		b.api(false)
 		b.after(time.Second)
 		b.told("healthy")
+	})
+	run(t, "the API server gone while a rotation is due", hourly, func(t *testing.T, b *bench) {
+		b.start()
+		b.after(time.Second)
+		b.api(true)
+		b.after(5 * time.Hour)
+		got := b.journal.take()
+		if n := len(got); n < 200 || n > 400 || !strings.HasPrefix(got[0], "failed read") || !strings.HasPrefix(got[n-1], "failed stage") {
+			t.Errorf("told %d times: %q", n, got[:min(n, 3)])
+		}
+		b.api(false)
+		b.after(5 * time.Second) // and not a backoff later
+		if got := b.journal.take(); !slices.Contains(got, "rotated 2") || !slices.Contains(got, "healthy") {
+			t.Errorf("told %q", got)
+		}
 	})
 	run(t, "labels edited (B11)", hourly, func(t *testing.T, b *bench) {
 		b.start()

@@ -48,6 +48,7 @@ type world struct {
 
 	// The server.
 	users    map[tenant.Slot]connector.Password
+	stripped map[tenant.Slot]bool // has lost its rights on the database
 	sessions []*session
 	down     bool
 	lock     *session // the admin's lock
@@ -68,10 +69,10 @@ type world struct {
 	lifetime  time.Duration // of a control plane's process, give or take half of it
 	nat       bool          // all clients come from one address
 	published map[connector.Password]bool
-	requested int64
+	requested string
 	rolled    bool
 	rollouts  int
-	request   chan int64
+	request   chan string
 	trace     []string
 	silent    bool // the journal is off
 }
@@ -82,7 +83,7 @@ type odds struct{ kill, fail, stall, late, reject int }
 func newWorld(t *testing.T, p Policy) *world {
 	return &world{
 		t: t, Policy: p, lifetime: 2 * p.Period, users: map[tenant.Slot]connector.Password{}, changed: make(chan struct{}), processes: map[*process]bool{},
-		count: map[string]int{}, published: map[connector.Password]bool{}, request: make(chan int64, 1), points: map[string]int{},
+		count: map[string]int{}, published: map[connector.Password]bool{}, request: make(chan string, 1), points: map[string]int{},
 	}
 }
 
@@ -292,6 +293,17 @@ func (s database) Login(ctx context.Context, l tenant.Login) error {
 	return s.call(ctx, "login", func() error { _, err := s.login(l); return err })
 }
 
+// Ready is Login, and finds the rights that the slot was left.
+func (s database) Ready(ctx context.Context, l tenant.Login, _ tenant.Names) error {
+	return s.call(ctx, "login", func() error {
+		slot, err := s.login(l)
+		if err == nil && s.stripped[slot] {
+			err = fault.New(fault.NoAccess, "no rights")
+		}
+		return err
+	})
+}
+
 // Enter is Login: this world's database always holds data, which is another test's business.
 func (s database) Enter(ctx context.Context, l tenant.Login) (bool, error) {
 	return true, s.Login(ctx, l)
@@ -465,6 +477,7 @@ func (a *admin) do(ctx context.Context, what string, effect func() error) error 
 
 func (a *admin) Ensure(ctx context.Context, want tenant.Want) (done tenant.Done, err error) {
 	return done, a.do(ctx, "ensure", func() error {
+		clear(a.stripped)
 		for slot, p := range want.Passwords {
 			if _, ok := a.users[slot]; !ok {
 				a.users[slot] = p
@@ -552,6 +565,9 @@ func (w *world) write(by *proc, next *tenant.Record) {
 		if !old.OtherRetired && next.OtherRetired && w.published[w.users[next.Active.Other()]] {
 			w.violated("%s: retired, and yet a password that was handed over is accepted", by.name)
 		}
+		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.users[p.Slot] == p.Password && w.refuse == nil && !w.stripped[p.Slot] {
+			w.violated("%s: init is called to a change that is done", by.name)
+		}
 	}
 	w.note("%s: record: generation %d, active %s, retired %t, refused %t, pending %t, clients %d", by.name, next.Generation, next.Active, next.OtherRetired, next.OtherRefused, next.Pending != nil, next.Clients)
 	w.record = next.Clone()
@@ -601,28 +617,46 @@ func (s store) Follow(ctx context.Context) <-chan tenant.News {
 // workload is the control plane's for one process.
 type workload struct{ *proc }
 
-func (l workload) Status(ctx context.Context) (requested int64, rolled bool, err error) {
+func (l workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error) {
 	err = l.call(ctx, "workload status", func() error {
-		requested, rolled = l.requested, l.rolled
+		asked, rolled = l.requested == mark(r), l.rolled
 		return nil
 	})
-	return requested, rolled, err
+	return asked, rolled, err
 }
 
-func (l workload) Request(ctx context.Context, generation int64) error {
-	return l.call(ctx, "request rollout", func() error {
-		if l.requested < generation {
-			l.requested, l.rolled = generation, false
+func (l workload) Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error {
+	for {
+		var had string
+		if err := l.call(ctx, "workload status", func() error { had = l.requested; return nil }); err != nil || had == mark(r) {
+			return err
+		}
+		if err := current(ctx); err != nil {
+			return err
+		}
+		err := l.call(ctx, "request rollout", func() error {
+			if l.requested != had {
+				return errConflict
+			}
+			l.requested, l.rolled = mark(r), false
 			l.rollouts++
 			select {
 			case <-l.request:
 			default:
 			}
-			l.request <- generation
+			l.request <- l.requested
+			return nil
+		})
+		if err != errConflict { //nolint:errorlint // from here
+			return err
 		}
-		return nil
-	})
+	}
 }
+
+var errConflict = errors.New("conflict")
+
+// mark is what a pod template is asked for.
+func mark(r *tenant.Record) string { return fmt.Sprint(r.Generation, " ", r.RotatedAt.Unix()) }
 
 // process is a control plane: it reads its DSN once, when it starts, and keeps it.
 type process struct {
@@ -828,7 +862,7 @@ func (w *world) roll(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case generation := <-w.request:
+		case asked := <-w.request:
 			for _, p := range w.pods {
 				p.restart <- struct{}{}
 				for ready := false; !ready; {
@@ -841,7 +875,7 @@ func (w *world) roll(ctx context.Context) {
 				}
 			}
 			w.mu.Lock()
-			w.rolled = w.requested == generation
+			w.rolled = w.requested == asked
 			w.mu.Unlock()
 		}
 	}

@@ -17,7 +17,8 @@ import (
 )
 
 // TestNamesAreForGood: the names are an agreement with every server that holds a tenant. If this fails, every tenant has
-// lost its database.
+// lost its database. B13, B16: they follow from the UID alone, with two logins for good, so that no retry makes a third one,
+// and none is ever looked for by a pattern.
 func TestNamesAreForGood(t *testing.T) {
 	t.Parallel()
 	got := NamesOf(UID("0b5ee28b-3f6e-4b3c-8d0c-0d6a4f0c9f11", "blue"))

@@ -50,12 +50,13 @@ var engines = []struct {
 	engine  bed.Engine
 	version string
 	name    string
-	// want is of a first provision.
-	want counts
+	// want is of a first provision; rotate and retire are of one sidecar.
+	want           counts
+	rotate, retire cost
 }{
-	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}},
-	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}},
-	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}},
+	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}, cost{Connections: 5, Statements: 8}, cost{Connections: 5, Statements: 8}},
+	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}},
+	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}},
 }
 
 // restart is what the counts of a restart have to be, with every engine.
@@ -83,6 +84,9 @@ func run(ctx context.Context, pairs int, herd, write bool) (err error) {
 	if b.init, err = rig.BuildInit(ctx, dir); err != nil {
 		return err
 	}
+	if b.rotate, err = rig.BuildRotate(ctx, dir); err != nil {
+		return err
+	}
 	if b.minimal, err = rig.Build(ctx, dir, "minimal", "test/bench/minimal"); err != nil {
 		return err
 	}
@@ -92,13 +96,17 @@ func run(ctx context.Context, pairs int, herd, write bool) (err error) {
 	}
 	defer func() { err = errors.Join(err, b.cluster.API.Stop(context.WithoutCancel(ctx))) }()
 
-	info, err := os.Stat(b.init)
-	if err != nil {
-		return err
-	}
 	var off []string
-	if info.Size() > maxSize {
-		off = append(off, fmt.Sprintf("the binary has %d bytes, at most %d are allowed", info.Size(), int64(maxSize)))
+	var sizes [2]int64
+	for i, name := range []string{b.init, b.rotate} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
+		sizes[i] = info.Size()
+		if sizes[i] > maxSize {
+			off = append(off, fmt.Sprintf("%s has %d bytes, at most %d are allowed", filepath.Base(name), sizes[i], int64(maxSize)))
+		}
 	}
 	var figures []figures
 	for i := range engines {
@@ -108,7 +116,7 @@ func run(ctx context.Context, pairs int, herd, write bool) (err error) {
 		}
 		figures, off = append(figures, f), append(off, wrong...)
 	}
-	table := render(figures, info.Size(), pairs)
+	table := render(figures, sizes, pairs)
 	fmt.Println(table)
 	if write {
 		if err := writeTable(table); err != nil {
@@ -129,11 +137,16 @@ type figures struct {
 	// overClient is of a first provision; strict against a client that leaves the verification out; direct without Kubernetes.
 	overClient, strict, direct ratio
 	memory                     [2]int64 // of a first provision and of a restart
-	herd                       rig.HerdResult
-	herdWasLetLoose            bool
+	// one and three are rotations with so many sidecars.
+	one, three      rotations
+	perHour         float64 // API requests of an idle sidecar
+	idle            idleFigures
+	herd            rig.HerdResult
+	herdRotation    rig.HerdRotation
+	herdWasLetLoose bool
 }
 
-func render(all []figures, size int64, pairs int) string {
+func render(all []figures, sizes [2]int64, pairs int) string {
 	var s strings.Builder
 	row := func(what, goal string, cell func(f figures) string) {
 		fmt.Fprintf(&s, "| %s | %s |", what, goal)
@@ -169,7 +182,28 @@ func render(all []figures, size int64, pairs int) string {
 		})
 		row("Herd: most connections of the admin at once", "", func(f figures) string { return fmt.Sprint(f.herd.Peak) })
 	}
-	row("Binary, stripped", "≤ 25 MB", func(figures) string { return fmt.Sprintf("%.1f MB", float64(size)/1e6) })
+	row("Rotation: connections, requests with SQL, API requests", "", func(f figures) string { return spans(f.one.rotate) })
+	row("Retirement: the same", "", func(f figures) string { return spans(f.one.retire) })
+	row(fmt.Sprintf("Rotation, %d replicas", replicas), "", func(f figures) string { return spans(f.three.rotate) })
+	row(fmt.Sprintf("Retirement, %d replicas", replicas), "", func(f figures) string { return spans(f.three.retire) })
+	row("From due to handed over: median (longest)", "", func(f figures) string { return f.one.times() })
+	row(fmt.Sprintf("The same, %d replicas, to the last of them", replicas), "", func(f figures) string { return f.three.times() })
+	row("Idle sidecar: memory (without the program's pages)", "≤ 25 MiB", func(f figures) string {
+		return fmt.Sprintf("%s (%s)", mib(f.idle.memory), mib(f.idle.own))
+	})
+	row("Idle sidecar: CPU per hour", "", func(f figures) string { return fmt.Sprintf("%.1f s", f.idle.cpu.Seconds()) })
+	row("Idle sidecar: API requests per hour", "≤ 5", func(f figures) string { return fmt.Sprintf("%.1f", f.perHour) })
+	row("Idle sidecar: database connections", "0", func(f figures) string { return fmt.Sprint(f.idle.logins) })
+	if all[0].herdWasLetLoose {
+		row(fmt.Sprintf("%d rotations due at once, max_connections=%d: failed", rig.Herd, rig.HerdLimit), "0", func(f figures) string { return fmt.Sprint(len(f.herdRotation.Failed)) })
+		row("From due to handed over: p50 / p99", "", func(f figures) string {
+			return fmt.Sprintf("%.1f s / %.1f s", f.herdRotation.P50.Seconds(), f.herdRotation.P99.Seconds())
+		})
+		row("Most connections of all tenants at once", "", func(f figures) string { return fmt.Sprint(f.herdRotation.Peak) })
+	}
+	row("Binaries, stripped: init, rotate", "≤ 25 MB", func(figures) string {
+		return fmt.Sprintf("%.1f MB, %.1f MB", float64(sizes[0])/1e6, float64(sizes[1])/1e6)
+	})
 	return s.String()
 }
 

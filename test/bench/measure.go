@@ -26,7 +26,7 @@ import (
 
 // bench is what all measurements share.
 type bench struct {
-	dir, init, minimal string
+	dir, init, rotate, minimal string
 	// volume is where hand-overs go: memory where there is some, as in the pod (emptyDir, medium: Memory).
 	volume     string
 	pairs      int
@@ -131,6 +131,13 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 		off = append(off, fmt.Sprintf("%s: restart: got %+v, want %+v", e.name, f.restart, restart))
 	}
 
+	idle, err := b.sidecars(ctx, s, shop, &f)
+	if err != nil {
+		return f, off, err
+	}
+	defer idle.p.close()
+	off = append(off, f.offRotation(i)...)
+
 	progress("%s: memory", e.name)
 	x, err := b.tenant(shop)
 	if err != nil {
@@ -153,16 +160,24 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 	if f.overClient, f.strict, f.direct, err = b.againstClient(ctx, s, t, shop, statements); err != nil {
 		return f, off, err
 	}
+	progress("%s: the idle sidecar", e.name)
+	if f.idle, err = idle.end(ctx); err != nil {
+		return f, off, err
+	}
+	off = append(off, f.idle.off(e.name)...)
 	if !herd {
 		return f, off, nil
 	}
 	progress("%s: the herd", e.name)
 	f.herdWasLetLoose = true
-	if f.herd, err = b.letLoose(ctx, i); err != nil {
+	if err = b.letLoose(ctx, i, &f); err != nil {
 		return f, off, err
 	}
 	for _, r := range f.herd.Failed[:min(len(f.herd.Failed), 1)] {
 		off = append(off, fmt.Sprintf("%s: %d tenants of the herd failed, for example: %v", e.name, len(f.herd.Failed), r.Err()))
+	}
+	for _, err := range f.herdRotation.Failed[:min(len(f.herdRotation.Failed), 1)] {
+		off = append(off, fmt.Sprintf("%s: %d rotations of the herd failed, for example: %v", e.name, len(f.herdRotation.Failed), err))
 	}
 	return f, off, nil
 }
@@ -173,7 +188,7 @@ func (b *bench) count(ctx context.Context, s *bed.Server, t *rig.Tenant) (c coun
 	if err != nil {
 		return c, "", err
 	}
-	api, err := b.requests()
+	api, err := b.requestsOf("dbconnector-init")
 	if err != nil {
 		return c, "", err
 	}
@@ -189,7 +204,7 @@ func (b *bench) count(ctx context.Context, s *bed.Server, t *rig.Tenant) (c coun
 	if err = errors.Join(err, r.Err()); err != nil {
 		return c, "", err
 	}
-	if c.API, err = b.requests(); err != nil {
+	if c.API, err = b.requestsOf("dbconnector-init"); err != nil {
 		return c, "", err
 	}
 	if c.Connections, err = s.Connections(); err != nil {
@@ -209,15 +224,6 @@ func (b *bench) count(ctx context.Context, s *bed.Server, t *rig.Tenant) (c coun
 	}
 	c.Admin = len(who.FindAllString(log, -1))
 	return c, log, nil
-}
-
-// requests is how many requests of dbconnector-init the API server has received.
-func (b *bench) requests() (int, error) {
-	log, err := os.ReadFile(b.audit)
-	if err != nil {
-		return 0, err
-	}
-	return strings.Count(string(log), `"userAgent":"dbconnector-init`), nil
 }
 
 // ratio is the outcome of a comparison in pairs.
@@ -514,31 +520,36 @@ func mysqlScript(log, user, password string) string {
 	return out.String()
 }
 
-// letLoose lets a herd loose on a server of its own.
-func (b *bench) letLoose(ctx context.Context, i int) (r rig.HerdResult, err error) {
+// letLoose lets a herd loose on a server of its own: first each gets a database, then all passwords are due.
+func (b *bench) letLoose(ctx context.Context, i int, f *figures) (err error) {
 	e := engines[i]
 	s, err := bed.Start(ctx, e.engine, e.version, bed.Options{MaxConnections: rig.HerdLimit})
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer func() { err = errors.Join(err, s.Stop(context.WithoutCancel(ctx))) }()
 	user, password, err := s.CloudAdmin(ctx, "cloudadmin")
 	if err != nil {
-		return r, err
+		return err
 	}
 	shop := "herd-" + string(e.engine)
 	if err := b.cluster.Connector(ctx, shop, rig.Connector(s, user, password, "", true)); err != nil {
-		return r, err
+		return err
 	}
 	dir, err := os.MkdirTemp(b.dir, "herd-")
 	if err != nil {
-		return r, err
+		return err
 	}
 	herd, err := rig.NewHerd(b.cluster, b.init, shop, shop, dir)
 	if err != nil {
-		return r, err
+		return err
 	}
-	return rig.RunHerd(ctx, s, user, herd)
+	if f.herd, err = rig.RunHerd(ctx, s, user, herd); err != nil || len(f.herd.Failed) > 0 {
+		return err
+	}
+	progress("%s: the rotation of the herd", e.name)
+	f.herdRotation, err = rig.RotateHerd(ctx, s, b.rotate, herd, 5*time.Minute)
+	return err
 }
 
 const (

@@ -13,8 +13,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// program is dbconnector-init, built once for all tests of the package.
-var program string
+// program is dbconnector-init, and rotateProgram dbconnector-rotate, built once for all tests of the package.
+var program, rotateProgram string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -30,10 +30,14 @@ func run(m *testing.M) int {
 		defer os.RemoveAll(dir)
 		program, err = Build(context.Background(), dir)
 	}
+	if err == nil {
+		rotateProgram, err = BuildRotate(context.Background(), dir)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	defer stopHost()
 	return m.Run()
 }
 

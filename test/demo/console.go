@@ -20,14 +20,31 @@ type console struct {
 	pending string // of a line that was begun and not ended
 }
 
-// width is where the outcome of a step stands.
-const width = 62
+const (
+	// width is where the outcome of a step stands.
+	width = 62
+	// columns is how long a line may become.
+	columns = 100
+)
 
 func (c *console) line(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.interrupt()
 	fmt.Fprintf(c.w, format+"\n", args...)
+}
+
+// note is a remark on the line before, in as many lines as it needs.
+func (c *console) note(text string) {
+	line := "        "
+	for _, word := range strings.Fields(text) {
+		if len(line)+1+len(word) > columns {
+			c.line("%s", line)
+			line = "          "
+		}
+		line += " " + word
+	}
+	c.line("%s", line)
 }
 
 func (c *console) begin(what string) {

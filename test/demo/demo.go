@@ -15,6 +15,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"dbconnector/test/bed"
 	"dbconnector/test/consumer"
@@ -32,6 +33,7 @@ type demo struct {
 	server string // "PostgreSQL"
 
 	dir     string
+	rotator string // dbconnector-rotate
 	db      *bed.Server
 	tenants []*member
 	notes   []string // to be said after the step at hand
@@ -43,14 +45,15 @@ type member struct {
 	*consumer.Tenant
 	ready   consumer.Ready
 	kine    *bed.Kine
+	dsn     string            // what kine runs on
 	objects map[string]string // what it must find
 }
 
 // run shows everything and cleans up.
 func (d *demo) run(ctx context.Context, engine bed.Engine, version string) (err error) {
 	began := time.Now()
-	d.out.line("Two tenants, blue and green, share one %s server. Each gets a database and a login of its own,", d.server)
-	d.out.line("and a kine, which is what a vCluster keeps its objects in, runs on what it was handed.")
+	d.out.line("Two tenants, blue and green, share one %s server. Each gets a database and logins of its", d.server)
+	d.out.line("own, and a kine, which is what a vCluster keeps its objects in, runs on what it was handed.")
 	if d.dir, err = os.MkdirTemp("", "dbconnector-demo-"); err == nil {
 		err = d.show(ctx, engine, version)
 	}
@@ -110,7 +113,7 @@ func (d *demo) step(parent context.Context, what, tenant, title string, f func(c
 	}
 	d.out.end("ok", took)
 	for _, note := range notes {
-		d.out.line("         %s", note)
+		d.out.note(note)
 	}
 	if title != "" {
 		d.rows = append(d.rows, row{title, tenant, result, short(took)})
@@ -140,6 +143,7 @@ func (d *demo) show(ctx context.Context, engine bed.Engine, version string) erro
 		{"3. The tenants work: each through the etcd API of its kine, as a Kubernetes API server does", d.work},
 		{"4. The tenants misbehave, with the credential that they were handed", d.intrude},
 		{"5. A restart on a bad day: the admin's password has changed, and the connector is gone", d.restart},
+		{fmt.Sprintf("6. Each tenant's password changes %d times, under load, and still there is no admin", rotations), d.rotate},
 	} {
 		d.out.line("\n%s", chapter.title)
 		if err := chapter.f(ctx); err != nil {
@@ -155,9 +159,17 @@ func (d *demo) prepare(ctx context.Context, engine bed.Engine, version string) e
 		return err
 	}
 	var program string
-	err := d.step(ctx, "build dbconnector-init", "", "", func(ctx context.Context) (_ string, err error) {
-		program, err = consumer.Build(ctx, d.dir)
-		return "", err
+	err := d.step(ctx, "build dbconnector-init and dbconnector-rotate", "", "", func(ctx context.Context) (string, error) {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() (err error) {
+			program, err = consumer.Build(ctx, d.dir)
+			return err
+		})
+		group.Go(func() (err error) {
+			d.rotator, err = consumer.BuildRotate(ctx, d.dir)
+			return err
+		})
+		return "", group.Wait()
 	})
 	if err != nil {
 		return err
@@ -209,20 +221,23 @@ func (d *demo) provision(ctx context.Context) error {
 		return err
 	}
 	return d.each(ctx, "start kine on config.yaml", "start kine on the hand-over", func(ctx context.Context, t *member) (string, error) {
-		return "up, by TLS with the server verified", d.startKine(ctx, t)
+		var err error
+		t.kine, err = d.newKine(ctx, t)
+		return "up, by TLS with the server verified", err
 	})
 }
 
-func (d *demo) startKine(ctx context.Context, t *member) error {
+// newKine starts a kine on a tenant's hand-over.
+func (d *demo) newKine(ctx context.Context, t *member) (*bed.Kine, error) {
 	store, err := t.Store()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if store.CAFile == "" {
-		return errors.New("config.yaml names no caFile, so nothing is verified")
+		return nil, errors.New("config.yaml names no caFile, so nothing is verified")
 	}
-	t.kine, err = store.StartKine(ctx)
-	return err
+	t.dsn = store.DataSource
+	return store.StartKine(ctx)
 }
 
 func (d *demo) work(ctx context.Context) error {
@@ -367,7 +382,8 @@ func (d *demo) restart(ctx context.Context) error {
 		return err
 	}
 	return d.each(ctx, "start kine again, list what is there", "start kine again, list", func(ctx context.Context, t *member) (string, error) {
-		if err := d.startKine(ctx, t); err != nil {
+		var err error
+		if t.kine, err = d.newKine(ctx, t); err != nil {
 			return "", err
 		}
 		return read(ctx, t)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,35 +86,77 @@ func TestDemo(t *testing.T) {
 					`create a database +` + tenant + ` +refused by the server, error \d+`,
 					`provision again \(restart\) +` + tenant + ` +logins counted: 1 as tenant, 0 as admin`,
 					`start kine again, list +` + tenant + ` +its own 2 objects and nothing else`,
+					`rotate 3 times, under load +` + tenant + ` +[1-9]\d+ requests, 0 failed`,
+					`use a rotated-away password +` + tenant + ` +3 of 3 refused by the server, error (28P01|1045)`,
+					`list after the rotations +` + tenant + ` +its own [1-9]\d+ objects and nothing else`,
 				} {
 					if !regexp.MustCompile(`(?m)^` + want).MatchString(table) {
 						t.Errorf("the table has no line like %q:\n%s", want, table)
 					}
 				}
 			}
-			if !strings.Contains(string(out), refusal) || !strings.Contains(table, "All of it held.") {
+			checkTimeline(t, string(out))
+			// It may be in two lines, with more blanks than one between them.
+			if !strings.Contains(strings.Join(strings.Fields(string(out)), " "), refusal) || !strings.Contains(table, "All of it held.") {
 				t.Errorf("the output does not have the refusal %q, or not the last line:\n%s", refusal, out)
 			}
 			if bytes.ContainsAny(out, "\x1b\r") {
 				t.Errorf("the output has control characters:\n%q", out)
 			}
 			for line := range strings.Lines(string(out)) {
-				if len(line) > 140 {
+				if len(strings.TrimSuffix(line, "\n")) > 100 {
 					t.Errorf("a line of %d characters: %s", len(line), line)
+				}
+			}
+			for _, word := range regexp.MustCompile(`[A-Za-z0-9._~-]{40,}`).FindAllString(string(out), -1) {
+				if strings.ContainsAny(word, "0123456789") {
+					t.Errorf("this looks like a password: %s", word)
 				}
 			}
 		})
 	}
 }
 
-// TestInterrupted stops the demo in the middle, when a server and two kines run.
+// checkTimeline makes sure that each tenant went through its rotations in order, and that no request failed.
+func checkTimeline(t *testing.T, out string) {
+	t.Helper()
+	event := regexp.MustCompile(`(?m)^ +\d+\.\d s  (blue|green) +(begins|rotated|adopted|retired) +\S.* (\d+) +(\d+)$`)
+	seen, requests := map[string]string{}, map[string]int{}
+	for _, m := range event.FindAllStringSubmatch(out, -1) {
+		tenant := m[1]
+		seen[tenant] += m[2] + " "
+		n, err := strconv.Atoi(m[3])
+		if err != nil || n < requests[tenant] || m[4] != "0" {
+			t.Errorf("after %d requests of %s: %s", requests[tenant], tenant, m[0])
+		}
+		requests[tenant] = n
+	}
+	for _, tenant := range []string{"blue", "green"} {
+		if got, want := seen[tenant], "begins "+strings.Repeat("rotated adopted retired ", 3); got != want {
+			t.Errorf("the timeline of %s is\n%s\nwant\n%s\n%s", tenant, got, want, out)
+		}
+	}
+}
+
+// TestInterrupted stops the demo in the middle: when a server and two kines run, and when the passwords change.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
+	program := build(t)
+	for name, at := range map[string]string{"start": "green  start kine", "rotation": "green   rotated"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checkInterrupted(t, program, at)
+		})
+	}
+}
+
+func checkInterrupted(t *testing.T, program, at string) {
+	t.Helper()
 	if err := bed.Fetch(t.Context(), "postgres-17", "kine"); err != nil {
 		t.Fatal(err)
 	}
 	temp := demoTemp(t)
-	cmd := command(t, build(t), temp)
+	cmd := command(t, program, temp)
 	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +169,7 @@ func TestInterrupted(t *testing.T) {
 	for sent := false; ; {
 		n, err := pipe.Read(buffer)
 		out.Write(buffer[:n])
-		if !sent && strings.Contains(out.String(), "green  start kine") {
+		if !sent && strings.Contains(out.String(), at) {
 			sent = true
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 				t.Error(err)

@@ -3,6 +3,7 @@
 package deploy_test
 
 import (
+	"cmp"
 	"fmt"
 	goversion "go/version"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -19,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"dbconnector/pkg/config"
 	"dbconnector/test/deploy"
 )
 
@@ -57,7 +60,8 @@ type values struct {
 				AddVolumes      []corev1.Volume      `json:"addVolumes"`
 				AddVolumeMounts []corev1.VolumeMount `json:"addVolumeMounts"`
 			} `json:"persistence"`
-			InitContainers []corev1.Container `json:"initContainers"`
+			InitContainers    []corev1.Container `json:"initContainers"`
+			SidecarContainers []corev1.Container `json:"sidecarContainers"`
 		} `json:"statefulSet"`
 	} `json:"controlPlane"`
 }
@@ -149,6 +153,7 @@ func checkGrants(t *testing.T, got grants, v vcluster) {
 		v.namespace: {
 			{APIGroups: core, Resources: []string{"namespaces"}, ResourceNames: []string{v.namespace}, Verbs: []string{"get"}},
 			{APIGroups: core, Resources: []string{"events"}, Verbs: []string{"create"}},
+			{APIGroups: []string{"apps"}, Resources: []string{"statefulsets", "deployments"}, ResourceNames: []string{v.release}, Verbs: []string{"get", "patch"}},
 		},
 	}
 	if g, w := slices.Sorted(maps.Keys(got.roles)), slices.Sorted(maps.Keys(want)); !slices.Equal(g, w) {
@@ -176,7 +181,7 @@ func checkGrants(t *testing.T, got grants, v vcluster) {
 
 func TestExamplesGrantOneConnectorSecret(t *testing.T) {
 	t.Parallel()
-	for _, example := range []string{"open-source", "licensed"} {
+	for example := range examples {
 		t.Run(example, func(t *testing.T) {
 			t.Parallel()
 			dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
@@ -245,27 +250,61 @@ func TestExampleConnectors(t *testing.T) {
 	}
 }
 
+// examples are the vClusters of deploy/kustomize/examples, and how each adopts a new password.
+var examples = map[string]string{"open-source": "none", "licensed": "rollout"}
+
+// exampleValues reads the values of an example, and where plain is true those that come over them on older hosts.
+func exampleValues(t *testing.T, example string, plain bool) values {
+	t.Helper()
+	dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
+	var v values
+	decode(t, read(t, dir, "values.yaml"), &v)
+	if !plain {
+		return v
+	}
+	// As Helm does it: a list takes the place of the list before.
+	var over values
+	decode(t, read(t, dir, "values-plain-sidecar.yaml"), &over)
+	set := &v.ControlPlane.StatefulSet
+	set.InitContainers, set.SidecarContainers = over.ControlPlane.StatefulSet.InitContainers, over.ControlPlane.StatefulSet.SidecarContainers
+	over.ControlPlane.StatefulSet.InitContainers, over.ControlPlane.StatefulSet.SidecarContainers = nil, nil
+	if !reflect.DeepEqual(over, values{}) {
+		t.Errorf("%s/values-plain-sidecar.yaml sets more than containers: %+v", example, over)
+	}
+	return v
+}
+
 func TestValues(t *testing.T) {
 	t.Parallel()
-	variables := knownVariables(t)
-	containers := map[string]corev1.Container{}
-	for _, example := range []string{"open-source", "licensed"} {
+	known := variables(t)
+	containers := map[string][]corev1.Container{}
+	for example, adopt := range examples {
 		t.Run(example, func(t *testing.T) {
-			dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
-			var v values
-			decode(t, read(t, dir, "values.yaml"), &v)
 			var params corev1.ConfigMap
-			decode(t, read(t, dir, "vcluster.yaml"), &params)
+			decode(t, read(t, root(t), "deploy", "kustomize", "examples", example, "vcluster.yaml"), &params)
+			v := exampleValues(t, example, false)
 
 			set := v.ControlPlane.StatefulSet
-			if len(set.InitContainers) != 1 {
-				t.Fatalf("%d init containers, want one", len(set.InitContainers))
+			if len(set.InitContainers) != 2 || len(set.SidecarContainers) != 0 {
+				t.Fatalf("%d init containers and %d others, want init and the native sidecar", len(set.InitContainers), len(set.SidecarContainers))
 			}
-			c := set.InitContainers[0]
-			env := checkEnvironment(t, c, variables)
+			init, rotate := set.InitContainers[0], set.InitContainers[1]
+			env := checkEnvironment(t, init, known)
 			checkStore(t, v, env, example, params.Data["connector"])
 			checkHandOver(t, v)
-			checkRestricted(t, c)
+			checkRestricted(t, init)
+			if init.RestartPolicy != nil || len(init.Command) > 0 {
+				t.Error("an init container that runs the image's entry point needs neither restartPolicy nor command")
+			}
+			checkRestricted(t, rotate)
+			checkSidecar(t, init, rotate)
+			if got := env["DBCONNECTOR_ADOPT"].Value; got != adopt {
+				t.Errorf("DBCONNECTOR_ADOPT is %q, want %q", got, adopt)
+			}
+			limit := strconv.Itoa((max(1, set.HighAvailability.Replicas)+1)*pool(t, v) + 10)
+			if got := cmp.Or(env["DBCONNECTOR_CONNECTION_LIMIT"].Value, known["DBCONNECTOR_CONNECTION_LIMIT"]); got != limit {
+				t.Errorf("DBCONNECTOR_CONNECTION_LIMIT is %s, want %s: (replicas + 1) x kine's pool + 10 (docs/operations.md)", got, limit)
+			}
 
 			if claim := set.Persistence.VolumeClaim.Enabled; claim == nil || *claim {
 				t.Error("persistence.volumeClaim.enabled must be false: a claim makes a StatefulSet with an unused volume")
@@ -274,15 +313,78 @@ func TestValues(t *testing.T) {
 				t.Error("security.podSecurityContext.fsGroup is not set: a rootless control plane cannot read the hand-over")
 			}
 
-			// What is the same in both must stay the same.
-			c.Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool { return e.Name == "DBCONNECTOR_CONNECTOR" })
-			containers[example] = c
+			// On an older host all is the same, but for what makes a sidecar native.
+			plain := exampleValues(t, example, true).ControlPlane.StatefulSet
+			rotate.RestartPolicy = nil
+			if !reflect.DeepEqual(plain.InitContainers, []corev1.Container{init}) || !reflect.DeepEqual(plain.SidecarContainers, []corev1.Container{rotate}) {
+				t.Errorf("values-plain-sidecar.yaml makes\n%+v\n%+v\nwant\n%+v\n%+v", plain.InitContainers, plain.SidecarContainers, init, rotate)
+			}
+
+			// What is the same in both examples must stay the same.
+			for i, c := range set.InitContainers {
+				set.InitContainers[i].Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool {
+					return slices.Contains([]string{"DBCONNECTOR_CONNECTOR", "DBCONNECTOR_ADOPT", "DBCONNECTOR_CONNECTION_LIMIT"}, e.Name)
+				})
+			}
+			containers[example] = set.InitContainers
 		})
 	}
 	if !reflect.DeepEqual(containers["open-source"], containers["licensed"]) {
-		t.Errorf("the containers differ in more than DBCONNECTOR_CONNECTOR:\n%+v\n%+v",
-			containers["open-source"], containers["licensed"])
+		t.Errorf("the containers differ in more than connector, adoption and limit:\n%+v\n%+v", containers["open-source"], containers["licensed"])
 	}
+}
+
+// checkSidecar: rotate has what init has, and what it says of itself is true.
+func checkSidecar(t *testing.T, init, c corev1.Container) {
+	t.Helper()
+	if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+		t.Error("without restartPolicy: Always the pod waits for the end of dbconnector-rotate")
+	}
+	if want := []string{"/usr/local/bin/dbconnector-rotate"}; !slices.Equal(c.Command, want) || len(c.Args) > 0 {
+		t.Errorf("command %q %q, want %q: the image's entry point is init", c.Command, c.Args, want)
+	}
+	if c.Image != init.Image || c.ImagePullPolicy != init.ImagePullPolicy {
+		t.Errorf("image %s, and init's is %s: they share a record", c.Image, init.Image)
+	}
+	if !reflect.DeepEqual(c.Env, init.Env) {
+		t.Errorf("environment\n%+v\nand init's is\n%+v", c.Env, init.Env)
+	}
+	if !reflect.DeepEqual(c.VolumeMounts, init.VolumeMounts) {
+		t.Errorf("volume mounts\n%+v\nand init's are\n%+v", c.VolumeMounts, init.VolumeMounts)
+	}
+	address := variables(t)["DBCONNECTOR_HTTP_ADDRESS"]
+	if len(c.Ports) != 1 || address != fmt.Sprintf(":%d", c.Ports[0].ContainerPort) {
+		t.Fatalf("ports %+v, and it serves on %s", c.Ports, address)
+	}
+	for path, probe := range map[string]*corev1.Probe{"/healthz": c.LivenessProbe, "/readyz": c.ReadinessProbe} {
+		if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Path != path || probe.HTTPGet.Port.StrVal != c.Ports[0].Name {
+			t.Errorf("probe %+v, want GET %s on port %s", probe, path, c.Ports[0].Name)
+			continue
+		}
+		if silence := probe.PeriodSeconds * probe.FailureThreshold; silence < 60 || probe.TimeoutSeconds < 5 {
+			t.Errorf("%s: fails after %d s of silence, %d s each: a failure takes the control plane out of service", path, silence, probe.TimeoutSeconds)
+		}
+	}
+	if c.StartupProbe != nil {
+		t.Error("a startupProbe holds the control plane back, which has all that it needs")
+	}
+}
+
+// pool is how many connections one kine may have.
+func pool(t *testing.T, v values) int {
+	t.Helper()
+	db := v.ControlPlane.BackingStore.Database
+	for _, arg := range append(db.Embedded.ExtraArgs, db.External.ExtraArgs...) {
+		if value, ok := strings.CutPrefix(arg, "--datastore-max-open-connections="); ok {
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal("kine's pool is not limited")
+	return 0
 }
 
 // checkStore: one store is enabled, the connector is named once, and it is the one that RBAC allows.
@@ -364,13 +466,10 @@ func checkRestricted(t *testing.T, c corev1.Container) {
 	if !regexp.MustCompile(`/dbconnector:[0-9]+\.[0-9]+\.[0-9]+$`).MatchString(c.Image) {
 		t.Errorf("image %q: want an exact version", c.Image)
 	}
-	if c.RestartPolicy != nil || len(c.Command) > 0 {
-		t.Error("an init container that runs the image's entry point needs neither restartPolicy nor command")
-	}
 }
 
 // checkEnvironment: every variable is one that the program reads, and none carries a secret.
-func checkEnvironment(t *testing.T, c corev1.Container, known map[string]bool) map[string]corev1.EnvVar {
+func checkEnvironment(t *testing.T, c corev1.Container, known map[string]string) map[string]corev1.EnvVar {
 	t.Helper()
 	env := map[string]corev1.EnvVar{}
 	for _, e := range c.Env {
@@ -378,7 +477,7 @@ func checkEnvironment(t *testing.T, c corev1.Container, known map[string]bool) m
 			t.Errorf("%s is set twice", e.Name)
 		}
 		env[e.Name] = e
-		if !known[e.Name] {
+		if _, ok := known[e.Name]; !ok {
 			t.Errorf("%s is no variable of pkg/config", e.Name)
 		}
 		if e.ValueFrom != nil && e.ValueFrom.FieldRef == nil {
@@ -399,22 +498,15 @@ func checkEnvironment(t *testing.T, c corev1.Container, known map[string]bool) m
 	return env
 }
 
-// knownVariables reads the names from the tags in pkg/config, so that a renamed variable is noticed here.
-func knownVariables(t *testing.T) map[string]bool {
+// variables are the programs' variables with their defaults.
+func variables(t *testing.T) map[string]string {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(root(t), "pkg", "config", "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tag := regexp.MustCompile(`envconfig:"(DBCONNECTOR_[A-Z_]+)"`)
-	known := map[string]bool{}
-	for _, file := range files {
-		for _, match := range tag.FindAllSubmatch(read(t, file), -1) {
-			known[string(match[1])] = true
-		}
+	known := map[string]string{}
+	for _, v := range config.Variables() {
+		known[v.Name] = v.Default
 	}
 	if len(known) == 0 {
-		t.Fatal("no variables found in pkg/config: the tag envconfig:\"DBCONNECTOR_…\" is what this test looks for")
+		t.Fatal("pkg/config has no variables")
 	}
 	return known
 }
@@ -422,14 +514,14 @@ func knownVariables(t *testing.T) map[string]bool {
 // Commented lines are documentation: what they name must exist, too.
 func TestEveryVariableThatIsNamedExists(t *testing.T) {
 	t.Parallel()
-	known := knownVariables(t)
+	known := variables(t)
 	name := regexp.MustCompile(`DBCONNECTOR_[A-Z_]+`)
 	err := filepath.WalkDir(filepath.Join(root(t), "deploy"), func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
 		for _, variable := range name.FindAllString(string(read(t, path)), -1) {
-			if !known[variable] {
+			if _, ok := known[variable]; !ok {
 				t.Errorf("%s names %s, which is no variable of pkg/config", path, variable)
 			}
 		}

@@ -57,8 +57,8 @@ func files(t *testing.T, suffix string, dirs ...string) []string {
 	return list
 }
 
-// said are the sources of what a program can say: those of packages that a program is made of. What no program uses yet
-// (pkg/rotation) has nothing to explain.
+// said are the sources of what a program can say: those of packages that a program is made of. What no program uses has
+// nothing to explain.
 func said(t *testing.T) []string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", `{{if and .Module (eq .Module.Path "dbconnector")}}{{.ImportPath}}{{end}}`, "./cmd/...")
@@ -429,11 +429,11 @@ func TestExplainedMessagesExist(t *testing.T) {
 	}
 }
 
-// TestLogMessagesAreListed holds the table of log lines to what cmd and pkg/provision log.
+// TestLogMessagesAreListed holds the table of log lines to what the programs log.
 func TestLogMessagesAreListed(t *testing.T) {
 	t.Parallel()
 	text := read(t, "docs/operations.md")
-	logs := regexp.MustCompile(`(?i)\blog\.(?:Debug|Info|Warn|Error)\("([^"]+)"`)
+	logs := regexp.MustCompile(`(?i)\blog(?:\.(?:Debug|Info|Warn|Error)\(|ging\.Last\(log, )"([^"]+)"`)
 	found := 0
 	for _, path := range said(t) {
 		if strings.HasSuffix(path, "_test.go") {
@@ -550,6 +550,38 @@ func TestCasesAreListed(t *testing.T) {
 	for c := range listed {
 		if !cited[c] {
 			t.Errorf("docs/failures.md lists case %s, which no test and no code cites", c)
+		}
+	}
+}
+
+// TestCasesNameTheirTests: each case names tests, or files of tests, and these cite it.
+func TestCasesNameTheirTests(t *testing.T) {
+	t.Parallel()
+	sources := map[string]string{} // of the functions that are tests, and of the files that they are in
+	function := regexp.MustCompile(`(?ms)^(?://[^\n]*\n)*func ((?:Test|Fuzz)\w+)\(.*?^}\n`)
+	for _, path := range files(t, ".go", "cmd", "pkg", "test") {
+		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "pkg/engine/enginetest/") {
+			continue
+		}
+		text := read(t, path)
+		sources[path] = text
+		for _, m := range function.FindAllStringSubmatch(text, -1) {
+			sources[m[1]] += m[0]
+		}
+	}
+	rows := regexp.MustCompile(`(?m)^\| (B[0-9]+) \|.*\| ([^|]*) \|$`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1)
+	if len(rows) < 40 {
+		t.Fatalf("only %d cases found: this test looks in the wrong way", len(rows))
+	}
+	for _, row := range rows {
+		tests := regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1)
+		if len(tests) == 0 {
+			t.Errorf("docs/failures.md: case %s names no test", row[1])
+		}
+		for _, m := range tests {
+			if !regexp.MustCompile(`\b` + row[1] + `\b`).MatchString(sources[m[1]]) {
+				t.Errorf("docs/failures.md: case %s names %s, which does not cite it", row[1], m[1])
+			}
 		}
 	}
 }

@@ -44,6 +44,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	defer stopServers()
 	defer stopCluster()
 	return m.Run()
 }
@@ -72,6 +73,32 @@ func sharedCluster(tb testing.TB) *rig.Cluster {
 func stopCluster() {
 	if cluster != nil {
 		_ = cluster.API.Stop(context.Background())
+	}
+}
+
+// Likewise a database server: tenants have logins and databases of their own. What a test does to a server of its own
+// (restarts, settings, counting) it does to one from bed.NewServer.
+var (
+	serversMu  sync.Mutex
+	serverPool = map[string]*bed.Server{}
+)
+
+func sharedServer(tb testing.TB, engine bed.Engine, version string) *bed.Server {
+	tb.Helper()
+	serversMu.Lock()
+	defer serversMu.Unlock()
+	key := string(engine) + "-" + version
+	if serverPool[key] == nil {
+		s, err := bed.Start(context.Background(), engine, version, bed.Options{})
+		check(tb, "starting "+key, err)
+		serverPool[key] = s
+	}
+	return serverPool[key]
+}
+
+func stopServers() {
+	for _, s := range serverPool {
+		_ = s.Stop(context.Background())
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 )
 
 // TestRotate is the ordinary life of a credential: due, rotated, adopted by the one client, and the one before dead (B3, B46).
+// No admin takes part, and neither login may grant anything (B7).
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	for _, s := range servers {

@@ -385,8 +385,14 @@ func logins(t *testing.T, s *Server) {
 	wantClass(t, err, fault.WrongPassword)
 	nobody := s.NewTenant()
 	wantClass(t, x.Engine.Login(t.Context(), nobody.Login(tenant.A)), fault.WrongPassword)
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		if err := x.Engine.Ready(t.Context(), x.Login(slot), x.Names); err != nil {
+			t.Errorf("slot %s: %v", slot, err)
+		}
+	}
 	x.MustExec(t, "", x.SQL(s.Close)...)
 	wantClass(t, x.Engine.Login(t.Context(), x.Login(tenant.A)), fault.NoAccess)
+	wantClass(t, x.Engine.Ready(t.Context(), x.Login(tenant.A), x.Names), fault.NoAccess)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

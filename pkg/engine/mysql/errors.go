@@ -41,7 +41,9 @@ const (
 	passwordExpired      = 1862
 	lockedMySQL          = 3118
 	insecureTransport    = 3159
+	rejectedByHistory    = 3638 // password_history, password_reuse_interval
 	roleAccessDenied     = 3879
+	rejectedAsSimilar    = 4165 // validate_password.changed_characters_percentage
 	lockedMariaDB        = 4151
 	noSuchThread         = 1094
 	parseError           = 1064

@@ -136,6 +136,25 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	return nil
 }
 
+// Ready is Login, and asks whether the login can do what a control plane does; see package engine.
+func (s *Server) Ready(ctx context.Context, login tenant.Login, _ tenant.Names) error {
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return err
+	}
+	defer session.close()
+	// What counts is what Ensure compares: the account's own rights on the database, and none that a role lends it.
+	have, err := column(ctx, session.conn, "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = ? AND TABLE_SCHEMA = ?",
+		"'"+login.User+"'@'%'", login.Database)
+	if err != nil {
+		return fmt.Errorf("asking what login %q may do: %w", login.User, err)
+	}
+	if missing := without(privileges, have); len(missing) > 0 {
+		return fault.New(fault.NoAccess, "login %q lacks %s on database %q", login.User, strings.Join(missing, ", "), login.Database)
+	}
+	return nil
+}
+
 // Enter is Login, and looks for kine's data; see package engine.
 func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
@@ -435,6 +454,20 @@ const (
 const seesAll = `SELECT 1 FROM mysql.user WHERE Process_priv = 'Y' AND
 	(CONCAT(User, '@', Host) = CURRENT_USER() OR User IN (SELECT ROLE_NAME FROM information_schema.ENABLED_ROLES))`
 
+// oneNode refuses a server that shows a part of a login's sessions only.
+func oneNode(ctx context.Context, conn *sql.Conn, user string) error {
+	var variable, size string
+	err := conn.QueryRowContext(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_cluster_size'").Scan(&variable, &size)
+	switch {
+	case err == nil && size != "0" && size != "1":
+		// PROCESSLIST is of one node. A session on another one would count as none.
+		return fault.New(fault.Refused, "the server is one of a Galera cluster of %s nodes: it cannot be told whether login %q is in use on another one, and a password in use must not be changed", size, user)
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
+	}
+	return nil
+}
+
 // InUse says whether a login has a session. Without PROCESS an admin sees his own sessions only, and no answer is
 // not a no: that is a refusal.
 func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
@@ -445,14 +478,8 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 	if len(process) == 0 {
 		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* to it", a.user)
 	}
-	var variable, size string
-	err = a.session.conn.QueryRowContext(ctx, "SHOW GLOBAL STATUS LIKE 'wsrep_cluster_size'").Scan(&variable, &size)
-	switch {
-	case err == nil && size != "0" && size != "1":
-		// PROCESSLIST is of one node. A session on another one would count as none.
-		return false, fault.New(fault.Refused, "the server is one of a Galera cluster of %s nodes: it cannot be told whether login %q is in use on another one, and a password in use must not be changed", size, user)
-	case err != nil && !errors.Is(err, sql.ErrNoRows):
-		return false, fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
+	if err := oneNode(ctx, a.session.conn, user); err != nil {
+		return false, err
 	}
 	for try := 1; ; try++ {
 		var n int

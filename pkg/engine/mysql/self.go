@@ -18,6 +18,7 @@ import (
 type Self struct {
 	session  *session
 	user     string
+	password connector.Password // as it is now
 	database string
 	dialect  dialect
 }
@@ -33,7 +34,11 @@ func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, err
 		session.close()
 		return nil, fmt.Errorf("asking for the server's version: %w", classify(err))
 	}
-	return &Self{session: session, user: login.User, database: login.Database, dialect: dialectOf(version)}, nil
+	if err := oneNode(ctx, session.conn, login.User); err != nil {
+		session.close()
+		return nil, err
+	}
+	return &Self{session: session, user: login.User, password: login.Password, database: login.Database, dialect: dialectOf(version)}, nil
 }
 
 // Sessions counts the login's other sessions: without PROCESS the list shows a user just his own. Only this very session is
@@ -51,14 +56,22 @@ func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
 
 // SetPassword changes the login's own password.
 func (s *Self) SetPassword(ctx context.Context, password connector.Password) error {
-	if _, err := s.session.conn.ExecContext(ctx, s.dialect.ownPassword, s.dialect.secret(password)); err != nil {
+	args := []any{s.dialect.secret(password)}
+	if s.dialect.current {
+		args = append(args, s.dialect.secret(s.password))
+	}
+	if _, err := s.session.conn.ExecContext(ctx, s.dialect.ownPassword, args...); err != nil {
 		classified := classify(err)
 		var server *driver.MySQLError
-		if errors.As(err, &server) && server.Number == rejectedPassword {
-			classified = fault.New(fault.Rejected, "%w", classified)
+		if errors.As(err, &server) {
+			switch server.Number {
+			case rejectedPassword, rejectedByHistory, rejectedAsSimilar:
+				classified = fault.New(fault.Rejected, "%w", classified)
+			}
 		}
 		return fmt.Errorf("changing the password of login %q as itself: %w", s.user, classified)
 	}
+	s.password = password
 	return nil
 }
 

@@ -38,15 +38,18 @@ type dialect struct {
 	// hash alone somebody who reads such a log cannot log in: the protocol asks for its preimage.
 	identified string
 	secret     func(connector.Password) string
-	// ownPassword is how a login changes its own password. MariaDB lets nobody without CREATE USER do so by ALTER USER.
+	// ownPassword is how a login changes its own password. MariaDB lets nobody without CREATE USER do so by ALTER USER. MySQL
+	// wants to see the old password, too, where password_require_current is on or the account says PASSWORD REQUIRE
+	// CURRENT, and takes it (from 8.0.13 on) where nobody asks for it.
 	ownPassword string
+	current     bool // ownPassword has a second placeholder, for the old password
 	hashes      bool // secret is a hash
 }
 
 var (
 	dialectMySQL = dialect{ //nolint:gosec // statements, no passwords
 		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only", readOnlyName: "read_only, super_read_only, innodb_read_only", roleHost: "%",
-		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ?",
+		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
 	dialectMariaDB = dialect{
 		name: "MariaDB", readOnly: "@@global.read_only OR @@global.innodb_read_only", readOnlyName: "read_only, innodb_read_only", roleHost: "",

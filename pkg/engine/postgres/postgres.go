@@ -119,6 +119,40 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	return s.primary(conn)
 }
 
+// Ready is Login, and asks whether the login can do what a control plane does; see package engine.
+func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Names) error {
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	if err != nil {
+		return err
+	}
+	defer hangUp(ctx, conn)
+	if err := s.primary(conn); err != nil {
+		return err
+	}
+	// Whoever does not begin as the owner role makes tables that the other slot cannot use (docs/failures.md B4).
+	var owner, schema, table bool
+	err = conn.QueryRow(ctx, `
+		SELECT current_user = $1,
+		       pg_catalog.has_schema_privilege('public', 'USAGE') AND pg_catalog.has_schema_privilege('public', 'CREATE'),
+		       COALESCE((SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(pg_catalog.to_regclass('public.kine'), right_))
+		                 FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) right_), true)`,
+		names.Owner).Scan(&owner, &schema, &table)
+	lacks := ""
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking what login %q may do: %w", login.User, classify(err))
+	case !owner:
+		lacks = fmt.Sprintf("does not begin its sessions as role %q", names.Owner)
+	case !schema:
+		lacks = fmt.Sprintf("may not create tables in schema public of database %q", login.Database)
+	case !table:
+		lacks = fmt.Sprintf("may not read and write table kine of database %q", login.Database)
+	default:
+		return nil
+	}
+	return fault.New(fault.NoAccess, "login %q %s", login.User, lacks)
+}
+
 // Enter is Login, and looks for kine's data; see package engine.
 func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)

@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,7 +25,14 @@ import (
 )
 
 // OpenDSN opens a pool on a DSN in the way kine does. ca is what kine's --ca-file would be; nil for none.
-func OpenDSN(dsn string, ca []byte) (*sql.DB, error) {
+func OpenDSN(dsn string, ca []byte) (*sql.DB, error) { return OpenDSNFrom("", dsn, ca) }
+
+// OpenDSNFrom is [OpenDSN] for a client at an address of its own, such as 127.0.0.2; empty for any.
+func OpenDSNFrom(address, dsn string, ca []byte) (*sql.DB, error) {
+	dialer := &net.Dialer{}
+	if address != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(address)}
+	}
 	roots := x509.NewCertPool()
 	if ca != nil && !roots.AppendCertsFromPEM(ca) {
 		return nil, errors.New("the hand-over's ca.crt holds no certificate")
@@ -37,6 +45,7 @@ func OpenDSN(dsn string, ca []byte) (*sql.DB, error) {
 		if ca != nil {
 			config.TLSConfig.RootCAs = roots
 		}
+		config.DialFunc = dialer.DialContext
 		return stdlib.OpenDB(*config), nil
 	}
 	config, err := mysql.ParseDSN(strings.TrimPrefix(dsn, "mysql://"))
@@ -46,6 +55,7 @@ func OpenDSN(dsn string, ca []byte) (*sql.DB, error) {
 	if ca != nil {
 		config.TLS = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}
+	config.DialFunc = dialer.DialContext
 	c, err := mysql.NewConnector(config)
 	if err != nil {
 		return nil, fmt.Errorf("reading the DSN: %w", err)

@@ -38,6 +38,7 @@ type Points struct {
 	mu     sync.Mutex
 	names  []string // of the questions so far
 	at     int      // from 1; 0 for none
+	want   string   // becomes at when it is first asked
 	moment Moment
 	kill   func()
 	fired  bool
@@ -47,7 +48,14 @@ type Points struct {
 func (p *Points) Watch(at int, moment Moment, kill func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.names, p.at, p.moment, p.kill, p.fired = nil, at, moment, kill, false
+	p.names, p.at, p.want, p.moment, p.kill, p.fired = nil, at, "", moment, kill, false
+}
+
+// WatchFor is [Points.Watch] for the first question of a name.
+func (p *Points) WatchFor(name string, moment Moment, kill func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.names, p.at, p.want, p.moment, p.kill, p.fired = nil, 0, name, moment, kill, false
 }
 
 // Names are the questions since Watch.
@@ -57,15 +65,21 @@ func (p *Points) Names() []string {
 	return append([]string(nil), p.names...)
 }
 
-// ask counts a question. die says that it must not go on to the server.
+// ask counts a question that has a name. die says that it must not go on to the server.
 func (p *Points) ask(name string) (n int, die bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fired { // the process is dead, and what it sent before that is lost
 		return 0, true
 	}
+	if name == "" {
+		return 0, false
+	}
 	p.names = append(p.names, name)
 	n = len(p.names)
+	if p.at == 0 && name == p.want {
+		p.at = n
+	}
 	return n, p.strike(n, Before)
 }
 
@@ -93,6 +107,9 @@ type Front struct {
 	Addr string
 	// Kubeconfig is how the process reaches the API server. Empty where there is none.
 	Kubeconfig string
+	// Name, if set before there is anything to name, gives questions their names, instead of their own text; one without a
+	// name is not counted. It may take its time: so long the question is held back.
+	Name func(q Question) string
 
 	target   string
 	listener net.Listener
@@ -101,6 +118,25 @@ type Front struct {
 	conns    map[net.Conn]struct{}
 	closed   bool
 	wg       sync.WaitGroup
+}
+
+// Question is what a process asks.
+type Question struct {
+	// Request is one of the API server's; nil for the database's.
+	Request *http.Request
+	// Conn numbers the connections to the database, and Data is what the question begins with.
+	Conn int
+	Data []byte
+}
+
+func (f *Front) name(q Question) string {
+	switch {
+	case f.Name != nil:
+		return f.Name(q)
+	case q.Request != nil:
+		return q.Request.Method + " " + q.Request.URL.Path
+	}
+	return text(q.Data)
 }
 
 // NewFront puts a front before a database and, unless that is nil, an API server. dir is for its kubeconfig.
@@ -112,12 +148,13 @@ func NewFront(ctx context.Context, dir, database string, api *bed.APIServer) (*F
 	}
 	f.Addr = f.listener.Addr().String()
 	f.wg.Go(func() {
-		for {
+		for number := 0; ; {
 			client, err := f.listener.Accept()
 			if err != nil {
 				return // closed
 			}
-			f.wg.Go(func() { f.serve(client) })
+			number++
+			f.wg.Go(func() { f.serve(client, number) })
 		}
 	})
 	if api == nil {
@@ -140,7 +177,7 @@ func NewFront(ctx context.Context, dir, database string, api *bed.APIServer) (*F
 	f.api = &http.Server{
 		ReadHeaderTimeout: time.Minute,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			n, die := f.ask(r.Method + " " + r.URL.Path)
+			n, die := f.ask(f.name(Question{Request: r}))
 			if die {
 				panic(http.ErrAbortHandler)
 			}
@@ -169,6 +206,9 @@ func (w *lateWriter) WriteHeader(code int) {
 	}
 	w.ResponseWriter.WriteHeader(code)
 }
+
+// Unwrap lets the proxy flush: the events of a watch must not wait for each other.
+func (w *lateWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // Close ends the front and all connections through it.
 func (f *Front) Close() {
@@ -199,7 +239,7 @@ func (f *Front) forget(c net.Conn) {
 	delete(f.conns, c)
 }
 
-func (f *Front) serve(client net.Conn) {
+func (f *Front) serve(client net.Conn, number int) {
 	defer f.forget(client)
 	if !f.track(client) {
 		return
@@ -219,7 +259,7 @@ func (f *Front) serve(client net.Conn) {
 		mu.Lock()
 		defer mu.Unlock()
 		if question == 0 {
-			question, die = f.ask(text(b))
+			question, die = f.ask(f.name(Question{Conn: number, Data: b}))
 		}
 		return die
 	}

@@ -83,7 +83,8 @@ func Quantile(all []time.Duration, q float64) time.Duration {
 }
 
 // watchConnections asks the server, over one connection that it keeps and that every server has in reserve for its
-// superuser, again and again how many sessions a login has. stop ends it and returns the most it saw.
+// superuser, again and again how many sessions the logins have whose names are LIKE user. stop ends it and returns the most
+// it saw.
 func watchConnections(ctx context.Context, s *bed.Server, user string) (stop func() (int, error), err error) {
 	db, err := s.Admin("")
 	if err != nil {
@@ -93,9 +94,9 @@ func watchConnections(ctx context.Context, s *bed.Server, user string) (stop fun
 	if err != nil {
 		return nil, fmt.Errorf("watching connections: %w", err)
 	}
-	query := "SELECT count(*) FROM pg_stat_activity WHERE usename = $1"
+	query := "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE $1"
 	if s.Engine != bed.Postgres {
-		query = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = ?"
+		query = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER LIKE ?"
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup

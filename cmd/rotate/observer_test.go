@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/health"
+	"dbconnector/pkg/kube"
+	"dbconnector/pkg/rotation"
+	"dbconnector/pkg/tenant"
+)
+
+// served are the metrics of ours that are not zero, as Prometheus reads them.
+func served(t *testing.T, m *health.Metrics) map[string]string {
+	t.Helper()
+	answer := httptest.NewRecorder()
+	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	list := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^dbconnector_(\S+) (.*)$`).FindAllStringSubmatch(answer.Body.String(), -1) {
+		if m[2] != "0" {
+			list[m[1]] = m[2]
+		}
+	}
+	return list
+}
+
+// TestObserver: what happens becomes metrics that say how things are, and Events that say once what changed (B2).
+func TestObserver(t *testing.T) {
+	t.Parallel()
+	o := newObserver()
+	o.events = newEvents(nil, kube.Pod{}, zap.NewNop())
+	told := func(want ...string) {
+		t.Helper()
+		var got []string
+		for len(o.events.queue) > 0 {
+			e := <-o.events.queue
+			got = append(got, e.kind+" "+e.reason)
+			if !strings.Contains(e.message, " ") {
+				t.Errorf("the Event %s says %q", e.reason, e.message)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("Events %q, want %q", got, want)
+		}
+	}
+	shows := func(want map[string]string) {
+		t.Helper()
+		if got := served(t, o.metrics); !maps.Equal(got, want) {
+			t.Errorf("metrics\n%v\nwant\n%v", got, want)
+		}
+	}
+	shows(map[string]string{}) // not one of them is an alert
+
+	r := tenant.NewRecord("uid/v", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.Require}, 10)
+	o.Record(r, r.RotatedAt.Add(time.Hour))
+	shows(map[string]string{"credential_generation": "1"}) // init is at work on it: nothing is overdue
+	r.ProvisionedAt = time.Unix(900, 0)
+	r.RotatedAt = time.Unix(1000, 0)
+	o.Record(r, time.Unix(2000, 0))
+	now := map[string]string{
+		"credential_generation": "1", "credential_rotated_timestamp_seconds": "1000", "rotation_due_timestamp_seconds": "2000",
+	}
+	shows(now)
+
+	// Trouble that lasts is one Event, and a number that grows.
+	o.Postponed(rotation.OtherInUse, "somebody is there")
+	refused := fault.New(fault.WrongPassword, "the server says no")
+	for range 100 {
+		o.Failed("look", refused)
+	}
+	o.Failed("read", errors.New("no answer today"))
+	told("Warning Postponed", "Warning Failed")
+	during := maps.Clone(now)
+	maps.Copy(during, map[string]string{
+		`postponed{reason="OldCredentialInUse"}`: "1", `postponed_total{reason="OldCredentialInUse"}`: "1",
+		`failures_total{step="look"}`: "100", `failures_total{step="read"}`: "1", "failing": "101", `locked_out{login="active"}`: "1",
+	})
+	shows(during)
+
+	// And so is its end; the counters stay.
+	o.Postponed("", "")
+	o.Healthy()
+	r.OtherRefused, r.OtherRetired = true, false
+	r.Pending = &tenant.Change{Slot: tenant.B, Password: tenant.NewPassword(), Purpose: tenant.Activate}
+	o.Record(r, time.Unix(2000, 0))
+	told()
+	after := maps.Clone(now)
+	maps.Copy(after, map[string]string{
+		`postponed_total{reason="OldCredentialInUse"}`: "1", `failures_total{step="look"}`: "100", `failures_total{step="read"}`: "1",
+		"change_pending": "1", "old_credential_valid": "1", `locked_out{login="inactive"}`: "1",
+	})
+	shows(after)
+	o.Failed("apply", errors.New("the next trouble"))
+	o.Rotated(r)
+	o.Retired(r)
+	told("Warning Failed", "Normal Rotated", "Normal Retired")
+
+	// The slot whose password nobody knows is locked out, whatever the server would say.
+	r.OtherRefused, r.Slots[tenant.B] = false, tenant.Credential{}
+	o.Record(r, time.Unix(2000, 0))
+	if served(t, o.metrics)[`locked_out{login="inactive"}`] != "1" {
+		t.Error("a slot whose password nobody knows counts as one that can be used")
+	}
+
+	// Nothing waits for an API server that takes no Events.
+	for range 2 * cap(o.events.queue) {
+		o.Rotated(r)
+	}
+	if len(o.events.queue) != cap(o.events.queue) {
+		t.Errorf("%d Events wait, want %d", len(o.events.queue), cap(o.events.queue))
+	}
+}
+
+// TestSeries: dashboards and alerts ask for these series, and may rely on all of them from the beginning. Their labels hold
+// nothing of a tenant.
+func TestSeries(t *testing.T) {
+	t.Parallel()
+	answer := httptest.NewRecorder()
+	newObserver().metrics.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	var got []string
+	for _, m := range regexp.MustCompile(`(?m)^(dbconnector_\S+) (.*)$`).FindAllStringSubmatch(answer.Body.String(), -1) {
+		got = append(got, m[1])
+		if m[2] != "0" {
+			t.Errorf("%s begins with %s", m[1], m[2])
+		}
+	}
+	want := []string{
+		`dbconnector_change_pending`,
+		`dbconnector_credential_generation`,
+		`dbconnector_credential_rotated_timestamp_seconds`,
+		`dbconnector_failing`,
+		`dbconnector_failures_total{step="apply"}`,
+		`dbconnector_failures_total{step="commit"}`,
+		`dbconnector_failures_total{step="doubt"}`,
+		`dbconnector_failures_total{step="look"}`,
+		`dbconnector_failures_total{step="project"}`,
+		`dbconnector_failures_total{step="read"}`,
+		`dbconnector_failures_total{step="rollout"}`,
+		`dbconnector_failures_total{step="stage"}`,
+		`dbconnector_locked_out{login="active"}`,
+		`dbconnector_locked_out{login="inactive"}`,
+		`dbconnector_old_credential_valid`,
+		`dbconnector_postponed_total{reason="InactiveSlotUnknown"}`,
+		`dbconnector_postponed_total{reason="NotAdopted"}`,
+		`dbconnector_postponed_total{reason="OldCredentialInUse"}`,
+		`dbconnector_postponed_total{reason="RepairPending"}`,
+		`dbconnector_postponed{reason="InactiveSlotUnknown"}`,
+		`dbconnector_postponed{reason="NotAdopted"}`,
+		`dbconnector_postponed{reason="OldCredentialInUse"}`,
+		`dbconnector_postponed{reason="RepairPending"}`,
+		`dbconnector_retirements_total`,
+		`dbconnector_rotation_due_timestamp_seconds`,
+		`dbconnector_rotations_total`,
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestEventsInTheBackground: they are sent in the background, each tried for a moment and once, and nobody waits for them at the end.
+func TestEventsInTheBackground(t *testing.T) {
+	arrived := make(chan string, 100)
+	away := make(chan struct{})
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var event struct{ Reason string }
+		_ = json.NewDecoder(r.Body).Decode(&event)
+		select {
+		case <-away:
+			<-r.Context().Done() // an API server that does not answer
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","code":403,"reason":"Forbidden","message":"no"}`))
+			arrived <- event.Reason
+		}
+	}))
+	t.Cleanup(api.Close)
+	config := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(config, []byte(`{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": "`+api.URL+`"}}],
+		"users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "current-context": "x"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", config)
+	client, err := kube.New(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := newObserver()
+	o.events = newEvents(client, kube.Pod{Namespace: "ns", Name: "pod"}, zap.NewNop())
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- o.events.run(ctx) }()
+
+	r := tenant.NewRecord("uid/v", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.Require}, 10)
+	o.Rotated(r)
+	o.Retired(r) // that one was refused is no reason not to try the next
+	for _, want := range []string{"Rotated", "Retired"} {
+		if got := <-arrived; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	close(away)
+	for range 3 * cap(o.events.queue) {
+		o.Rotated(r)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"dbconnector/test/bed"
+)
+
+func TestHandler(t *testing.T) {
+	t.Parallel()
+	m := New()
+	ask := func(method, path string, code int, body string) {
+		t.Helper()
+		answer := httptest.NewRecorder()
+		m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), method, path, nil))
+		if answer.Code != code || !strings.HasPrefix(answer.Body.String(), body) {
+			t.Errorf("%s %s: got %d %q, want %d %q", method, path, answer.Code, answer.Body, code, body)
+		}
+	}
+	ask(http.MethodGet, "/healthz", http.StatusOK, "ok\n") // a process that waits for a hand-over is not to be killed
+	ask(http.MethodGet, "/readyz", http.StatusServiceUnavailable, "there is no hand-over yet\n")
+	ask(http.MethodGet, "/metrics", http.StatusOK, "# HELP dbconnector_")
+	for range 2 {
+		m.SetReady()
+		ask(http.MethodGet, "/readyz", http.StatusOK, "ok\n")
+	}
+	m.Failing.Set(9)
+	ask(http.MethodGet, "/healthz", http.StatusOK, "ok\n")
+	ask(http.MethodGet, "/readyz", http.StatusOK, "ok\n")
+	ask(http.MethodPost, "/healthz", http.StatusMethodNotAllowed, "")
+	ask(http.MethodGet, "/debug/pprof/", http.StatusNotFound, "")
+	ask(http.MethodGet, "/", http.StatusNotFound, "")
+}
+
+// TestServe: it serves until it is asked to end, and an address that is taken is an error that names the setting.
+func TestServe(t *testing.T) {
+	t.Parallel()
+	listener, err := Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	if _, err := Listen(t.Context(), address); err == nil || !strings.Contains(err.Error(), `DBCONNECTOR_HTTP_ADDRESS="`+address+`": `) {
+		t.Errorf("an address that is taken: %v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- New().Serve(ctx, listener) }()
+	bed.Eventually(t, time.Minute, func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/healthz", nil)
+		if err != nil {
+			return err
+		}
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.ReadAll(answer.Body)
+		return err
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	_ = listener.Close()
+	listener, err = Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = listener.Close() // under it
+	if err := New().Serve(t.Context(), listener); err == nil {
+		t.Error("what cannot be served any more is no error")
+	}
+}

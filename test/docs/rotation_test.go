@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docs_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"dbconnector/pkg/health"
+)
+
+// metrics are those of ours that /metrics serves when everything has happened once, with the name of the label in braces
+// where there is one.
+func metrics(t *testing.T) []string {
+	t.Helper()
+	m := health.New()
+	m.Postponed.WithLabelValues("x")
+	m.Waiting.WithLabelValues("x")
+	m.Failures.WithLabelValues("x")
+	answer := httptest.NewRecorder()
+	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	body := answer.Body.String()
+	var list []string
+	for _, m := range regexp.MustCompile(`(?m)^(dbconnector_\w+)(?:\{(\w+)="[^"]*"\})? `).FindAllStringSubmatch(body, -1) {
+		if m[2] != "" {
+			m[1] += "{" + m[2] + "}"
+		}
+		list = append(list, m[1])
+	}
+	list = slices.Compact(list) // a series of each of several labels is one metric
+	if declared := strings.Count(body, "# TYPE dbconnector_"); declared == 0 || declared != len(list) {
+		t.Fatalf("%d metrics, and these have a value: %q", declared, list)
+	}
+	return list
+}
+
+// TestMetricsAreExplained holds the table of metrics to what is served, in both directions.
+func TestMetricsAreExplained(t *testing.T) {
+	t.Parallel()
+	text := read(t, "docs/operations.md")
+	served := metrics(t)
+	for _, metric := range served {
+		if !regexp.MustCompile("(?m)^\\| .*`" + regexp.QuoteMeta(metric) + "`.* \\|").MatchString(text) {
+			t.Errorf("docs/operations.md has no row for the metric %s", metric)
+		}
+	}
+	for _, document := range documents(t) {
+		for _, name := range regexp.MustCompile(`dbconnector_[a-z_]+[a-z]`).FindAllString(read(t, document), -1) {
+			if !slices.ContainsFunc(served, func(m string) bool { m, _, _ = strings.Cut(m, "{"); return m == name }) {
+				t.Errorf("%s names the metric %s, which is not served", document, name)
+			}
+		}
+	}
+}
+
+// TestStepsAndReasonsAreExplained: whoever finds one in a log, an Event or a label finds it in the documentation, too.
+func TestStepsAndReasonsAreExplained(t *testing.T) {
+	t.Parallel()
+	operations, rotation, source := read(t, "docs/operations.md"), read(t, "docs/rotation.md"), read(t, "pkg/rotation/next.go")
+	reasons := regexp.MustCompile(`(?m)^\t\w+ Reason = "(\w+)"$`).FindAllStringSubmatch(source, -1)
+	if len(reasons) == 0 {
+		t.Fatal("no reasons found in pkg/rotation/next.go: this test looks in the wrong way")
+	}
+	for _, m := range reasons {
+		if !regexp.MustCompile("(?m)^\\| [^|]*`" + m[1] + "`").MatchString(operations) {
+			t.Errorf("docs/operations.md has no row for the reason %s", m[1])
+		}
+		if !strings.Contains(rotation, "`"+m[1]+"`") {
+			t.Errorf("docs/rotation.md does not say when a step is postponed for %s", m[1])
+		}
+	}
+	kinds := regexp.MustCompile(`(?m)^var kinds = \[\.\.\.\]string\{(.*)\}$`).FindStringSubmatch(source)
+	if kinds == nil {
+		t.Fatal("no kinds of steps found in pkg/rotation/next.go: this test looks in the wrong way")
+	}
+	for kind := range strings.SplitSeq(kinds[1], ", ") {
+		kind = strings.Trim(kind, `"`)
+		if !regexp.MustCompile(`(?m)^\| .*\*\*` + kind + `\*\*`).MatchString(rotation) {
+			t.Errorf("docs/rotation.md has no row for the step %s", kind)
+		}
+		if kind != "wait" && kind != "postpone" && !regexp.MustCompile("(?m)^\\| `dbconnector_failures_total.*`"+kind+"`").MatchString(operations) {
+			t.Errorf("docs/operations.md does not list the step %s among those that fail", kind)
+		}
+	}
+}
+
+// TestEventsAreExplained: each reason of an Event has a row.
+func TestEventsAreExplained(t *testing.T) {
+	t.Parallel()
+	text := read(t, "docs/operations.md")
+	found := 0
+	for _, path := range files(t, ".go", "cmd") {
+		for _, m := range regexp.MustCompile(`kube\.(Normal|Warning), "(\w+)"`).FindAllStringSubmatch(read(t, path), -1) {
+			found++
+			if !strings.Contains(text, "\n| `"+m[2]+"` | "+m[1]+" |") {
+				t.Errorf("docs/operations.md has no row for the Event %s (%s) of %s", m[2], m[1], path)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no Events found: this test looks in the wrong way")
+	}
+}

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+
+	"dbconnector/test/bed"
+)
+
+// Chapter is how far a rotation has come on the server and in the record.
+type Chapter int
+
+// The chapters, in their order.
+const (
+	// Due: nothing has happened yet.
+	Due Chapter = iota
+	// Staged: the record has a new password for the new slot.
+	Staged
+	// Applied: the server has it, too.
+	Applied
+	// Committed: the new slot is the active one.
+	Committed
+	// Retiring: the record has a new password for the old slot.
+	Retiring
+	// Dead: the server has it, too.
+	Dead
+	// Retired: the record says so.
+	Retired
+)
+
+// Story follows one dbconnector-rotate through one rotation by the questions that it asks, and gives each a [Point] that is
+// the same in every run, whatever passwords and addresses are in it. Its Name is a Front's.
+type Story struct {
+	engine bed.Engine
+	ctx    context.Context // ends what is held back
+
+	mu       sync.Mutex
+	old, new string // the logins
+	chapter  Chapter
+	logins   int // to the slot that is to change, in this chapter
+	asked    int // after the workload, in this chapter
+	conns    map[int]*talk
+	changes  []string
+	watching chan struct{} // closed when the watch has been asked for; nil between End and Begin
+	hold     func(Point) <-chan struct{}
+}
+
+// talk is a connection to the database.
+type talk struct {
+	point  Point // of its login
+	logged bool
+	counts int
+}
+
+// Point is a question of a rotation.
+type Point struct {
+	Chapter Chapter
+	// Step is the kind of step that asks (package rotation), or "start".
+	Step string
+	What string
+}
+
+// Name is the point in one line.
+func (p Point) Name() string {
+	return string(rune('0'+int(p.Chapter))) + " | " + p.Step + " | " + p.What
+}
+
+// PointOf reads Name.
+func PointOf(name string) Point {
+	part := strings.SplitN(name, " | ", 3)
+	return Point{Chapter(part[0][0] - '0'), part[1], part[2]}
+}
+
+// The two questions that are asked of no chapter, and the second of them while others are.
+const (
+	start = "start"
+	watch = "watch the record"
+)
+
+// Watching says whether the point is the watch, which goes on beside everything else.
+func (p Point) Watching() bool { return p.Step == start && p.What == watch }
+
+// NewStory tells of a rotation between two logins. What it holds back is let go when ctx ends.
+func NewStory(ctx context.Context, engine bed.Engine) *Story {
+	return &Story{ctx: ctx, engine: engine, conns: map[int]*talk{}}
+}
+
+// Begin tells of the next process, which finds the rotation in a chapter. hold may return a channel for what is to wait until
+// that is closed; nil for nothing.
+func (s *Story) Begin(old, next string, c Chapter, hold func(Point) <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.old, s.new, s.hold = old, next, hold
+	s.changes, s.watching = nil, make(chan struct{})
+	s.turn(c)
+}
+
+// End lets questions through without a name, until Begin.
+func (s *Story) End() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watching = nil
+}
+
+func (s *Story) turn(c Chapter) { s.chapter, s.logins, s.asked = c, 0, 0 }
+
+// Changes are the steps since Begin that change anything but files.
+func (s *Story) Changes() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.changes...)
+}
+
+// Name names a question, and holds it back.
+func (s *Story) Name(q Question) string {
+	p, wait := s.point(q)
+	for _, gate := range wait {
+		select {
+		case <-gate:
+		case <-s.ctx.Done():
+		}
+	}
+	if p.What == "" {
+		return ""
+	}
+	return p.Name()
+}
+
+func (s *Story) point(q Question) (p Point, wait []<-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.watching == nil {
+		return Point{}, nil
+	}
+	if q.Request != nil {
+		p = s.request(q.Request)
+	} else {
+		// The watch is asked for while the first look goes on. So that the order is always the same, it comes first.
+		wait = append(wait, s.watching)
+		p = s.statement(q)
+	}
+	if s.hold != nil && p.What != "" {
+		if gate := s.hold(p); gate != nil {
+			wait = append(wait, gate)
+		}
+	}
+	return p, wait
+}
+
+func (s *Story) request(r *http.Request) Point {
+	switch {
+	case r.Method == http.MethodGet && r.URL.Query().Has("watch"):
+		select {
+		case <-s.watching: // again
+		default:
+			close(s.watching)
+		}
+		return Point{Step: start, What: watch}
+	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/secrets"):
+		return Point{Step: start, What: "read the record"}
+	case strings.HasPrefix(r.URL.Path, "/apis/apps/"):
+		return s.workload(r.Method)
+	case r.Method == http.MethodGet && s.chapter == Committed:
+		return Point{s.chapter, "rollout", "read the record: is it still the active credential?"}
+	case r.Method == http.MethodGet:
+		return Point{s.chapter, "apply", "read the record: is the change still pending?"}
+	case r.Method != http.MethodPut:
+		return Point{s.chapter, "?", r.Method + " " + r.URL.Path}
+	}
+	p := Point{Chapter: s.chapter}
+	switch s.chapter {
+	case Due:
+		p.Step, p.What = "stage", "write the record: a new password is pending, to activate"
+	case Applied:
+		p.Step, p.What = "commit", "write the record: the new slot is the active one"
+	case Committed:
+		p.Step, p.What = "stage", "write the record: a new password is pending, to retire"
+	case Dead:
+		p.Step, p.What = "commit", "write the record: the old slot is retired"
+	default:
+		return Point{s.chapter, "?", "write the record"}
+	}
+	s.change(p.Step)
+	return p
+}
+
+// workload names what is asked of the control plane's workload: whether it is to be restarted, the same right before that
+// is done, and whether that has been done.
+func (s *Story) workload(method string) Point {
+	if method == http.MethodPatch {
+		s.changes = append(s.changes, "rollout")
+		s.asked = 2
+		return Point{s.chapter, "rollout", "change the pod template"}
+	}
+	s.asked++
+	switch s.asked {
+	case 1:
+		return Point{s.chapter, "look", "read the workload: does it ask for the active credential?"}
+	case 2:
+		return Point{s.chapter, "rollout", "read the workload"}
+	}
+	return Point{s.chapter, "look", "read the workload: have all pods been replaced?"}
+}
+
+// change goes on to the next chapter.
+func (s *Story) change(step string) {
+	s.changes = append(s.changes, step)
+	s.turn(s.chapter + 1)
+}
+
+func (s *Story) statement(q Question) Point {
+	t := s.conns[q.Conn]
+	if t == nil {
+		t = &talk{point: s.login(q.Data)}
+		s.conns[q.Conn] = t
+		return t.point
+	}
+	if !t.logged && s.loggingIn(q.Data) {
+		return t.point
+	}
+	t.logged = true
+	if s.farewell(q.Data) {
+		return Point{} // a kill there is one before the next question
+	}
+	p := Point{Chapter: s.chapter, Step: t.point.Step}
+	is := func(word string) bool { return bytes.Contains(q.Data, []byte(word)) }
+	switch {
+	case is("SET ROLE NONE"):
+		p.What = "leave the owner role"
+	case is("sql_mode"):
+		p.What = "set the session's sql_mode"
+	case is("VERSION()"):
+		p.What = "ask for the server's version"
+	case is("wsrep"):
+		p.What = "ask whether it is a cluster of several nodes"
+	case is("pg_stat_activity"), is("PROCESSLIST"):
+		p.What = "count the login's other sessions"
+		if t.counts++; t.counts > 1 {
+			p.What = "count them again, a while later"
+		}
+	case is("has_schema_privilege"), is("SCHEMA_PRIVILEGES"):
+		p.What = "ask for its rights"
+	case is("ALTER ROLE"), is("ALTER USER"), is("SET PASSWORD"):
+		p.What = "set the pending password"
+		s.change("apply") // whatever it was taken for
+	default:
+		p.Step, p.What = "?", text(q.Data)
+	}
+	slot, _, _ := strings.Cut(t.point.What, ":")
+	p.What = slot + ": " + p.What
+	return p
+}
+
+// login names a connection by its first question, which in all three protocols holds the login in clear text.
+func (s *Story) login(data []byte) Point {
+	p := Point{Chapter: s.chapter, Step: "look"}
+	switch {
+	case bytes.Contains(data, []byte(s.new)):
+		p.What = "new slot"
+	case bytes.Contains(data, []byte(s.old)):
+		p.What = "old slot"
+	default:
+		return Point{s.chapter, "?", text(data)}
+	}
+	changing := s.chapter == Staged && p.What == "new slot" || s.chapter == Retiring && p.What == "old slot"
+	if changing {
+		s.logins++
+	}
+	switch {
+	case changing && s.logins%2 == 0:
+		// Whoever finds the pending password refused comes back with the stored one.
+		p.Step = "apply"
+		p.What += ": log in with the stored password"
+	case changing, s.chapter == Applied && p.What == "new slot", s.chapter == Dead:
+		p.What += ": log in with the pending password"
+	default:
+		p.What += ": log in"
+	}
+	return p
+}
+
+// loggingIn: what follows the first question, until the server lets one in.
+func (s *Story) loggingIn(data []byte) bool {
+	if s.engine == bed.Postgres {
+		return data[0] == 'p'
+	}
+	return len(data) > 3 && data[3] != 0 // a command begins a sequence, the login goes on with one
+}
+
+func (s *Story) farewell(data []byte) bool {
+	if s.engine == bed.Postgres {
+		return data[0] == 'X'
+	}
+	return len(data) == 5 && data[4] == 1
+}

@@ -1,0 +1,685 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/rotation"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The faults that have to do with the API server and with the record. What the engine is makes no difference to them, so one
+// is enough. A rotation is not waited for but called for: the period is an hour, and due makes that be over.
+
+const period = time.Hour
+
+var hourly = []string{"ROTATION_PERIOD=" + period.String(), "GRACE=1s"}
+
+// plane is a control plane with one replica, its record a Secret in c, on the shared server.
+func plane(tb testing.TB, c *rig.Cluster) (*rig.Tenant, *bed.Server) {
+	tb.Helper()
+	server := sharedServer(tb, bed.Postgres, "17")
+	return newKubeTenant(tb, c, server, ""), server
+}
+
+func secretPath(p *rig.Tenant) string {
+	return "/api/v1/namespaces/" + rig.Namespace + "/secrets/dbconnector-" + p.Name
+}
+
+// patch changes the record's Secret as the admin.
+func patch(tb testing.TB, p *rig.Tenant, object map[string]any) {
+	tb.Helper()
+	check(tb, "changing the record's Secret", p.Cluster.API.Do(tb.Context(), http.MethodPatch, secretPath(p), object, nil))
+}
+
+func dataOf(content string) map[string]any {
+	return map[string]any{"data": map[string]any{"record.json": base64.StdEncoding.EncodeToString([]byte(content))}}
+}
+
+// edit changes the record as another program would, by compare-and-swap.
+func edit(tb testing.TB, p *rig.Tenant, change func(r *tenant.Record)) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		var secret struct {
+			Metadata struct{ ResourceVersion string }
+			Data     map[string][]byte
+		}
+		if err := p.Cluster.API.Do(ctx, http.MethodGet, secretPath(p), nil, &secret); err != nil {
+			return err
+		}
+		r, err := tenant.DecodeRecord(secret.Data["record.json"])
+		if err != nil {
+			return bed.Permanent(err)
+		}
+		change(r)
+		content, err := r.Encode()
+		if err != nil {
+			return bed.Permanent(err)
+		}
+		object := dataOf(string(content))
+		object["metadata"] = map[string]any{"resourceVersion": secret.Metadata.ResourceVersion}
+		return p.Cluster.API.Do(ctx, http.MethodPatch, secretPath(p), object, nil)
+	})
+}
+
+// due makes a rotation due from now on.
+func due(tb testing.TB, p *rig.Tenant) {
+	tb.Helper()
+	edit(tb, p, func(r *tenant.Record) {
+		age := rotation.Due(r, rotation.Policy{Period: period}).Sub(r.RotatedAt)
+		r.RotatedAt = time.Now().Add(-age).UTC().Truncate(time.Second)
+	})
+}
+
+// session opens a session with a login of the tenant, as a control plane has, until the test or end ends it.
+func session(tb testing.TB, s *bed.Server, login tenant.Login) (end func()) {
+	tb.Helper()
+	db, err := s.Open(login.User, login.Password.Reveal(), login.Database)
+	check(tb, "opening a session", err)
+	db.SetMaxOpenConns(1)
+	check(tb, "opening a session", db.PingContext(tb.Context()))
+	tb.Cleanup(func() { db.Close() })
+	return func() { db.Close() }
+}
+
+// hold keeps a rotation of p, which is due, from being done until release is called. So it can be done only when the test
+// says so, however slow the machine is.
+func hold(tb testing.TB, s *bed.Server, p *rig.Tenant, sidecars ...*rig.Sidecar) (release func()) {
+	tb.Helper()
+	r := until(tb, p, "provisioned", (*tenant.Record).Provisioned)
+	release = session(tb, s, r.Login(r.Active.Other()))
+	due(tb, p)
+	for _, sidecar := range sidecars {
+		gauge(tb, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+	}
+	return release
+}
+
+// gauge waits until a metric has a value.
+func gauge(tb testing.TB, s *rig.Sidecar, series string, want float64) {
+	tb.Helper()
+	metric(tb, s, series, fmt.Sprint("is ", want), func(v float64) bool { return v == want })
+}
+
+func metric(tb testing.TB, s *rig.Sidecar, series, what string, has func(float64) bool) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		metrics, err := s.Metrics(ctx)
+		if err != nil {
+			return err
+		}
+		if v, ok := metrics[series]; !ok || !has(v) {
+			return fmt.Errorf("%s never %s; it is %v (there at all: %t)", series, what, v, ok)
+		}
+		return nil
+	})
+}
+
+// failing waits until a sidecar says that a step fails.
+func failing(tb testing.TB, s *rig.Sidecar, step string) {
+	tb.Helper()
+	metric(tb, s, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+	metric(tb, s, `dbconnector_failures_total{step="`+step+`"}`, "is positive", func(v float64) bool { return v > 0 })
+}
+
+// ready asks what a kubelet asks.
+func ready(tb testing.TB, s *rig.Sidecar) {
+	tb.Helper()
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if status, body, err := s.Get(tb.Context(), path); err != nil || status != http.StatusOK {
+			tb.Errorf("%s answers %d %q, %v", path, status, body, err)
+		}
+	}
+}
+
+// works uses what is handed over, as kine would.
+func works(tb testing.TB, p *rig.Tenant, s *bed.Server) {
+	tb.Helper()
+	dsn, err := p.DSN()
+	check(tb, "reading the hand-over", err)
+	check(tb, "using what is handed over", rig.UseDSN(tb.Context(), dsn, s.CA))
+}
+
+// handsOver waits until the hand-over carries the record's active credential, and uses it.
+func handsOver(tb testing.TB, p *rig.Tenant, s *bed.Server) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		r, err := p.Record(ctx)
+		if err != nil {
+			return err
+		}
+		dsn, err := p.DSN()
+		if err == nil && dsn != rig.WithLogin(dsn, r.Login(r.Active)) {
+			err = errors.New("the hand-over does not carry the active credential")
+		}
+		return err
+	})
+	works(tb, p, s)
+}
+
+func generation(n int64) func(*tenant.Record) bool {
+	return func(r *tenant.Record) bool { return r.Generation >= n }
+}
+
+// accepts asks the server whether it accepts what the record holds for both slots.
+func accepts(tb testing.TB, r *tenant.Record) {
+	tb.Helper()
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		if err := engine.Open(r.Server, "test").Login(tb.Context(), r.Login(slot)); err != nil {
+			tb.Errorf("slot %s of generation %d: %v", slot, r.Generation, err)
+		}
+	}
+}
+
+func dead(tb testing.TB, r *tenant.Record, slot tenant.Slot) {
+	tb.Helper()
+	if err := engine.Open(r.Server, "test").Login(tb.Context(), r.Login(slot)); !fault.Is(err, fault.WrongPassword) {
+		tb.Errorf("the password of slot %s of generation %d, which is retired: %v", slot, r.Generation, err)
+	}
+}
+
+// kubeconfig writes one to a file of the test's own.
+func kubeconfig(tb testing.TB, content []byte) string {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), "kubeconfig")
+	check(tb, "writing a kubeconfig", os.WriteFile(file, content, 0o600))
+	return file
+}
+
+// behind puts a proxy between an API server and the sidecars of a tenant.
+func behind(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *bed.Proxy) {
+	tb.Helper()
+	api := p.Cluster.API
+	proxy := bed.NewProxy(tb, api.Addr())
+	config, err := os.ReadFile(api.Kubeconfig)
+	check(tb, "reading the kubeconfig", err)
+	behind := *p
+	behind.Kubeconfig = kubeconfig(tb, []byte(strings.ReplaceAll(string(config), api.URL, "https://"+proxy.Addr())))
+	return &behind, proxy
+}
+
+// waits waits until a sidecar has asked the API server so many times in a row and in vain. It logs the attempts that are
+// powers of two.
+func waits(tb testing.TB, s *rig.Sidecar, attempts float64) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(context.Context) error {
+		for _, line := range s.Lines("waiting") {
+			if n, _ := line["attempt"].(float64); n >= attempts {
+				return nil
+			}
+		}
+		return fmt.Errorf("it never waits for the API server:\n%s", s.Log())
+	})
+}
+
+// TestAPIServerGone: a rotation becomes possible only while the API server is away. Nothing is lost, what is handed over
+// works on, and when the API server is back the rotation is done.
+func TestAPIServerGone(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		reads bool // the record may be read meanwhile
+		run   func(t *testing.T) (p, sidecars *rig.Tenant, s *bed.Server, away func(), gone func(*rig.Sidecar), back func())
+	}{
+		{"refused", true, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
+			p, s := plane(t, sharedCluster(t))
+			sidecars, proxy := behind(t, p)
+			return p, sidecars, s, func() { proxy.Refuse(); proxy.Cut() },
+				func(s *rig.Sidecar) { waits(t, s, 4) },
+				func() { check(t, "ending the outage", proxy.Accept()) }
+		}},
+		{"black hole", true, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
+			p, s := plane(t, sharedCluster(t))
+			sidecars, proxy := behind(t, p)
+			// No reset: every request has to find out by itself.
+			return p, sidecars, s, proxy.BlackHole, func(s *rig.Sidecar) { waits(t, s, 1) }, proxy.Pass
+		}},
+		{"restarted", false, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
+			api := bed.NewAPIServer(t, bed.APIServerOptions{})
+			c, err := rig.NewCluster(t.Context(), api)
+			check(t, "preparing the API server", err)
+			p, s := plane(t, c)
+			return p, p, s, api.Kill,
+				func(s *rig.Sidecar) { waits(t, s, 4) },
+				func() { check(t, "restarting the API server", api.Restart(t.Context())) }
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p, through, server, away, gone, back := test.run(t)
+			sidecar := rotate(t, through, hourly...)
+			release := hold(t, server, p, sidecar)
+			before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+			away()
+			release()
+			gone(sidecar)
+			ready(t, sidecar)
+			works(t, p, server)
+			accepts(t, before)
+			if test.reads {
+				if r, err := p.Record(t.Context()); err != nil || r.Generation != before.Generation {
+					t.Errorf("rotated without the API server: %+v, %v", r, err)
+				}
+			}
+			back()
+			rotated := until(t, p, "generation 2", generation(2))
+			handsOver(t, p, server)
+			if rotated.Active == before.Active {
+				t.Error("the active slot is the same")
+			}
+			gauge(t, sidecar, "dbconnector_failing", 0)
+			ready(t, sidecar)
+		})
+	}
+}
+
+// TestAPIServerHangs: a replica rotates while the watch of another one hangs in a network that swallows packets. That one
+// hands over the new credential when it hears of it; until then the old one works, in use or not.
+func TestAPIServerHangs(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	second := replica(t, p)
+	deaf, proxy := behind(t, second)
+	well, hangs := rotate(t, p, hourly...), rotate(t, deaf, hourly...)
+	release := hold(t, server, p, well, hangs)
+	proxy.BlackHole()
+	release()
+	rotated := until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	works(t, second, server)
+	ready(t, hangs)
+	proxy.Pass()
+	handsOver(t, second, server)
+	if r := until(t, p, "generation 2", generation(2)); r.Generation != rotated.Generation {
+		t.Errorf("rotated twice: generation %d", r.Generation)
+	}
+}
+
+// TestConflictStorm: others write the record's Secret all the time, so that hardly a write of ours is the next one.
+func TestConflictStorm(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	sidecars := []*rig.Sidecar{rotate(t, p, hourly...), rotate(t, replica(t, p), hourly...)}
+	release := hold(t, server, p, sidecars...)
+
+	ctx, stop := context.WithCancel(t.Context())
+	var storm sync.WaitGroup
+	for i := range 2 {
+		storm.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				note := map[string]any{"metadata": map[string]any{"annotations": map[string]any{fmt.Sprint("note-", i): fmt.Sprint(n)}}}
+				if err := p.Cluster.API.Do(ctx, http.MethodPatch, secretPath(p), note, nil); err != nil && ctx.Err() == nil {
+					t.Errorf("the storm: %v", err)
+					return
+				}
+			}
+		})
+	}
+	release()
+	rotated := until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	end := session(t, server, rotated.Login(rotated.Active)) // the control plane moves
+	until(t, p, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+	end()
+	stop()
+	storm.Wait()
+	if r, err := p.Record(t.Context()); err != nil || r.Generation != 2 {
+		t.Errorf("after the storm: %+v, %v", r, err)
+	}
+	for _, s := range sidecars {
+		gauge(t, s, "dbconnector_failing", 0)
+	}
+}
+
+// TestRecordDeleted: the record is deleted under a running sidecar. The control plane is left alone; the sidecar says so, and
+// goes on with the record that the next init makes.
+func TestRecordDeleted(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	sidecar := rotate(t, p, hourly...)
+	gauge(t, sidecar, "dbconnector_credential_generation", 1)
+	old := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	session(t, server, old.Login(old.Active)) // the control plane
+	check(t, "deleting the record", p.Forget(t.Context()))
+	failing(t, sidecar, "read")
+	if lines := sidecar.Lines("there is no record (waiting)"); len(lines) == 0 {
+		t.Errorf("it does not say so:\n%s", sidecar.Log())
+	}
+	ready(t, sidecar)
+	works(t, p, server)
+	accepts(t, old)
+
+	next := replica(t, p) // a pod starts
+	fresh := until(t, p, "a new one", (*tenant.Record).Provisioned)
+	if fresh.Login(fresh.Active) == old.Login(old.Active) {
+		t.Fatal("init has made no new record")
+	}
+	handsOver(t, next, server)
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+	// The slot that the control plane was on is as good as unknown to the new record, and it is in use: no password of a slot
+	// in use is changed.
+	if err := engine.Open(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
+		t.Errorf("what the control plane uses: %v", err)
+	}
+}
+
+// TestRecordCorrupt: B14, a record that cannot be read is never an empty one. Nothing is changed, the sidecar says so, and
+// goes on when it was mended.
+func TestRecordCorrupt(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	sidecar := rotate(t, p, hourly...)
+	release := hold(t, server, p, sidecar)
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	content, err := before.Encode()
+	check(t, "keeping the record", err)
+	for what, damaged := range map[string]string{"cut off": string(content[:len(content)/2]), "of a later version": `{"version":2}`, "empty": ""} {
+		patch(t, p, dataOf(damaged))
+		failing(t, sidecar, "read")
+		ready(t, sidecar)
+		works(t, p, server)
+		patch(t, p, dataOf(string(content)))
+		gauge(t, sidecar, "dbconnector_failing", 0)
+		t.Log("mended:", what)
+	}
+	// And once more while the rotation is possible.
+	patch(t, p, dataOf("{}"))
+	failing(t, sidecar, "read")
+	release()
+	failing(t, sidecar, "stage")
+	accepts(t, before)
+	if strings.Contains(sidecar.Log(), before.Slots[before.Active].Password.Reveal()) {
+		t.Error("the log holds a password")
+	}
+	patch(t, p, dataOf(string(content)))
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// TestMetadataEdited: B11, whoever edits labels and annotations of the record's Secret, or adds keys of his own, changes
+// nothing: no rotation, no file is written, and nothing is said.
+func TestMetadataEdited(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	sidecar := rotate(t, p, hourly...)
+	gauge(t, sidecar, "dbconnector_credential_generation", 1)
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	files, logged := stat(t, p.Out), sidecar.Log()
+	for i := range 5 {
+		patch(t, p, map[string]any{"metadata": map[string]any{
+			"labels":      map[string]any{"team": fmt.Sprint("t", i), "app.kubernetes.io/managed-by": nil},
+			"annotations": map[string]any{"note": fmt.Sprint(i)},
+		}})
+	}
+	patch(t, p, map[string]any{"stringData": map[string]any{"mine": "1"}})
+	if r, err := p.Record(t.Context()); err != nil || r.Generation != 1 || r.Pending != nil || r.Slots[r.Active] != before.Slots[before.Active] {
+		t.Errorf("the record changed: %+v, %v", r, err)
+	}
+	// A watch tells in order: when the sidecar has heard of this one, it has heard of all before.
+	at := before.RotatedAt.Add(time.Second)
+	edit(t, p, func(r *tenant.Record) { r.RotatedAt = at })
+	gauge(t, sidecar, "dbconnector_credential_rotated_timestamp_seconds", float64(at.Unix()))
+	if now := stat(t, p.Out); now != files {
+		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+	}
+	if now := sidecar.Log(); now != logged {
+		t.Errorf("it was worth a word:\n%s", strings.TrimPrefix(now, logged))
+	}
+	accepts(t, before)
+	works(t, p, server)
+}
+
+// stat describes the files of a directory: a file that was replaced is another inode.
+func stat(tb testing.TB, dir string) string {
+	tb.Helper()
+	entries, err := os.ReadDir(dir)
+	check(tb, "reading a directory", err)
+	var all strings.Builder
+	for _, entry := range entries {
+		info, err := entry.Info()
+		check(tb, "reading a directory", err)
+		fmt.Fprintf(&all, "%s %s %s %v\n", info.Name(), info.Mode(), info.ModTime(), info.Sys())
+	}
+	return all.String()
+}
+
+// TestRecordOfAnother: the record of another vCluster in place of one's own, as a restore into the wrong place makes it. No
+// password is changed, of neither, and nothing of it is handed over.
+func TestRecordOfAnother(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	p, server := plane(t, c)
+	connector := name(t, "c2")
+	check(t, "making the connector", c.Connector(t.Context(), connector, rig.Connector(server, server.AdminUser, server.AdminPassword, "", server.CA != nil)))
+	out := filepath.Join(t.TempDir(), "out")
+	check(t, "making a directory", os.Mkdir(out, 0o755))
+	other := &rig.Tenant{Binary: initBinary, Name: name(t, "o"), Out: out, Cluster: c, ConnectorName: connector}
+	provision(t, other)
+
+	sidecar := rotate(t, p, hourly...)
+	release := hold(t, server, p, sidecar)
+	files := stat(t, p.Out)
+	mine := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	theirs := until(t, other, "provisioned", (*tenant.Record).Provisioned)
+	copied := theirs.Clone()
+	copied.RotatedAt = copied.RotatedAt.Add(-2 * period) // it is due, and its slots are free
+	content, err := copied.Encode()
+	check(t, "copying the record", err)
+	patch(t, p, dataOf(string(content)))
+	release()
+	failing(t, sidecar, "look")
+	if log := sidecar.Log(); !strings.Contains(log, `the record was made for vCluster \"`+other.Name) {
+		t.Errorf("it does not say whose record that is:\n%s", log)
+	}
+	accepts(t, mine)
+	accepts(t, theirs)
+	if now := stat(t, p.Out); now != files {
+		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+	}
+	if r, err := p.Record(t.Context()); err != nil || r.Pending != nil || r.Generation != copied.Generation || r.UID != theirs.UID {
+		t.Errorf("the copy was changed: %+v, %v", r, err)
+	}
+	ready(t, sidecar)
+
+	content, err = mine.Encode()
+	check(t, "putting the record back", err)
+	patch(t, p, dataOf(string(content)))
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+	accepts(t, theirs)
+}
+
+// nudge changes something in the record that means nothing: a sidecar that has failed a few times for lack of a right looks
+// again only every few minutes, but a record that changed it looks at now.
+func nudge(tb testing.TB, p *rig.Tenant) {
+	tb.Helper()
+	edit(tb, p, func(r *tenant.Record) { r.ConnectionLimit++ })
+}
+
+// TestPermissionWithdrawn: the right to write the record is taken away from a running sidecar, and given back.
+func TestPermissionWithdrawn(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	readOnly := object{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "list", "watch"}}
+	// That it may make no Events of its pod is nothing to fail for.
+	sidecar := rotate(t, account(t, p, chartRules...), append([]string{"POD_NAME=pod", "POD_UID=1"}, hourly...)...)
+	release := hold(t, server, p, sidecar)
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	record := "dbconnector-" + p.Name
+	grant(t, p, "update", "", "secrets", record, false, readOnly)
+	release()
+	failing(t, sidecar, "stage")
+	if want := fmt.Sprintf(`an RBAC rule is missing, verb \"update\" on resource \"secrets\" named \"%s\" in namespace \"%s\"`, record, rig.Namespace); !strings.Contains(sidecar.Log(), want) {
+		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())
+	}
+	ready(t, sidecar)
+	works(t, p, server)
+	accepts(t, before)
+	if r, err := p.Record(t.Context()); err != nil || r.Generation != before.Generation || r.Pending != nil {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	grant(t, p, "update", "", "secrets", record, true, chartRules...)
+	nudge(t, p)
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// lastLine is the last line of a sidecar's log, which the kubelet shows as the termination message.
+func lastLine(tb testing.TB, s *rig.Sidecar) (line map[string]any) {
+	tb.Helper()
+	log := strings.TrimSpace(s.Log())
+	if err := json.Unmarshal([]byte(log[strings.LastIndexByte(log, '\n')+1:]), &line); err != nil {
+		tb.Fatalf("the last line: %v\n%s", err, log)
+	}
+	return line
+}
+
+// stops asks a sidecar to end. That is no failure, whatever it is doing.
+func stops(tb testing.TB, s *rig.Sidecar) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	defer cancel()
+	exit, err := s.Stop(ctx)
+	if err != nil || exit != 0 {
+		tb.Errorf("exit code %d, %v", exit, err)
+	}
+	if last := lastLine(tb, s); last["msg"] != "stopped" || last["level"] != "info" {
+		tb.Errorf("the last line is %v", last)
+	}
+}
+
+// TestStop: SIGTERM at any time ends the sidecar in order, and the next one goes on.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	through, proxy := behind(t, p)
+
+	starting := rotate(t, through, hourly...)
+	bed.Eventually(t, patience, func(context.Context) error {
+		if starting.Log() == "" {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	stops(t, starting)
+
+	proxy.Refuse()
+	proxy.Cut()
+	waiting := rotate(t, through, hourly...)
+	waits(t, waiting, 1)
+	stops(t, waiting)
+	check(t, "ending the outage", proxy.Accept())
+
+	idle := rotate(t, through, hourly...)
+	gauge(t, idle, "dbconnector_credential_generation", 1)
+	stops(t, idle)
+
+	postponed := rotate(t, through, hourly...)
+	release := hold(t, server, p, postponed)
+	stops(t, postponed)
+	release()
+
+	// At the answer to its n-th question to the API server, which the sidecar hears after the signal.
+	for n := 1; ; n++ {
+		asked := make(chan struct{})
+		working := rotate(t, through, hourly...)
+		proxy.KillAfter(n, func() {
+			defer close(asked)
+			if err := syscall.Kill(working.Pid(), syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+		})
+		done := false
+		bed.Eventually(t, patience, func(ctx context.Context) error {
+			select {
+			case <-asked:
+				return nil
+			default:
+			}
+			metrics, err := working.Metrics(ctx)
+			if done = err == nil && metrics[`dbconnector_postponed{reason="NotAdopted"}`] == 1; done {
+				return nil // it has rotated, and waits for the control plane
+			}
+			return fmt.Errorf("neither stopped at question %d nor done: %w", n, err)
+		})
+		stops(t, working)
+		r, err := p.Record(t.Context())
+		check(t, "reading the record", err)
+		t.Logf("question %d: generation %d, pending: %t", n, r.Generation, r.Pending != nil)
+		if done {
+			if n < 4 { // read, watched, staged, committed
+				t.Errorf("stopped at %d questions only", n-1)
+			}
+			break
+		}
+	}
+	until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+}
+
+// TestExitCodes: what a human must change ends the sidecar with 2, what may pass with 1, and the last line says it all.
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	check(t, "taking a port", err)
+	t.Cleanup(func() { taken.Close() })
+	file := filepath.Join(t.TempDir(), "file")
+	check(t, "writing a file", os.WriteFile(file, nil, 0o600))
+	for _, test := range []struct {
+		name, setting string
+		exit          int
+		want          string
+	}{
+		{"period", "ROTATION_PERIOD=1s", 2, `DBCONNECTOR_ROTATION_PERIOD="1s": must be a duration from 2s`},
+		{"grace", "GRACE=31d", 2, `DBCONNECTOR_GRACE="31d": `},
+		{"adoption", "ADOPT=rollout", 2, `DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`},
+		{"no hand-over", "OUTPUT_DIR=/nowhere", 2, `DBCONNECTOR_OUTPUT_DIR="/nowhere": must be a directory that exists`},
+		{"no directory", "OUTPUT_DIR=" + file, 2, `DBCONNECTOR_OUTPUT_DIR="` + file + `": must be a directory that exists`},
+		{"no config", "VCLUSTER_CONFIG=/nowhere", 2, `reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): open /nowhere: no such file`},
+		{"no state", "STATE_DIR=" + file, 2, "creating the state directory: DBCONNECTOR_STATE_DIR="},
+		{"address", "HTTP_ADDRESS=nowhere", 2, `DBCONNECTOR_HTTP_ADDRESS="nowhere": must be an address to listen on`},
+		{"port taken", "HTTP_ADDRESS=" + taken.Addr().String(), 1, `DBCONNECTOR_HTTP_ADDRESS="` + taken.Addr().String() + `": listen tcp`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			p := &rig.Tenant{Name: "t", Out: dir, State: filepath.Join(dir, "state"), ConnectorDir: dir}
+			sidecar := rotate(t, p, test.setting)
+			select {
+			case <-sidecar.Done():
+			case <-time.After(patience):
+				t.Fatal("it does not end")
+			}
+			last := lastLine(t, sidecar)
+			said, _ := last["error"].(string)
+			if sidecar.Exit() != test.exit || last["exitCode"] != float64(test.exit) || last["level"] != "error" || last["msg"] != "rotate failed" || !strings.Contains(said, test.want) {
+				t.Errorf("exit code %d, want %d with %q; the last line is %v", sidecar.Exit(), test.exit, test.want, last)
+			}
+			if len(sidecar.Lines("rotate failed")) != 1 {
+				t.Errorf("it says so more than once:\n%s", sidecar.Log())
+			}
+		})
+	}
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/handover"
+	"dbconnector/pkg/publish"
+	"dbconnector/pkg/rotation"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The faults of the directory that the hand-over is in. As in a pod it is a file system of its own, in memory.
+
+// inMemory mounts a small tmpfs as the hand-over of a control plane, and fills it as init does.
+func inMemory(tb testing.TB, p *rig.Tenant) {
+	tb.Helper()
+	check(tb, "mounting a tmpfs", unix.Mount("tmpfs", p.Out, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k,mode=755"))
+	tb.Cleanup(func() {
+		if err := unix.Unmount(p.Out, unix.MNT_DETACH); err != nil {
+			tb.Error(err)
+		}
+	})
+	provision(tb, p)
+}
+
+// handed are the files of a hand-over, by name.
+func handed(tb testing.TB, dir string) map[string]string {
+	tb.Helper()
+	entries, err := os.ReadDir(dir)
+	check(tb, "reading the hand-over", err)
+	files := map[string]string{}
+	for _, entry := range entries {
+		content, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		check(tb, "reading the hand-over", err)
+		files[entry.Name()] = string(content)
+	}
+	return files
+}
+
+// TestDirectoryFull: the emptyDir is full when the new password has to be handed over. What is there stays whole and works; the
+// sidecar says what is wrong, and hands over as soon as there is room.
+func TestDirectoryFull(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	inMemory(t, p)
+	second := replica(t, p)
+	full, well := rotate(t, p, hourly...), rotate(t, second, hourly...)
+	release := hold(t, server, p, full, well)
+	filler, err := os.Create(filepath.Join(p.Out, "of-another-container"))
+	check(t, "filling the directory", err)
+	for err == nil {
+		_, err = filler.Write(bytes.Repeat([]byte("x"), 4<<10))
+	}
+	check(t, "filling the directory", filler.Close())
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the directory: %v", err)
+	}
+	before := handed(t, p.Out)
+
+	release()
+	rotated := until(t, p, "generation 2", generation(2))
+	failing(t, full, "project")
+	if !strings.Contains(full.Log(), `is full: `) || !strings.Contains(full.Log(), "no space left on device") {
+		t.Errorf("it does not say so:\n%s", full.Log())
+	}
+	if now := handed(t, p.Out); !maps.Equal(now, before) {
+		t.Errorf("the hand-over was damaged: %v", slices.Sorted(maps.Keys(now)))
+	}
+	works(t, p, server)
+	accepts(t, rotated)
+	ready(t, full)
+	handsOver(t, second, server)
+
+	check(t, "making room", os.Remove(filler.Name()))
+	handsOver(t, p, server)
+	gauge(t, full, "dbconnector_failing", 0)
+	if left, want := slices.Sorted(maps.Keys(handed(t, p.Out))), slices.Sorted(maps.Keys(handed(t, second.Out))); !slices.Equal(left, want) {
+		t.Errorf("left behind: %q, want %q", left, want)
+	}
+}
+
+// TestDirectoryReadOnly: the same with a directory that nobody may write to for a while. One that is so from the beginning is a
+// mistake in the manifest.
+func TestDirectoryReadOnly(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	inMemory(t, p)
+	sidecar := rotate(t, p, hourly...)
+	release := hold(t, server, p, sidecar)
+	before := handed(t, p.Out)
+	check(t, "making the directory read-only", unix.Mount("", p.Out, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	release()
+	rotated := until(t, p, "generation 2", generation(2))
+	failing(t, sidecar, "project")
+	if !strings.Contains(sidecar.Log(), "must be a directory that this user can write to") || !strings.Contains(sidecar.Log(), "read-only file system") {
+		t.Errorf("it does not say so:\n%s", sidecar.Log())
+	}
+	if now := handed(t, p.Out); !maps.Equal(now, before) {
+		t.Errorf("the hand-over was damaged: %v", slices.Sorted(maps.Keys(now)))
+	}
+	works(t, p, server)
+	accepts(t, rotated)
+	ready(t, sidecar)
+
+	late := rotate(t, p, hourly...)
+	<-late.Done()
+	if last := lastLine(t, late); late.Exit() != 2 || !strings.Contains(fmt.Sprint(last["error"]), "must be a directory that this user can write to") {
+		t.Errorf("exit code %d, the last line is %v", late.Exit(), last)
+	}
+
+	check(t, "making the directory writable", unix.Mount("", p.Out, "", unix.MS_REMOUNT, ""))
+	nudge(t, p)
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// tamperings are what somebody may do to the hand-over.
+var tamperings = map[string]func(dir string) error{
+	"a mode":          func(dir string) error { return os.Chmod(filepath.Join(dir, handover.DSNFile), 0o644) },
+	"a file deleted":  func(dir string) error { return os.Remove(filepath.Join(dir, handover.DSNFile)) },
+	"another deleted": func(dir string) error { return os.Remove(filepath.Join(dir, handover.CAFile)) },
+	"a file overwritten": func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, handover.DSNFile), []byte("postgres://somewhere/else"), 0o640)
+	},
+	"a byte changed": func(dir string) error {
+		file := filepath.Join(dir, handover.CAFile)
+		content, err := os.ReadFile(file)
+		if err == nil {
+			content[40] ^= 1
+			err = os.WriteFile(file, content, 0o640)
+		}
+		return err
+	},
+	"a link": func(dir string) error {
+		file := filepath.Join(dir, handover.CAFile)
+		return errors.Join(os.Remove(file), os.Symlink("/etc/hostname", file))
+	},
+}
+
+// tampered tells how a hand-over differs from what it was, in content or mode.
+func tampered(dir string, was map[string]string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	if len(entries) != len(was) {
+		return fmt.Errorf("%d files, want %d", len(entries), len(was))
+	}
+	for name, content := range was {
+		info, err := os.Lstat(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		now, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || string(now) != content || info.Mode() != 0o640 {
+			return fmt.Errorf("%s is not what it was, with mode %s: %w", name, info.Mode(), err)
+		}
+	}
+	return nil
+}
+
+// TestFilesChanged: somebody changes the files of the hand-over. The next look, here one that a changed record brings about,
+// makes them what they were.
+func TestFilesChanged(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	sidecar := rotate(t, p, hourly...)
+	gauge(t, sidecar, "dbconnector_credential_generation", 1)
+	before := handed(t, p.Out)
+	check(t, "looking at the hand-over", tampered(p.Out, before))
+	for what, tamper := range tamperings {
+		check(t, what, tamper(p.Out))
+		if tampered(p.Out, before) == nil {
+			t.Errorf("%s: nothing has changed", what)
+		}
+		nudge(t, p)
+		bed.Eventually(t, patience, func(context.Context) error {
+			if err := tampered(p.Out, before); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			return nil
+		})
+	}
+	works(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// TestFilesAreLookedAfter: nothing happens to the record for weeks, and the files are looked at every minute all the same: by
+// the loop and the publisher of the program, in a time that passes at once. What is right is not written again.
+func TestFilesAreLookedAfter(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p, err := publish.New(config.Common{OutputDir: dir, FileMode: 0o640, VClusterConfig: filepath.Join(dir, "none")})
+	check(t, "preparing the publisher", err)
+	ca, err := bed.Authority()
+	check(t, "making a CA", err)
+	r := tenant.NewRecord("uid", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.VerifyFull, CA: string(ca.PEM)}, 10)
+	synctest.Test(t, func(t *testing.T) {
+		r.ProvisionedAt, r.RotatedAt = time.Now(), time.Now()
+		ctx, stop := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() {
+			err := rotation.Run(ctx, rotation.Rotation{
+				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
+				Store: quiet{record: r}, Publish: p.Publish, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
+			}, func(connector.Server) engine.Engine {
+				t.Error("the server was asked")
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		before := handed(t, dir)
+		if len(before) != 2 {
+			t.Fatalf("handed over: %v", slices.Sorted(maps.Keys(before)))
+		}
+		files := stat(t, dir)
+		<-time.After(24 * time.Hour)
+		synctest.Wait()
+		if now := stat(t, dir); now != files {
+			t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+		}
+		for what, tamper := range tamperings {
+			check(t, what, tamper(dir))
+			<-time.After(61 * time.Second)
+			synctest.Wait()
+			if err := tampered(dir, before); err != nil {
+				t.Errorf("%s, and a minute later: %v", what, err)
+			}
+		}
+		stop()
+		group.Wait()
+	})
+}
+
+// quiet is a store whose record never changes.
+type quiet struct{ record *tenant.Record }
+
+func (q quiet) Follow(ctx context.Context) <-chan tenant.News {
+	news := make(chan tenant.News, 1)
+	news <- tenant.News{Record: q.record.Clone()}
+	context.AfterFunc(ctx, func() { close(news) })
+	return news
+}
+
+func (quiet) Update(context.Context, func(*tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
+	return nil, errors.New("the record was to be written")
+}
+
+// nobody is an observer of a life in which nothing happens.
+type nobody struct{ testing.TB }
+
+func (nobody) Record(*tenant.Record, time.Time) {}
+func (n nobody) Rotated(*tenant.Record)         { n.Error("rotated") }
+func (n nobody) Retired(*tenant.Record)         { n.Error("retired") }
+func (n nobody) Postponed(why rotation.Reason, _ string) {
+	if why != "" {
+		n.Errorf("postponed: %s", why)
+	}
+}
+func (n nobody) Failed(step string, err error) { n.Errorf("%s failed: %v", step, err) }
+func (n nobody) Healthy()                      { n.Error("healthy again") }

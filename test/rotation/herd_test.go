@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// TestHerd has the passwords of 200 tenants of one server become due at the same instant, where the server takes 50
+// connections. None may fail: whoever is turned away comes again. Each tenant has a sidecar of its own, as it is shipped.
+func TestHerd(t *testing.T) {
+	t.Parallel()
+	for _, s := range []struct {
+		engine  bed.Engine
+		version string
+	}{{bed.Postgres, "17"}, {bed.MySQL, "9.7"}} {
+		// Not beside each other: one herd is enough for a machine.
+		t.Run(string(s.engine)+"-"+s.version, func(t *testing.T) {
+			server := bed.NewServer(t, s.engine, s.version, bed.Options{MaxConnections: rig.HerdLimit})
+			herd := provisionHerd(t, server)
+			result, err := rig.RotateHerd(t.Context(), server, rotateBinary, herd, 5*time.Minute)
+			check(t, "rotating the herd", err)
+			t.Logf("from due to handed over: p50 %s, p99 %s, longest %s; %d steps tried again, at most %d connections",
+				result.P50, result.P99, result.Longest, result.Again, result.Peak)
+			for _, err := range result.Failed[:min(len(result.Failed), 1)] {
+				t.Fatalf("%d of them failed, for example: %v", len(result.Failed), err)
+			}
+			if result.Again == 0 {
+				t.Error("nobody was turned away: this is no herd")
+			}
+			for _, plane := range herd {
+				r := until(t, plane, "generation 2", func(r *tenant.Record) bool { return r.Generation == 2 })
+				if r.Pending != nil || r.OtherRefused {
+					t.Errorf("tenant %s has been rotated, and its record says that a change is pending (%t), a login refused (%t)",
+						plane.Name, r.Pending != nil, r.OtherRefused)
+				}
+			}
+		})
+	}
+}
+
+// provisionHerd makes the tenants of a herd, with their records in directories, a few at a time.
+func provisionHerd(t *testing.T, server *bed.Server) []*rig.Tenant {
+	t.Helper()
+	dir := t.TempDir()
+	shop := filepath.Join(dir, "connector")
+	check(t, "making a directory", os.Mkdir(shop, 0o755))
+	check(t, "writing the connector", rig.WriteConnector(shop, rig.Connector(server, server.AdminUser, server.AdminPassword, "", true)))
+	var herd []*rig.Tenant
+	var group errgroup.Group
+	group.SetLimit(4)
+	for i := range rig.Herd {
+		own := filepath.Join(dir, fmt.Sprint(i))
+		plane := &rig.Tenant{
+			Binary: initBinary, Name: fmt.Sprintf("%s-%d", name(t, "t"), i), ConnectorDir: shop,
+			Out: filepath.Join(own, "out"), State: filepath.Join(own, "state"),
+		}
+		check(t, "making a directory", os.MkdirAll(plane.Out, 0o755))
+		herd = append(herd, plane)
+		group.Go(func() error {
+			result, err := plane.Run(t.Context())
+			if err != nil {
+				return err
+			}
+			return result.Err()
+		})
+	}
+	check(t, "provisioning the herd", group.Wait())
+	return herd
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// secrets are all passwords that a record holds.
+func secrets(r *tenant.Record) []string {
+	list := []string{r.Slots[tenant.A].Password.Reveal(), r.Slots[tenant.B].Password.Reveal()}
+	if r.Pending != nil {
+		list = append(list, r.Pending.Password.Reveal())
+	}
+	return list
+}
+
+// holds says which of some words a text holds.
+func holds(text string, words []string) (found []string) {
+	for _, word := range words {
+		if word != "" && strings.Contains(text, word) {
+			found = append(found, word)
+		}
+	}
+	return found
+}
+
+// TestEndpoints: what a kubelet and Prometheus ask for. Nothing of it makes a connection to the database, and no metric says
+// whose it is.
+func TestEndpoints(t *testing.T) {
+	t.Parallel()
+	for _, s := range []struct {
+		engine  bed.Engine
+		version string
+	}{{bed.Postgres, "17"}, {bed.MySQL, "9.7"}} {
+		t.Run(string(s.engine)+"-"+s.version, func(t *testing.T) {
+			t.Parallel()
+			server := bed.NewServer(t, s.engine, s.version, bed.Options{LogStatements: true})
+			p := newTenant(t, server, "")
+			sidecar := rotate(t, p, hourly...)
+			gauge(t, sidecar, "dbconnector_credential_generation", 1)
+			r := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+			before, err := server.Connections()
+			check(t, "counting connections", err)
+			var body string
+			for range 50 {
+				ready(t, sidecar)
+				var status int
+				if status, body, err = sidecar.Get(t.Context(), "/metrics"); err != nil || status != http.StatusOK {
+					t.Fatalf("/metrics answers %d, %v", status, err)
+				}
+			}
+			after, err := server.Connections()
+			check(t, "counting connections", err)
+			if before == 0 || after != before {
+				t.Errorf("%d connections before, %d after", before, after)
+			}
+			whose := append(secrets(r), p.Name, r.Database, r.Server.Host, fmt.Sprint(r.Server.Port), r.Namespace)
+			for line := range strings.Lines(body) {
+				if !strings.HasPrefix(line, "dbconnector_") {
+					continue
+				}
+				if found := holds(line, whose); len(found) > 0 && !strings.Contains(line, "_seconds ") { // a time may hold any digits
+					t.Errorf("a metric says whose it is, %q: %s", found, line)
+				}
+			}
+		})
+	}
+}
+
+// TestNotReady: a sidecar that finds no hand-over and no record is alive and not ready, and gets ready as soon as there is one.
+func TestNotReady(t *testing.T) {
+	t.Parallel()
+	server := sharedServer(t, bed.Postgres, "17")
+	made := newTenant(t, server, "")
+	later := *made
+	later.Out, later.State = filepath.Join(t.TempDir(), "out"), filepath.Join(t.TempDir(), "state")
+	check(t, "making a directory", os.Mkdir(later.Out, 0o755))
+	sidecar := rotate(t, &later, hourly...)
+	for path, want := range map[string]int{"/healthz": http.StatusOK, "/readyz": http.StatusServiceUnavailable, "/metrics": http.StatusOK} {
+		if status, body, err := sidecar.Get(t.Context(), path); err != nil || status != want {
+			t.Errorf("%s answers %d %q, %v; want %d", path, status, body, err, want)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(made.State, "record.json"))
+	check(t, "reading the record", err)
+	check(t, "writing the record", os.WriteFile(filepath.Join(later.State, "record.json.new"), data, 0o600))
+	check(t, "writing the record", os.Rename(filepath.Join(later.State, "record.json.new"), filepath.Join(later.State, "record.json")))
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		status, _, err := sidecar.Get(ctx, "/readyz")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("/readyz answers %d", status)
+		}
+		return err
+	})
+	works(t, &later, server)
+}
+
+// counter stands before an API server and notes what is asked of it.
+type counter struct {
+	mu       sync.Mutex
+	requests []string
+}
+
+func (c *counter) list() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.requests)
+}
+
+// counted puts a counter between an API server and the sidecars of a tenant.
+func counted(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *counter) {
+	tb.Helper()
+	api := p.Cluster.API
+	to, err := url.Parse(api.URL)
+	check(tb, "reading the API server's address", err)
+	c := &counter{}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }, Transport: api.Admin.Transport, FlushInterval: -1}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		what := r.Method + " " + r.URL.Path
+		if r.URL.Query().Get("watch") != "" {
+			what = "WATCH " + r.URL.Path + " for " + r.URL.Query().Get("timeoutSeconds") + "s"
+		}
+		c.mu.Lock()
+		c.requests = append(c.requests, what)
+		c.mu.Unlock()
+		proxy.ServeHTTP(w, r)
+	}))
+	tb.Cleanup(func() { front.CloseClientConnections(); front.Close() })
+	through := *p
+	through.Kubeconfig = kubeconfig(tb, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": %q}}],
+		"users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "current-context": "x"}`, front.URL))
+	return &through, c
+}
+
+// TestIdle: while nothing is due, the sidecar has no connection to the database, and asks the API server for one thing, the
+// record: it reads it and watches it. What changes comes over the watch. A watch is asked for for 55 minutes, so that is two
+// requests an hour and a few seconds.
+func TestIdle(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	through, counter := counted(t, p)
+	sidecar := rotate(t, through, append([]string{"ADOPT=rollout"}, hourly...)...)
+	gauge(t, sidecar, "dbconnector_credential_generation", 1)
+	want := []string{"GET /api/v1/namespaces/tenants/secrets", "WATCH /api/v1/namespaces/tenants/secrets for 3300s"}
+	bed.Eventually(t, patience, func(context.Context) error {
+		if got := counter.list(); len(got) < len(want) {
+			return fmt.Errorf("asked %q", got)
+		}
+		return nil
+	})
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	for i := range 10 {
+		edit(t, p, func(r *tenant.Record) { r.RotatedAt = r.RotatedAt.Add(1e9) })
+		gauge(t, sidecar, "dbconnector_credential_rotated_timestamp_seconds", float64(before.RotatedAt.Unix()+int64(i)+1))
+		ready(t, sidecar)
+		patch(t, p, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"note": fmt.Sprint(i)}}})
+	}
+	if got := counter.list(); !slices.Equal(got, want) {
+		t.Errorf("asked %q, want %q", got, want)
+	}
+	n, err := server.Query(t.Context(), "", "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE $1", p.Names().Database+"%")
+	if err != nil || n != "0" {
+		t.Errorf("%s connections to the database, %v", n, err)
+	}
+}
+
+// event is an Event as the API server keeps it.
+type event struct {
+	Type, Reason, Message string
+	Metadata              struct{ ResourceVersion string }
+	InvolvedObject        struct{ APIVersion, Kind, Namespace, Name, UID string }
+	Source                struct{ Component string }
+	Count                 int
+	FirstTimestamp        time.Time
+}
+
+// events waits for the Events about a pod, and returns them in the order in which they were made.
+func events(tb testing.TB, p *rig.Tenant, pod string, want ...string) (list []event) {
+	tb.Helper()
+	path := "/api/v1/namespaces/" + rig.Namespace + "/events?fieldSelector=" + url.QueryEscape("involvedObject.name="+pod)
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		var all struct{ Items []event }
+		if err := p.Cluster.API.Do(ctx, http.MethodGet, path, nil, &all); err != nil {
+			return err
+		}
+		list = all.Items
+		slices.SortFunc(list, func(a, b event) int {
+			x, _ := strconv.Atoi(a.Metadata.ResourceVersion)
+			y, _ := strconv.Atoi(b.Metadata.ResourceVersion)
+			return x - y
+		})
+		var got []string
+		for _, e := range list {
+			got = append(got, e.Type+" "+e.Reason)
+		}
+		switch {
+		case slices.Equal(got, want):
+			return nil
+		case len(got) >= len(want):
+			return bed.Permanent(fmt.Errorf("the Events are %q, want %q:\n%+v", got, want, list))
+		}
+		return fmt.Errorf("the Events are %q, want %q", got, want)
+	})
+	return list
+}
+
+// TestEvents: whoever describes the pod reads there what happened, once for each state (B2), and no secret (B18).
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	pod, uid := p.Name+"-0", "8f1a6a2e-0000-4000-8000-000000000000"
+	as := account(t, p, append([]object{eventRule}, chartRules...)...)
+	sidecar := rotate(t, as, append([]string{"POD_NAME=" + pod, "POD_UID=" + uid}, hourly...)...)
+	var words []string
+	record := func(what string, has func(*tenant.Record) bool) *tenant.Record {
+		t.Helper()
+		r := until(t, p, what, has)
+		words = append(words, secrets(r)...)
+		return r
+	}
+	want := []string{"Warning Postponed"}
+	record("provisioned", (*tenant.Record).Provisioned)
+	release := hold(t, server, p, sidecar)
+	events(t, p, pod, want...)
+	release()
+	want = append(want, "Normal Rotated", "Warning Postponed") // nobody is there to adopt it
+	events(t, p, pod, want...)
+	rotated := record("generation 2", generation(2))
+	session(t, server, rotated.Login(rotated.Active))
+	want = append(want, "Normal Retired")
+	events(t, p, pod, want...)
+	content, err := record("retired", func(r *tenant.Record) bool { return r.OtherRetired && r.Pending == nil }).Encode()
+	check(t, "keeping the record", err)
+	for range 2 {
+		for n := range 3 { // trouble that lasts is one Event
+			metrics, err := sidecar.Metrics(t.Context())
+			check(t, "reading metrics", err)
+			const series = `dbconnector_failures_total{step="read"}`
+			patch(t, p, dataOf(fmt.Sprintf(`{"version":%d,"slots":"%s"}`, n+2, words[0])))
+			metric(t, sidecar, series, "grows", func(v float64) bool { return v > metrics[series] })
+		}
+		want = append(want, "Warning Failed")
+		events(t, p, pod, want...)
+		patch(t, p, dataOf(string(content)))
+		gauge(t, sidecar, "dbconnector_failing", 0)
+	}
+	list := events(t, p, pod, want...)
+	for _, e := range list {
+		about := e.InvolvedObject
+		if about.APIVersion != "v1" || about.Kind != "Pod" || about.Namespace != rig.Namespace || about.UID != uid || e.Source.Component != "dbconnector-rotate" || e.Count != 1 || e.FirstTimestamp.IsZero() {
+			t.Errorf("got %+v", e)
+		}
+		if found := holds(e.Message, words); len(found) > 0 {
+			t.Errorf("an Event holds a password: %s", e.Message)
+		}
+	}
+	for i, text := range []string{
+		"OldCredentialInUse: login " + rotated.Login(rotated.Active).User + " is still in use", "the active login is now " + rotated.Login(rotated.Active).User,
+		"NotAdopted: ", "login " + rotated.Login(rotated.Active.Other()).User, `read: secret tenants/dbconnector-` + p.Name + `: key "record.json": `,
+	} {
+		if !strings.Contains(list[i].Message, text) {
+			t.Errorf("the Event %s says %q, want %q", list[i].Reason, list[i].Message, text)
+		}
+	}
+	if found := holds(sidecar.Log(), words); len(found) > 0 {
+		t.Errorf("the log holds a password:\n%s", sidecar.Log())
+	}
+	if _, body, err := sidecar.Get(t.Context(), "/metrics"); err != nil || len(holds(body, words)) > 0 {
+		t.Errorf("the metrics hold a password, %v:\n%s", err, body)
+	}
+}
