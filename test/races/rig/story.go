@@ -76,8 +76,9 @@ func PointOf(name string) Point {
 	return Point{Chapter(part[0][0] - '0'), part[1], part[2]}
 }
 
-// The two questions that are asked of no chapter, and the second of them while others are.
 const (
+	newSlot, oldSlot = "new slot", "old slot"
+	// The questions that belong to no chapter; the watch is asked for while others are.
 	start = "start"
 	watch = "watch the record"
 )
@@ -227,7 +228,11 @@ func (s *Story) statement(q Question) Point {
 	if s.farewell(q.Data) {
 		return Point{} // a kill there is one before the next question
 	}
+	slot, _, _ := strings.Cut(t.point.What, ":")
 	p := Point{Chapter: s.chapter, Step: t.point.Step}
+	if s.changing(slot) {
+		p.Step = "apply" // the pending password opens no session
+	}
 	is := func(word string) bool { return bytes.Contains(q.Data, []byte(word)) }
 	switch {
 	case is("SET ROLE NONE"):
@@ -247,13 +252,17 @@ func (s *Story) statement(q Question) Point {
 		p.What = "ask for its rights"
 	case is("ALTER ROLE"), is("ALTER USER"), is("SET PASSWORD"):
 		p.What = "set the pending password"
-		s.change("apply") // whatever it was taken for
+		s.change("apply")
 	default:
 		p.Step, p.What = "?", text(q.Data)
 	}
-	slot, _, _ := strings.Cut(t.point.What, ":")
 	p.What = slot + ": " + p.What
 	return p
+}
+
+// changing says whether a slot is the one whose password is pending, and not set yet.
+func (s *Story) changing(slot string) bool {
+	return s.chapter == Staged && slot == newSlot || s.chapter == Retiring && slot == oldSlot
 }
 
 // login names a connection by its first question, which in all three protocols holds the login in clear text.
@@ -261,22 +270,23 @@ func (s *Story) login(data []byte) Point {
 	p := Point{Chapter: s.chapter, Step: "look"}
 	switch {
 	case bytes.Contains(data, []byte(s.new)):
-		p.What = "new slot"
+		p.What = newSlot
 	case bytes.Contains(data, []byte(s.old)):
-		p.What = "old slot"
+		p.What = oldSlot
 	default:
 		return Point{s.chapter, "?", text(data)}
 	}
-	changing := s.chapter == Staged && p.What == "new slot" || s.chapter == Retiring && p.What == "old slot"
+	changing := s.changing(p.What)
 	if changing {
 		s.logins++
 	}
 	switch {
 	case changing && s.logins%2 == 0:
-		// Whoever finds the pending password refused comes back with the stored one.
+		// Whoever finds the pending password refused comes back with the stored one. That need not be to apply, where another
+		// look comes first; but there is no telling by the questions, and in a rotation that nobody disturbs it is.
 		p.Step = "apply"
 		p.What += ": log in with the stored password"
-	case changing, s.chapter == Applied && p.What == "new slot", s.chapter == Dead:
+	case changing, s.chapter == Applied && p.What == newSlot, s.chapter == Dead:
 		p.What += ": log in with the pending password"
 	default:
 		p.What += ": log in"
