@@ -24,6 +24,11 @@ type Values struct {
 				External map[string]any `json:"external,omitempty"`
 			} `json:"database"`
 		} `json:"backingStore"`
+		Distro struct {
+			K8s struct {
+				SecurityContext map[string]any `json:"securityContext,omitempty"`
+			} `json:"k8s"`
+		} `json:"distro"`
 		StatefulSet struct {
 			Args             []string         `json:"args,omitempty"`
 			Env              []map[string]any `json:"env,omitempty"`
@@ -63,6 +68,15 @@ func (v *Values) SetEnv(name, value string) {
 		})
 		container["env"] = append(env, object{"name": name, "value": value})
 	}
+}
+
+// SetConnector names the connector, in the one place or the other.
+func (v *Values) SetConnector(name string) {
+	if external := v.ControlPlane.BackingStore.Database.External; external != nil {
+		external["connector"] = name
+		return
+	}
+	v.SetEnv("DBCONNECTOR_CONNECTOR", name)
 }
 
 // ParseValues reads a file of values.
@@ -208,17 +222,21 @@ func (v *Values) pod(release string) object {
 	if set.Security.ContainerSecurityContext != nil {
 		syncer["securityContext"] = set.Security.ContainerSecurityContext
 	}
+	kubernetes := object{
+		"name": "kubernetes", "image": kubernetesImage, "imagePullPolicy": "IfNotPresent",
+		"command": []string{"cp"}, "args": []string{"-a", "/kubernetes/.", "/binaries/"},
+		"volumeMounts": []object{{"name": "binaries", "mountPath": "/binaries"}},
+	}
+	if context := v.ControlPlane.Distro.K8s.SecurityContext; context != nil {
+		kubernetes["securityContext"] = context
+	}
 	spec := object{
 		"terminationGracePeriodSeconds": 10,
 		"serviceAccountName":            "vc-" + release,
 		"enableServiceLinks":            true,
 		"volumes":                       slices.Concat(volumes, set.Persistence.AddVolumes),
-		"initContainers": slices.Concat([]object{{
-			"name": "kubernetes", "image": kubernetesImage, "imagePullPolicy": "IfNotPresent",
-			"command": []string{"cp"}, "args": []string{"-a", "/kubernetes/.", "/binaries/"},
-			"volumeMounts": []object{{"name": "binaries", "mountPath": "/binaries"}},
-		}}, set.InitContainers),
-		"containers": slices.Concat([]object{syncer}, set.SidecarContainers),
+		"initContainers":                slices.Concat([]object{kubernetes}, set.InitContainers),
+		"containers":                    slices.Concat([]object{syncer}, set.SidecarContainers),
 	}
 	if set.Security.PodSecurityContext != nil {
 		spec["securityContext"] = set.Security.PodSecurityContext

@@ -167,9 +167,10 @@ func (c *Cluster) Options() (bed.Options, error) {
 	return bed.Options{Cert: cert}, err
 }
 
-// Connect applies the shipped connector of that name, "postgres" or "mysql", with the address of a server and a login for it.
-func (c *Cluster) Connect(ctx context.Context, name string, s *bed.Server, user, password string) error {
-	text, err := os.ReadFile(filepath.Join(c.kustomize, "examples", "connectors", name+".yaml"))
+// Connect applies the shipped connector of an example, "postgres" or "mysql", under a name of its own and with the address of
+// a server and a login for it.
+func (c *Cluster) Connect(ctx context.Context, example, name string, s *bed.Server, user, password string) error {
+	text, err := os.ReadFile(filepath.Join(c.kustomize, "examples", "connectors", example+".yaml"))
 	if err != nil {
 		return fmt.Errorf("reading connector: %w", err)
 	}
@@ -178,9 +179,11 @@ func (c *Cluster) Connect(ctx context.Context, name string, s *bed.Server, user,
 		return fmt.Errorf("reading connector: %w", err)
 	}
 	data, ok := secret["stringData"].(map[string]any)
-	if !ok {
-		return fmt.Errorf("connector %s has no stringData", name)
+	metadata, named := secret["metadata"].(map[string]any)
+	if !ok || !named {
+		return fmt.Errorf("connector %s has no metadata or no stringData", example)
 	}
+	metadata["name"] = name
 	port, err := c.Expose(ctx, s.Addr())
 	if err != nil {
 		return err

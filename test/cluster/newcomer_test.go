@@ -5,14 +5,12 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"dbconnector/test/bed"
 )
@@ -42,60 +40,36 @@ func TestNewcomer(t *testing.T) {
 				t.Fatal(err)
 			}
 			lap("server")
-			if err := c.Connect(t.Context(), test.connector, server, user, password); err != nil {
+			if err := c.Connect(t.Context(), test.connector, test.connector, server, user, password); err != nil {
 				t.Fatal(err)
 			}
-			values, err := c.Values("open-source")
-			if err != nil {
-				t.Fatal(err)
-			}
-			names := Names{Release: "team-a", Namespace: "newcomer-" + test.connector, Connector: test.connector}
-			values.SetEnv("DBCONNECTOR_CONNECTOR", test.connector)
-			v, err := c.New(t.Context(), "open-source", names, values)
-			if err != nil {
-				t.Fatal(err)
-			}
+			v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "newcomer-" + test.connector, Connector: test.connector}, nil)
 			lap("installed")
-			t.Cleanup(func() {
-				if t.Failed() {
-					describe(t, v)
-				}
-			})
-			if _, err := c.Kubectl(t.Context(), "", "rollout", "status", "--namespace", names.Namespace, "deployment/team-a", "--timeout="+patience.String()); err != nil {
-				t.Fatal(err)
-			}
+			ready(t, v)
 			lap("ready")
-
-			// A ready pod is not yet behind its Service, nor does a ready API server have its first namespace.
-			bed.Eventually(t, patience, func(ctx context.Context) error {
-				return v.Do(ctx, http.MethodGet, "/api/v1/namespaces/default", nil, nil)
-			})
-			const path = "/api/v1/namespaces/default/configmaps"
-			object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "mine"}, Data: map[string]string{"key": "value"}}
-			if err := v.Do(t.Context(), http.MethodPost, path, object, nil); err != nil {
+			if err := write(t.Context(), v, "mine"); err != nil {
 				t.Fatal(err)
 			}
-			var got corev1.ConfigMap
-			if err := v.Do(t.Context(), http.MethodGet, path+"/mine", nil, &got); err != nil || got.Data["key"] != "value" {
-				t.Errorf("the vCluster has %v, %v", got.Data, err)
+			written(t, v, "mine")
+			name := record(t, v).Database
+			if n, err := server.Query(t.Context(), "", test.exists, name); err != nil || n != "1" {
+				t.Errorf("the server has %q databases %q, %v", n, name, err)
 			}
-			record, err := v.Record(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n, err := server.Query(t.Context(), "", test.exists, record["database"]); err != nil || n != "1" {
-				t.Errorf("the server has %q databases %q, %v", n, record["database"], err)
-			}
-			if n, err := server.Query(t.Context(), record["database"], "SELECT count(*) FROM kine WHERE name = '/registry/configmaps/default/mine'"); err != nil || n != "1" {
+			if n, err := server.Query(t.Context(), name, "SELECT count(*) FROM kine WHERE name = '/registry/configmaps/default/mine'"); err != nil || n != "1" {
 				t.Errorf("the object is %q times in the database, %v", n, err)
 			}
 			lap("object written")
-			events := kubectl(t, c, "get", "events", "--namespace", names.Namespace, "--output=custom-columns=R:.reason,O:.involvedObject.kind,M:.message")
-			if !strings.Contains(events, "Provisioned") {
-				t.Errorf("no Event says that the tenant was provisioned:\n%s", events)
+			if got := events(t, v); !strings.Contains(got, "Provisioned") {
+				t.Errorf("no Event says that the tenant was provisioned:\n%s", got)
 			}
-			// Without waiting for its end: room for the next one is all that matters.
-			kubectl(t, c, "delete", "namespace", names.Namespace, "--wait=false")
+			// The sidecar runs beside the control plane, as long as it does.
+			pod, err := onePod(t.Context(), v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := containerOf(pod, "dbconnector-rotate"); !s.Ready || s.State.Running == nil || s.RestartCount > 0 {
+				t.Errorf("the sidecar: ready %v, %d restarts, %s", s.Ready, s.RestartCount, state(s.State))
+			}
 		})
 	}
 }

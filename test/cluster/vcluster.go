@@ -12,7 +12,10 @@ import (
 	"net/http"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"dbconnector/pkg/tenant"
 )
 
 // VCluster is an installed vCluster.
@@ -21,10 +24,16 @@ type VCluster struct {
 	c *Cluster
 }
 
-// New does for a vCluster what the README tells a newcomer to do, with the given values: namespace, Roles, chart.
-func (c *Cluster) New(ctx context.Context, example string, names Names, values *Values) (*VCluster, error) {
+// New does for a vCluster what the README tells a newcomer to do, with the given values: namespace, Roles, chart. The
+// namespace may have labels, key=value.
+func (c *Cluster) New(ctx context.Context, example string, names Names, values *Values, labels ...string) (*VCluster, error) {
 	if err := c.Namespace(ctx, names.Namespace); err != nil {
 		return nil, err
+	}
+	if len(labels) > 0 {
+		if _, err := c.Kubectl(ctx, "", append([]string{"label", "namespace", names.Namespace}, labels...)...); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.Permit(ctx, example, names); err != nil {
 		return nil, err
@@ -39,17 +48,20 @@ func (v *VCluster) Pods(ctx context.Context) ([]corev1.Pod, error) {
 	return list.Items, err
 }
 
-// Record returns what the record's Secret has for people: the keys of the Service Binding specification.
-func (v *VCluster) Record(ctx context.Context) (map[string]string, error) {
+// Deployment returns the control plane's workload.
+func (v *VCluster) Deployment(ctx context.Context) (*appsv1.Deployment, error) {
+	var deployment appsv1.Deployment
+	err := v.c.Do(ctx, http.MethodGet, "/apis/apps/v1/namespaces/"+v.Namespace+"/deployments/"+v.Release, nil, &deployment)
+	return &deployment, err
+}
+
+// Record returns the tenant's record.
+func (v *VCluster) Record(ctx context.Context) (*tenant.Record, error) {
 	var secret corev1.Secret
 	if err := v.c.Do(ctx, http.MethodGet, "/api/v1/namespaces/"+v.Namespace+"/secrets/dbconnector-"+v.Release, nil, &secret); err != nil {
 		return nil, err
 	}
-	record := map[string]string{}
-	for key, value := range secret.Data {
-		record[key] = string(value)
-	}
-	return record, nil
+	return tenant.DecodeRecord(secret.Data["record.json"])
 }
 
 // Do makes a request to the vCluster's own API, through its Service, as its admin. in is sent as JSON unless nil, and the

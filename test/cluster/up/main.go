@@ -77,7 +77,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := c.Connect(ctx, "postgres", server, user, password); err != nil {
+	if err := c.Connect(ctx, "postgres", "postgres", server, user, password); err != nil {
 		return err
 	}
 	port, err := c.Publish(ctx, c.Addr())
