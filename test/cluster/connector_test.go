@@ -50,7 +50,7 @@ func TestConnectorIsMended(t *testing.T) {
 		}
 		lap(want)
 	}
-	says("connector secret vcluster-platform/mended")
+	says("secret vcluster-platform/mended does not exist")
 	if err := c.Connect(t.Context(), "postgres", "mended", server, "mended", "wrong"); err != nil {
 		t.Fatal(err)
 	}
