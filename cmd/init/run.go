@@ -28,26 +28,51 @@ const loginTimeout = 10 * time.Second
 // tests that kill a repair at each of its points need not wait for it each time (-ldflags -X).
 var quiet = "5s"
 
-// run wires the parts together. First everything that can be refused without touching a server, then the work.
+// run does the work and says how it went.
 func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	log.Info("starting", zap.Any("settings", cfg.Effective()))
-
-	p, err := publish.New(cfg.Common)
-	if err != nil {
-		return err
-	}
-	pause, err := time.ParseDuration(quiet)
-	if err != nil {
-		return fmt.Errorf("this program was built with quiet=%q: %w", quiet, err)
-	}
 	var client *kube.Client
 	if cfg.UsesKubernetes() {
+		var err error
 		if client, err = kube.New(program); err != nil {
 			return err
 		}
 		client.OnWaiting(func(err error, attempt int, next time.Duration) {
 			log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
 		})
+	}
+	began := time.Now()
+	result, err := work(ctx, cfg, client, log)
+	if ctx.Err() == nil {
+		announce(context.WithoutCancel(ctx), cfg, client, result, err, log)
+	}
+	if err != nil {
+		return err
+	}
+	for _, w := range result.Done.Warnings {
+		log.Warn("please look at this", zap.String("warning", w))
+	}
+	if len(result.Done.Changes) > 0 {
+		log.Info("changed the server", zap.Strings("changes", result.Done.Changes))
+	}
+	log.Info("ready",
+		zap.String("tenant", result.Record.UID), zap.String("engine", string(result.Record.Server.Engine)),
+		zap.String("server", result.Record.Server.Address()), zap.String("database", result.Record.Database),
+		zap.String("user", result.Record.Login(result.Record.Active).User), zap.Int64("generation", result.Record.Generation),
+		zap.Bool("restart", result.Restarted), zap.Duration("took", time.Since(began)))
+	return nil
+}
+
+// work wires the parts together. First everything that can be refused without touching a server, then the rest. client is nil
+// where Kubernetes is not used.
+func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Logger) (provision.Result, error) {
+	p, err := publish.New(cfg.Common)
+	if err != nil {
+		return provision.Result{}, err
+	}
+	pause, err := time.ParseDuration(quiet)
+	if err != nil {
+		return provision.Result{}, fmt.Errorf("this program was built with quiet=%q: %w", quiet, err)
 	}
 	job := provision.Init{
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,
@@ -68,7 +93,7 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		job.ForgetCommand = "kubectl --namespace " + cfg.Namespace + " delete secret " + cfg.RecordSecret
 	} else {
 		if job.Store, err = statedir.Open(cfg.StateDir); err != nil {
-			return err
+			return provision.Result{}, err
 		}
 		file := filepath.Join(cfg.StateDir, statedir.File)
 		job.RecordName, job.ForgetCommand = "the record ("+file+")", "rm "+file
@@ -76,26 +101,7 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 
 	limited, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	began := time.Now()
-	result, err := provision.Run(limited, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
-	if ctx.Err() == nil {
-		announce(context.WithoutCancel(ctx), cfg, client, result, err, log)
-	}
-	if err != nil {
-		return err
-	}
-	for _, w := range result.Done.Warnings {
-		log.Warn("please look at this", zap.String("warning", w))
-	}
-	if len(result.Done.Changes) > 0 {
-		log.Info("changed the server", zap.Strings("changes", result.Done.Changes))
-	}
-	log.Info("ready",
-		zap.String("tenant", result.Record.UID), zap.String("engine", string(result.Record.Server.Engine)),
-		zap.String("server", result.Record.Server.Address()), zap.String("database", result.Record.Database),
-		zap.String("user", result.Record.Login(result.Record.Active).User), zap.Int64("generation", result.Record.Generation),
-		zap.Bool("restart", result.Restarted), zap.Duration("took", time.Since(began)))
-	return nil
+	return provision.Run(limited, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
 }
 
 // connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.

@@ -44,8 +44,10 @@ const (
 
 // Observation is what was seen of the world outside the record. What is nil or zero was not looked at yet.
 type Observation struct {
-	// Known is how long this generation has been known here, by a clock that does not jump.
+	// Known is how long this generation has been known here, by a clock that does not jump, and Born that it was first seen
+	// when it began: then Known is its age.
 	Known time.Duration
+	Born  bool
 	// Projected: the hand-over carries what the record says.
 	Projected bool
 	// Pending is the server's verdict on the pending password, and Stored on the one that the record holds for the slot that
@@ -206,7 +208,11 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 			return Step{Kind: Rollout}
 		}
 	}
-	if grace := p.Grace - age(r, seen, now); grace > 0 {
+	since := age(r, seen, now)
+	if seen.Born {
+		since = seen.Known // a clock that jumped ahead must not cut it short
+	}
+	if grace := p.Grace - since; grace > 0 {
 		return Step{Kind: Wait, Until: now.Add(grace)}
 	}
 	if missing, ok := moved(r, seen, now, p); !ok {

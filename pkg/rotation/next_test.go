@@ -117,6 +117,8 @@ func TestNext(t *testing.T) {
 
 		"grace":                       {"whoever has read the old DSN may be about to use it", made(unretired(2)), seen(Observation{}), early, false, in(0, minutes, "")},
 		"grace, clock in the future":  {"counts from when it was seen", made(unretired(2)), seen(Observation{Known: minutes}), -1000 * time.Hour, false, look(OtherSessions)},
+		"grace, clock jumped ahead":   {"it has lasted for a minute, whatever the clock says", made(unretired(2)), seen(Observation{Known: time.Minute, Born: true}), late, false, in(late, minutes-time.Minute, "")},
+		"after grace, after a jump":   {"and not for longer", made(unretired(2)), seen(Observation{Known: minutes, Born: true}), -late, false, look(OtherSessions)},
 		"after grace":                 {"does anybody use the old slot?", made(unretired(2)), seen(Observation{}), minutes, false, look(OtherSessions)},
 		"old slot used":               {"wait for them", made(unretired(2)), seen(Observation{Other: from(1)}), minutes, false, in(minutes, recheck, OtherInUse)},
 		"old slot used, due":          {"a period shorter than adoption: rotation waits", made(unretired(2)), seen(Observation{Other: from(1)}), late, false, in(late, longRecheck, OtherInUse)},

@@ -144,6 +144,7 @@ type loop[S server] struct {
 	record  *tenant.Record
 	suspect bool      // Follow told of an older record: it has to be read anew
 	since   time.Time // when record's generation was first seen
+	born    bool      // and that was when it began
 	seen    Observation
 	forget  time.Time // when what was seen is too old
 	checked time.Time // when the hand-over was last compared
@@ -215,7 +216,7 @@ func same(a, b *tenant.Record) bool {
 // adopt goes on with a record. What was seen of the world belonged to the one before.
 func (l *loop[S]) adopt(r *tenant.Record) {
 	if l.record == nil || l.record.Generation != r.Generation {
-		l.since, l.quiet = l.Now(), time.Time{}
+		l.since, l.born, l.quiet = l.Now(), l.record != nil, time.Time{}
 	}
 	l.record, l.seen, l.forget = r, Observation{}, time.Time{}
 	l.Observer.Record(r, Due(r, l.Policy))
@@ -271,7 +272,7 @@ func (l *loop[S]) observe(now time.Time) {
 	if age := now.Sub(l.checked); age >= reproject || age < 0 {
 		l.seen.Projected = false
 	}
-	l.seen.Known = now.Sub(l.since)
+	l.seen.Known, l.seen.Born = now.Sub(l.since), l.born
 }
 
 // watch keeps for how long all looks have been the same. It counts up to the last look, and no further.

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The faults in which a server answers, and says no: to a password, to a login that changes its own, to both logins, or to
+// what a login wants to do with the database.
+
+// tap stands between a sidecar and a server that speaks clear text, hears what is asked, and may answer itself: there are
+// answers that no server gives on demand.
+type tap struct {
+	addr string
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+// question is what a client has sent at once. Neither of our drivers sends more than one at once, or one in two pieces.
+type question struct {
+	tenant bool // on a session of a tenant's login, and not of the admin's
+	bytes  []byte
+}
+
+func (q question) holds(text string) bool { return bytes.Contains(q.bytes, []byte(text)) }
+
+// newTap begins to listen. answer may return nil: then the server is asked.
+func newTap(tb testing.TB, server string, answer func(question) []byte) *tap {
+	tb.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(tb, "listening", err)
+	t := &tap{addr: listener.Addr().String(), conns: map[net.Conn]bool{}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { t.serve(client, server, answer) })
+		}
+	})
+	tb.Cleanup(func() {
+		_ = listener.Close()
+		t.mu.Lock()
+		for c := range t.conns {
+			_ = c.Close()
+		}
+		t.conns = nil
+		t.mu.Unlock()
+		wg.Wait()
+	})
+	return t
+}
+
+// track says whether the tap is still open.
+func (t *tap) track(c net.Conn) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.conns == nil {
+		_ = c.Close()
+		return false
+	}
+	t.conns[c] = true
+	return true
+}
+
+func (t *tap) serve(client net.Conn, address string, answer func(question) []byte) {
+	defer client.Close()
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	if !t.track(client) || !t.track(server) {
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer client.Close()
+		pump(server, client, func([]byte) []byte { return nil })
+	})
+	tenants := false
+	pump(client, server, func(asked []byte) []byte {
+		// The first thing that both kinds of clients send says who they are; logins are named vc and so on.
+		tenants = tenants || bytes.Contains(asked, []byte("user\x00vc")) || bytes.HasPrefix(asked[min(36, len(asked)):], []byte("vc"))
+		return answer(question{tenants, asked})
+	})
+	_ = server.Close()
+	wg.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.conns, client)
+	delete(t.conns, server)
+}
+
+// pump hands on what comes, unless answer has an answer.
+func pump(from, to net.Conn, answer func([]byte) []byte) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			target, out := to, buf[:n]
+			if own := answer(buf[:n]); own != nil {
+				target, out = from, own
+			}
+			if _, err := target.Write(out); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// no is PostgreSQL's answer to a statement that it refuses.
+func no(tb testing.TB, code string) []byte {
+	tb.Helper()
+	answer, err := (&pgproto3.ErrorResponse{Severity: "ERROR", Code: code, Message: "the test's server says no"}).Encode(nil)
+	check(tb, "making an answer", err)
+	answer, err = (&pgproto3.ReadyForQuery{TxStatus: 'I'}).Encode(answer)
+	check(tb, "making an answer", err)
+	return answer
+}
+
+// failures are what a sidecar has logged of steps that failed.
+func failures(s *rig.Sidecar) []map[string]any { return s.Lines("a step failed (continuing)") }
+
+// resigned waits until a sidecar has failed so often that it asks again in minutes only, and returns how often that is.
+func resigned(tb testing.TB, s *rig.Sidecar, since int) int {
+	tb.Helper()
+	var lines []map[string]any
+	bed.Eventually(tb, patience, func(context.Context) error {
+		lines = failures(s)
+		if len(lines) > since {
+			text, _ := lines[len(lines)-1]["next"].(string)
+			if next, err := time.ParseDuration(text); err == nil && next > 2*time.Minute {
+				return nil
+			}
+		}
+		return fmt.Errorf("it has failed %d times, and asks again soon", len(lines))
+	})
+	return len(lines) - since
+}
+
+// TestPasswordRejected: the server has a policy, and no password is good enough for it. Each is thrown away, when a login has
+// shown that the server has not taken it after all, and another one is tried, five in a row; then the sidecar waits for
+// minutes (B1, B2). When the policy is mended it goes on. The policy is MySQL's own, PostgreSQL's is invented by the test: a
+// SCRAM verifier shows no policy how good a password is. MariaDB's policies are not in the packages of its server.
+func TestPasswordRejected(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		var server *bed.Server
+		var address string
+		var strict func(on bool)
+		var tries func() int
+		if engine == bed.Postgres {
+			server = bed.NewServer(t, engine, version, bed.Options{NoTLS: true})
+			var isStrict atomic.Bool
+			var mu sync.Mutex
+			tried := map[string]bool{}
+			address = newTap(t, server.Addr(), func(asked question) []byte {
+				if !asked.tenant || !asked.holds(ownChange[engine]) || !isStrict.Load() {
+					return nil
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				tried[string(asked.bytes)] = true
+				return no(t, "22023")
+			}).addr
+			strict = isStrict.Store
+			tries = func() int { mu.Lock(); defer mu.Unlock(); return len(tried) }
+		} else {
+			server = bed.NewServer(t, engine, version, bed.Options{})
+			check(t, "loading the policy", server.Exec(t.Context(), "INSTALL COMPONENT 'file://component_validate_password'"))
+			strict = func(on bool) {
+				length := 8
+				if on {
+					length = 41
+				}
+				check(t, "setting the policy", server.Exec(t.Context(), fmt.Sprint("SET GLOBAL validate_password.length = ", length)))
+			}
+			tries = func() int {
+				n, err := server.Status(t.Context(), "Com_alter_user")
+				check(t, "asking the server", err)
+				return int(n)
+			}
+		}
+		plane := newTenant(t, server, address)
+		client := consume(t, plane, server, "127.0.0.2", false)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		before := recordOf(t, plane)
+
+		strict(true)
+		rewrite(t, plane, overdue)
+		bed.Eventually(t, patience, func(context.Context) error {
+			if n := tries(); n < 2 {
+				return fmt.Errorf("%d passwords were tried", n)
+			}
+			return nil
+		})
+		r := recordOf(t, plane)
+		if r.Generation != 1 || r.Slots[tenant.B] != before.Slots[tenant.B] {
+			t.Errorf("rotated to generation %d", r.Generation)
+		}
+		accepts(t, r)
+		strict(false)
+		until(t, plane, "generation 2", generation(2))
+		healthy(t, sidecar)
+
+		strict(true)
+		tried, failed := tries(), len(failures(sidecar))
+		client.move(t)
+		resigned(t, sidecar, failed)
+		if n := tries() - tried; n != 5 {
+			t.Errorf("%d passwords were tried, want 5", n)
+		}
+		lines := failures(sidecar)
+		if text := fmt.Sprint(lines[len(lines)-1]["error"]); !strings.Contains(text, "5 passwords in a row") {
+			t.Errorf("it says %q", text)
+		}
+		r = recordOf(t, plane)
+		if r.OtherRetired || r.OtherRefused {
+			t.Errorf("old slot retired: %t, refused: %t", r.OtherRetired, r.OtherRefused)
+		}
+		accepts(t, r)
+		strict(false)
+		sidecar.Kill() // the next one has not given up yet
+		sidecar = rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
+		dead(t, before, before.Active)
+		healthy(t, sidecar)
+	}, "postgres-17", "mysql-9.7")
+}
+
+// TestStrictMySQL is a server with the policies that MySQL has: the old password must be shown with the new one, none may come
+// back, all must be good. And one that came back is a rejected one like any other (B1).
+func TestStrictMySQL(t *testing.T) {
+	t.Parallel()
+	server := bed.NewServer(t, bed.MySQL, "9.7", bed.Options{})
+	check(t, "setting policies", server.Exec(t.Context(), "INSTALL COMPONENT 'file://component_validate_password'", "SET GLOBAL validate_password.policy = STRONG",
+		"SET GLOBAL password_require_current = ON", "SET GLOBAL password_history = 10", "SET GLOBAL password_reuse_interval = 365"))
+	plane := newTenant(t, server, "")
+	client := consume(t, plane, server, "127.0.0.2", false)
+	first := recordOf(t, plane)
+	rewrite(t, plane, overdue)
+	sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+	until(t, plane, "generation 2", generation(2))
+	client.move(t)
+	until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+	if n := len(failures(sidecar)); n != 0 {
+		t.Errorf("%d failures", n)
+	}
+	// Slot a had this one already.
+	came := tenant.Change{Slot: tenant.A, Password: first.Slots[tenant.A].Password, Purpose: tenant.Activate}
+	rewrite(t, plane, func(r *tenant.Record) { r.Pending = &came })
+	bed.Eventually(t, patience, func(context.Context) error {
+		if len(failures(sidecar)) == 0 {
+			return errors.New("the server takes a password again")
+		}
+		return nil
+	})
+	rewrite(t, plane, overdue)
+	accepts(t, until(t, plane, "generation 3", generation(3)))
+	dead(t, first, tenant.A)
+	healthy(t, sidecar)
+}
+
+// TestSelfChangeForbidden: the server lets no login change its own password, as rds.restrict_password_commands has it (B10).
+// That is said, and whatever a sidecar has begun, the next init does with the admin's credential. No server of ours can be
+// made to forbid it: MySQL only asks for the old password, see TestStrictMySQL, so the refusal is the test's.
+func TestSelfChangeForbidden(t *testing.T) {
+	t.Parallel()
+	server := bed.NewServer(t, bed.Postgres, "17", bed.Options{NoTLS: true})
+	tap := newTap(t, server.Addr(), func(asked question) []byte {
+		if asked.tenant && asked.holds(ownChange[bed.Postgres]) {
+			return no(t, "42501")
+		}
+		return nil
+	})
+	plane := newTenant(t, server, tap.addr)
+	client := consume(t, plane, server, "127.0.0.2", false)
+	sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+	rewrite(t, plane, overdue)
+	forbidden := func(what string) *tenant.Record {
+		t.Helper()
+		gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 1)
+		metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		r := until(t, plane, "init is to know", func(r *tenant.Record) bool { return r.OtherRefused && r.Pending != nil })
+		if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 42501") {
+			t.Errorf("%s: it does not say why", what)
+		}
+		client.connected(t)
+		return r
+	}
+	if r := forbidden("rotation"); r.Generation != 1 {
+		t.Errorf("generation %d", r.Generation)
+	}
+	first := recordOf(t, plane)
+	provision(t, plane)
+	if r := recordOf(t, plane); r.Generation != 2 || r.Pending != nil || r.OtherRefused {
+		t.Errorf("init has not finished it: generation %d, pending %t, refused %t", r.Generation, r.Pending != nil, r.OtherRefused)
+	}
+	gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 0)
+	client.move(t)
+	if r := forbidden("retirement"); r.OtherRetired {
+		t.Error("retired")
+	}
+	resigned(t, sidecar, 0) // init leaves a slot alone that a sidecar is looking at
+	provision(t, plane)
+	r := recordOf(t, plane)
+	if r.Generation != 2 || r.Pending != nil || r.OtherRefused || !r.OtherRetired {
+		t.Errorf("init has not finished it: generation %d, pending %t, refused %t, retired %t", r.Generation, r.Pending != nil, r.OtherRefused, r.OtherRetired)
+	}
+	accepts(t, r)
+	dead(t, first, first.Active)
+	gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 0)
+	healthy(t, sidecar)
+}
+
+// TestLockedOut: the server has other passwords than the record, as after a restore from a backup. The sidecar says so and
+// does not hammer at the door (B2); the next init repairs both logins, one of them when nobody uses it any more (B51), and
+// rotation goes on.
+func TestLockedOut(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{LogStatements: true})
+		plane := newTenant(t, server, "")
+		client := consume(t, plane, server, "127.0.0.2", false)
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			change := "ALTER ROLE \"%s\" PASSWORD 'Fr0m-a.backup'"
+			if engine != bed.Postgres {
+				change = "ALTER USER '%s'@'%%' IDENTIFIED BY 'Fr0m-a.backup'"
+			}
+			check(t, "changing passwords", server.Exec(t.Context(), fmt.Sprintf(change, plane.Names().User(slot))))
+		}
+		refusals := func() int {
+			log, err := server.StatementLog()
+			check(t, "reading the server's log", err)
+			return strings.Count(log, map[bool]string{true: "FATAL:  password authentication failed", false: "Access denied"}[engine == bed.Postgres])
+		}
+		began := refusals()
+		rewrite(t, plane, overdue)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
+		gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 1)
+		ready(t, sidecar)
+		n := resigned(t, sidecar, 0)
+		for _, line := range failures(sidecar) {
+			if text := fmt.Sprint(line["error"]); !strings.Contains(text, "the active login is locked out, the next start of init repairs it") {
+				t.Errorf("it says %q", text)
+			}
+		}
+		// One login a slot, and the first time once more before init was told.
+		if got := refusals() - began; n > 5 || got > 2*n+2 {
+			t.Errorf("%d tries and %d refused logins before it waits for minutes", n, got)
+		}
+
+		provision(t, plane)
+		r := recordOf(t, plane)
+		if r.Generation != 2 || r.Active != tenant.B {
+			t.Errorf("generation %d, active %s: slot a is in use", r.Generation, r.Active)
+		}
+		gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 0)
+		healthy(t, sidecar)
+		client.move(t)
+		provision(t, plane)
+		accepts(t, recordOf(t, plane))
+		gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 0)
+		rewrite(t, plane, overdue)
+		until(t, plane, "generation 3", generation(3))
+		healthy(t, sidecar)
+	})
+}
+
+// TestRightsWithdrawn: somebody took rights from the inactive slot. A control plane that were sent there would fail, so it is
+// not; the next init, which would else look at the active slot only, gives them back and finishes the rotation (B4, B5).
+func TestRightsWithdrawn(t *testing.T) {
+	t.Parallel()
+	names := []string{"postgres-13", "postgres-17", "mysql-9.7", "mariadb-10.5", "mariadb-11.8"}
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		withdrawals := map[string]string{
+			"one": "REVOKE INSERT ON `{db}`.* FROM '{db}b'@'%'", "all": "REVOKE ALL PRIVILEGES ON `{db}`.* FROM '{db}b'@'%'",
+		}
+		if engine == bed.Postgres {
+			withdrawals = map[string]string{"membership": `REVOKE "{db}o" FROM "{db}b"`, "owner role": `ALTER ROLE "{db}b" RESET role`}
+		}
+		for name, statement := range withdrawals {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				server := sharedServer(t, engine, version)
+				plane := newTenant(t, server, "")
+				client := consume(t, plane, server, "127.0.0.2", false)
+				works(t, plane, server) // makes a table
+				check(t, "withdrawing a right", server.Exec(t.Context(), strings.ReplaceAll(statement, "{db}", plane.Names().Database)))
+				rewrite(t, plane, overdue)
+				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+				gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 1)
+				metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+				if r := recordOf(t, plane); r.Generation != 1 {
+					t.Errorf("generation %d is on a login that cannot do the work", r.Generation)
+				}
+				client.connected(t)
+				works(t, plane, server)
+				provision(t, plane)
+				until(t, plane, "generation 2", generation(2))
+				handsOver(t, plane, server)
+				gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 0)
+				client.move(t)
+				until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+				check(t, "what is handed over", plane.CheckHandover(t.Context()))
+				healthy(t, sidecar)
+			})
+		}
+	}, names...)
+}

@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"dbconnector/pkg/statedir"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The faults that have to do with the database server: gone, hanging, read-only, full.
+
+// each runs a test on the newest server of each kind, or on those that it names.
+func each(t *testing.T, test func(t *testing.T, engine bed.Engine, version string), names ...string) {
+	t.Helper()
+	if len(names) == 0 {
+		names = []string{"postgres-17", "mysql-9.7", "mariadb-11.8"}
+	}
+	for _, name := range names {
+		engine, version, _ := strings.Cut(name, "-")
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, bed.Engine(engine), version)
+		})
+	}
+}
+
+// rewrite changes a record in a directory as another program would, by compare-and-swap.
+func rewrite(tb testing.TB, p *rig.Tenant, change func(r *tenant.Record)) {
+	tb.Helper()
+	store, err := statedir.Open(p.State)
+	check(tb, "opening the record", err)
+	_, err = store.Update(tb.Context(), func(old *tenant.Record) (*tenant.Record, error) {
+		change(old)
+		return old, nil
+	})
+	check(tb, "changing the record", err)
+}
+
+// overdue makes a rotation due that would be in an hour.
+func overdue(r *tenant.Record) {
+	r.RotatedAt = time.Now().Add(-2 * time.Hour).UTC().Truncate(time.Second)
+}
+
+func recordOf(tb testing.TB, p *rig.Tenant) *tenant.Record {
+	tb.Helper()
+	r, err := p.Record(tb.Context())
+	check(tb, "reading the record", err)
+	return r
+}
+
+// wrongPassword says whether a server said so.
+func wrongPassword(err error) bool {
+	var postgres *pgconn.PgError
+	var other *mysql.MySQLError
+	return errors.As(err, &postgres) && postgres.Code == "28P01" || errors.As(err, &other) && other.Number == 1045
+}
+
+// consumer stands in for a control plane: it reads its DSN once, keeps a session, and is back in a moment when it loses it.
+// That its password is refused is what must never happen, and fails the test.
+type consumer struct {
+	plane *rig.Tenant
+	from  string              // its address
+	dial  func(string) string // the DSN that it uses, of the one that it reads
+	ca    []byte
+
+	mu  sync.Mutex
+	dsn string
+	db  *sql.DB // nil while it is away
+	end chan struct{}
+}
+
+// consume starts a consumer with an address of its own.
+func consume(tb testing.TB, p *rig.Tenant, s *bed.Server, from string, follows bool) *consumer {
+	tb.Helper()
+	c := &consumer{plane: p, from: from, ca: s.CA, end: make(chan struct{})}
+	if r := recordOf(tb, p); r.Server.Address() != s.Addr() {
+		// What stands between a sidecar and the server is for the sidecar alone.
+		c.dial = func(dsn string) string { return strings.Replace(dsn, r.Server.Address(), s.Addr(), 1) }
+	}
+	check(tb, "starting a control plane", c.adopt())
+	check(tb, "starting a control plane", c.check(tb.Context()))
+	var done sync.WaitGroup
+	done.Go(func() {
+		ticker := time.NewTicker(50 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-c.end:
+				return
+			case <-ticker.C:
+			}
+			if dsn, err := p.DSN(); follows && err == nil && dsn != c.read() {
+				if err := c.adopt(); err != nil {
+					tb.Errorf("a control plane does not start: %v", err)
+				}
+			}
+			if err := c.check(context.Background()); wrongPassword(err) {
+				tb.Errorf("a control plane at %s was cut off: %v", from, err)
+				return
+			}
+		}
+	})
+	tb.Cleanup(func() {
+		close(c.end)
+		c.leave()
+		done.Wait()
+	})
+	return c
+}
+
+func (c *consumer) read() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dsn
+}
+
+// adopt is a restart: the DSN is read anew.
+func (c *consumer) adopt() error {
+	dsn, err := c.plane.DSN()
+	if err != nil {
+		return err
+	}
+	c.leave()
+	c.mu.Lock()
+	c.dsn = dsn
+	c.mu.Unlock()
+	return c.comeBack()
+}
+
+// leave ends its session, and it stays away.
+func (c *consumer) leave() {
+	c.mu.Lock()
+	db := c.db
+	c.db = nil
+	c.mu.Unlock()
+	if db != nil {
+		_ = db.Close()
+	}
+}
+
+// comeBack is with the DSN that it had.
+func (c *consumer) comeBack() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dsn := c.dsn
+	if c.dial != nil {
+		dsn = c.dial(dsn)
+	}
+	db, err := rig.OpenDSNFrom(c.from, dsn, c.ca)
+	if err != nil {
+		return err
+	}
+	db.SetMaxOpenConns(1)
+	c.db = db
+	return nil
+}
+
+// check uses its session, and makes another one where it has lost it.
+func (c *consumer) check(ctx context.Context) error {
+	c.mu.Lock()
+	db := c.db
+	c.mu.Unlock()
+	if db == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return db.PingContext(ctx)
+}
+
+// connected waits until it has a session.
+func (c *consumer) connected(tb testing.TB) {
+	tb.Helper()
+	bed.Eventually(tb, patience, c.check)
+}
+
+// move restarts it until it has adopted what the record says is active.
+func (c *consumer) move(tb testing.TB) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		if err := c.adopt(); err != nil {
+			return err
+		}
+		r, err := c.plane.Record(ctx)
+		if err == nil && c.read() != rig.WithLogin(c.read(), r.Login(r.Active)) {
+			err = errors.New("the hand-over has another credential")
+		}
+		return err
+	})
+	c.connected(tb)
+}
+
+// healthy waits until a sidecar says that all is well.
+func healthy(tb testing.TB, s *rig.Sidecar) {
+	tb.Helper()
+	gauge(tb, s, "dbconnector_failing", 0)
+}
+
+// killAt calls kill when the n-th question from now has been answered, and returns when it has. A question that gets no
+// answer, such as the one to end a session, is passed over.
+func killAt(tb testing.TB, proxy *bed.Proxy, n int, kill func() error) {
+	tb.Helper()
+	struck := make(chan error, 2)
+	var armed int
+	arm := func() {
+		armed = proxy.Flights()
+		proxy.KillAfter(n, func() { struck <- kill() })
+	}
+	arm()
+	bed.Eventually(tb, patience, func(context.Context) error {
+		select {
+		case err := <-struck:
+			proxy.KillAfter(0, nil)
+			if err != nil {
+				err = bed.Permanent(err)
+			}
+			return err
+		default:
+		}
+		if proxy.Flights() > armed+n+10 {
+			n++
+			arm()
+		}
+		return errors.New("nobody asks the server anything")
+	})
+}
+
+// TestServerRestarted takes the server away at one question of a sidecar after the other, in the course of rotations and
+// retirements, and brings it back: the active credential is always the server's, and nobody has to help.
+func TestServerRestarted(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		ctx := t.Context()
+		server := bed.NewServer(t, engine, version, bed.Options{})
+		proxy := bed.NewProxy(t, server.Addr())
+		plane := newTenant(t, server, proxy.Addr())
+		consume(t, plane, server, "127.0.0.2", true)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=2s", "GRACE=1s")
+		done := func(r *tenant.Record) bool { return r.Generation > 1 && r.OtherRetired }
+		// A rotation and a retirement have some seventy questions.
+		for at := 3; at < 75; at += 14 {
+			killAt(t, proxy, at, server.Kill)
+			check(t, "starting the server again", server.Restart(ctx))
+			// As a new pod would find it.
+			r := recordOf(t, plane)
+			dsn, err := plane.DSN()
+			check(t, "reading the hand-over", err)
+			bed.Eventually(t, patience, func(ctx context.Context) error {
+				db, err := rig.OpenDSN(rig.WithLogin(dsn, r.Login(r.Active)), server.CA)
+				if err != nil {
+					return bed.Permanent(err)
+				}
+				defer db.Close()
+				if err = db.PingContext(ctx); wrongPassword(err) {
+					err = bed.Permanent(fmt.Errorf("killed at question %d: %w", at, err))
+				}
+				return err
+			})
+		}
+		check(t, "restarting the server in order", server.Restart(ctx))
+		last := recordOf(t, plane).Generation
+		until(t, plane, "a rotation after all that", generation(last+1))
+		until(t, plane, "retired", done)
+		healthy(t, sidecar)
+		if exit, err := sidecar.Stop(ctx); err != nil || exit != 0 {
+			t.Errorf("asked to end: exit code %d, %v", exit, err)
+		}
+	})
+}
+
+// TestServerGone: an outage ends all sessions, and that is no evidence that anybody has moved. The old slot stays valid for
+// a control plane that was merely cut off: one that stays away for longer than it takes the others to come back, and one that
+// comes back when the end of its password has been decided already.
+func TestServerGone(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{})
+		plane := newTenant(t, server, "")
+		moved, cut := consume(t, plane, server, "127.0.0.2", false), consume(t, plane, server, "127.0.0.3", false)
+		rewrite(t, plane, overdue)
+		// Two clients have to move, and that nobody counts them any more takes six times the grace.
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=4s")
+		if r := until(t, plane, "generation 2", generation(2)); r.Clients != 2 {
+			t.Fatalf("%d clients, want 2", r.Clients)
+		}
+		moved.move(t)
+		gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+		outage := func() {
+			check(t, "killing the server", server.Kill())
+			cut.leave()
+			metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+			ready(t, sidecar)
+			check(t, "starting the server again", server.Restart(t.Context()))
+			moved.connected(t)
+		}
+		valid := func(what string) {
+			if r := recordOf(t, plane); r.OtherRetired || r.Generation != 2 {
+				t.Fatalf("%s: generation %d, old slot retired: %t", what, r.Generation, r.OtherRetired)
+			}
+			check(t, what, cut.comeBack())
+			cut.connected(t)
+			gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+			healthy(t, sidecar)
+		}
+
+		outage()
+		gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
+		valid("somebody who was away for longer than the others")
+
+		// With a third one, as many are on the new slot as were on the old one.
+		third := consume(t, plane, server, "127.0.0.4", false)
+		outage()
+		third.connected(t)
+		until(t, plane, "the old slot's end is decided", func(r *tenant.Record) bool { return r.Pending != nil })
+		valid("somebody who was away while the end of his password was decided")
+
+		cut.move(t)
+		until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+		healthy(t, sidecar)
+	})
+}
+
+// ownChange is what a login's change of its own password begins with.
+var ownChange = map[bed.Engine]string{bed.Postgres: "ALTER ROLE", bed.MySQL: "ALTER USER USER()", bed.MariaDB: "SET PASSWORD"}
+
+// received waits for what a hook of the test has to say.
+func received(tb testing.TB, from <-chan error) error {
+	tb.Helper()
+	select {
+	case err := <-from:
+		return err
+	case <-time.After(patience):
+		tb.Fatal("it never came to that")
+		return nil
+	}
+}
+
+// TestServerHangs stops the server in its tracks when a password is about to be set: the statement is in its hands, and is
+// carried out when the sidecar has long given up waiting for it.
+func TestServerHangs(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{NoTLS: true})
+		hung := make(chan error, 1)
+		var once sync.Once
+		tap := newTap(t, server.Addr(), func(asked question) []byte {
+			if asked.tenant && asked.holds(ownChange[engine]) {
+				once.Do(func() { hung <- server.Pause() })
+			}
+			return nil
+		})
+		plane := newTenant(t, server, tap.addr)
+		client := consume(t, plane, server, "127.0.0.2", false)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		ready(t, sidecar)
+		rewrite(t, plane, overdue)
+		check(t, "stopping the server", received(t, hung))
+		metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		ready(t, sidecar)
+		if r := recordOf(t, plane); r.Generation != 1 || r.Pending == nil {
+			t.Errorf("generation %d, pending %t: the server hung at another moment", r.Generation, r.Pending != nil)
+		}
+		check(t, "waking the server up", server.Resume())
+		until(t, plane, "generation 2", generation(2))
+		client.move(t)
+		accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
+		healthy(t, sidecar)
+	})
+}
+
+// TestFailover: the server takes no writes for a while, as a standby that is about to be promoted, or a primary that was
+// demoted. The rotation is put off, nobody is harmed, and it is done when the server takes writes again (B47).
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	set := func(settings ...string) func(*testing.T, *bed.Server) {
+		return func(t *testing.T, s *bed.Server) {
+			t.Helper()
+			check(t, "setting it", s.Exec(t.Context(), settings...))
+		}
+	}
+	standby := func(t *testing.T, s *bed.Server) {
+		t.Helper()
+		// With this file, and nobody to follow, it stays in recovery.
+		check(t, "stopping the server", s.Halt(t.Context()))
+		check(t, "making a standby", os.WriteFile(filepath.Join(s.DataDir, "standby.signal"), nil, 0o644))
+		check(t, "starting a standby", s.Restart(t.Context()))
+	}
+	for name, mode := range map[string]struct {
+		servers         []string
+		demote, promote func(*testing.T, *bed.Server)
+	}{
+		"standby": {
+			[]string{"postgres-13", "postgres-17", "postgres-18"}, standby, set("SELECT pg_promote()"),
+		},
+		"default_transaction_read_only": {
+			[]string{"postgres-17"},
+			set("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"),
+			set("SET default_transaction_read_only = off", "ALTER SYSTEM SET default_transaction_read_only = off", "SELECT pg_reload_conf()"),
+		},
+		"super_read_only": {[]string{"mysql-9.7"}, set("SET GLOBAL super_read_only = ON"), set("SET GLOBAL super_read_only = OFF", "SET GLOBAL read_only = OFF")},
+		"read_only":       {[]string{"mariadb-10.5", "mariadb-11.8"}, set("SET GLOBAL read_only = ON"), set("SET GLOBAL read_only = OFF")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, engine bed.Engine, version string) {
+				server := bed.NewServer(t, engine, version, bed.Options{})
+				plane := newTenant(t, server, "")
+				client := consume(t, plane, server, "127.0.0.2", false)
+				before := recordOf(t, plane)
+				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+				ready(t, sidecar)
+				mode.demote(t, server)
+				rewrite(t, plane, overdue)
+				metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+				if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 25006") && !strings.Contains(log, "is a standby") && !strings.Contains(log, "error 1290") {
+					t.Error("it fails for another reason")
+				}
+				client.connected(t)
+				r := recordOf(t, plane)
+				if r.Generation != 1 || r.OtherRefused || r.Slots[tenant.B] != before.Slots[tenant.B] {
+					t.Errorf("generation %d, inactive slot refused: %t", r.Generation, r.OtherRefused)
+				}
+				mode.promote(t, server)
+				// The longest pause between two tries is five minutes, give or take a half.
+				bed.Eventually(t, 8*time.Minute+patience, func(ctx context.Context) error {
+					r, err := plane.Record(ctx)
+					if err == nil && r.Generation < 2 {
+						err = errors.New("not rotated")
+					}
+					return err
+				})
+				client.move(t)
+				accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
+				healthy(t, sidecar)
+			}, mode.servers...)
+		})
+	}
+}
+
+// fill opens sessions until the server takes no more, and returns what ends them.
+func fill(tb testing.TB, s *bed.Server, login tenant.Login) (empty func()) {
+	tb.Helper()
+	db, err := s.Open(login.User, login.Password.Reveal(), login.Database)
+	check(tb, "opening sessions", err)
+	var held []*sql.Conn
+	empty = func() {
+		for _, conn := range held {
+			_ = conn.Close() // back to the pool, which ends it
+		}
+		_ = db.Close()
+	}
+	tb.Cleanup(empty)
+	for len(held) < 100 {
+		conn, err := db.Conn(tb.Context())
+		switch {
+		case err == nil:
+			held = append(held, conn)
+		case len(held) == 0 || wrongPassword(err):
+			tb.Fatalf("opening session %d: %v", len(held), err)
+		default:
+			return empty
+		}
+	}
+	tb.Fatal("the server takes sessions without an end")
+	return nil
+}
+
+// TestConnectionsExhausted: nobody gets in any more, the sidecar included. It waits, with what it was about to do in either
+// half of a rotation, and goes on when there is room; no human has to help, and nothing is retired (B45).
+func TestConnectionsExhausted(t *testing.T) {
+	t.Parallel()
+	for _, whose := range []string{"tenant", "server"} {
+		t.Run(whose, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, engine bed.Engine, version string) {
+				options := bed.Options{}
+				if whose == "server" {
+					options.MaxConnections = 20 // less than the tenant's limit
+				}
+				server := bed.NewServer(t, engine, version, options)
+				plane := newTenant(t, server, "")
+				client := consume(t, plane, server, "127.0.0.2", false)
+				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+				ready(t, sidecar)
+				if whose == "tenant" {
+					names := plane.Names()
+					limit := []string{`ALTER DATABASE "` + names.Database + `" CONNECTION LIMIT 5`}
+					if engine != bed.Postgres {
+						limit = []string{"ALTER USER '" + names.User(tenant.A) + "'@'%' WITH MAX_USER_CONNECTIONS 5", "ALTER USER '" + names.User(tenant.B) + "'@'%' WITH MAX_USER_CONNECTIONS 5"}
+					}
+					check(t, "limiting the tenant", server.Exec(t.Context(), limit...))
+				}
+				waits := func(what string) *tenant.Record {
+					t.Helper()
+					metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+					ready(t, sidecar)
+					client.connected(t)
+					r := recordOf(t, plane)
+					if r.OtherRefused {
+						t.Errorf("%s: the server was taken to refuse a password", what)
+					}
+					return r
+				}
+
+				before := recordOf(t, plane)
+				empty := fill(t, server, before.Login(before.Active))
+				rewrite(t, plane, overdue)
+				if r := waits("rotation"); r.Generation != 1 {
+					t.Errorf("generation %d: rotated without a look at who has to move", r.Generation)
+				}
+				empty()
+				r := until(t, plane, "generation 2", generation(2))
+				healthy(t, sidecar)
+
+				empty = fill(t, server, r.Login(r.Active.Other()))
+				if r := waits("retirement"); r.OtherRetired || r.Generation != 2 {
+					t.Error("retired or rotated, and nobody could look")
+				}
+				empty()
+				gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+				client.move(t)
+				accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
+				healthy(t, sidecar)
+			})
+		})
+	}
+}
