@@ -37,13 +37,17 @@ func TestConnectorIsMended(t *testing.T) {
 			}
 			return fmt.Errorf("dbconnector-init: %s; before, %s", state(s.State), state(s.LastTerminationState))
 		})
-		bed.Eventually(t, patience, func(context.Context) error {
-			for line := range strings.Lines(events(t, v)) {
+		bed.Eventually(t, patience, func(ctx context.Context) error {
+			all, err := events(ctx, v)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(all) {
 				if field := strings.Fields(line); len(field) > 1 && (field[0] == "Failed" || field[0] == "Refused") && field[1] == "Pod" && strings.Contains(line, want) {
 					return nil
 				}
 			}
-			return fmt.Errorf("no Event says %q:\n%s", want, events(t, v))
+			return fmt.Errorf("no Event says %q:\n%s", want, all)
 		})
 		if got := kubectl(t, c, "describe", "pods", "--namespace", v.Namespace); !strings.Contains(got, want) {
 			t.Errorf("kubectl describe does not say %q:\n%s", want, got)

@@ -224,9 +224,8 @@ func containerOf(pod *corev1.Pod, name string) (s corev1.ContainerStatus) {
 }
 
 // events returns the Events of a namespace, one a line.
-func events(t *testing.T, v *VCluster) string {
-	t.Helper()
-	return kubectl(t, v.c, "get", "events", "--namespace", v.Namespace, "--no-headers",
+func events(ctx context.Context, v *VCluster) (string, error) {
+	return v.c.Kubectl(ctx, "", "get", "events", "--namespace", v.Namespace, "--no-headers",
 		"--output=custom-columns=R:.reason,O:.involvedObject.kind,S:.source.component,M:.message")
 }
 

@@ -59,8 +59,8 @@ func TestNewcomer(t *testing.T) {
 				t.Errorf("the object is %q times in the database, %v", n, err)
 			}
 			lap("object written")
-			if got := events(t, v); !strings.Contains(got, "Provisioned") {
-				t.Errorf("no Event says that the tenant was provisioned:\n%s", got)
+			if got, err := events(t.Context(), v); err != nil || !strings.Contains(got, "Provisioned") {
+				t.Errorf("no Event says that the tenant was provisioned: %v\n%s", err, got)
 			}
 			// The sidecar runs beside the control plane, as long as it does.
 			pod, err := onePod(t.Context(), v)

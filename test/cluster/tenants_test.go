@@ -72,8 +72,6 @@ func TestNamespaceMadeAgain(t *testing.T) {
 
 	again := func(uid string) {
 		t.Helper()
-		// First what a `helm uninstall` takes: whoever deletes a namespace with pods in it waits longer than they need.
-		kubectl(t, c, "delete", "deployment", "--namespace", names.Namespace, names.Release, "--cascade=foreground", "--timeout="+patience.String())
 		kubectl(t, c, "delete", "namespace", names.Namespace, "--timeout="+patience.String())
 		lap("deleted")
 		values, err := c.Values("open-source")
