@@ -159,13 +159,36 @@ func write(ctx context.Context, v *VCluster, name string) error {
 	}, nil)
 }
 
+// mustWrite is [write] for an object that is not there yet.
+func mustWrite(t *testing.T, v *VCluster, name string) {
+	t.Helper()
+	if err := reached(t, func(ctx context.Context) error { return write(ctx, v, name) }); err != nil {
+		t.Errorf("writing %s: %v", name, err)
+	}
+}
+
 // written makes sure that an object is there.
 func written(t *testing.T, v *VCluster, name string) {
 	t.Helper()
 	var got corev1.ConfigMap
-	if err := v.Do(t.Context(), http.MethodGet, objects+"/"+name, nil, &got); err != nil || got.Data["key"] != "value" {
+	err := reached(t, func(ctx context.Context) error { return v.Do(ctx, http.MethodGet, objects+"/"+name, nil, &got) })
+	if err != nil || got.Data["key"] != "value" {
 		t.Errorf("the vCluster has %v, %v", got.Data, err)
 	}
+}
+
+// reached returns the answer to a request as soon as there is a connection: for a moment after a pod was replaced, its
+// Service may lead to the one that has ended.
+func reached(t *testing.T, request func(context.Context) error) (answer error) {
+	t.Helper()
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		answer = request(ctx)
+		if answer != nil && strings.Contains(answer.Error(), "dial tcp") {
+			return answer
+		}
+		return nil
+	})
+	return answer
 }
 
 // record returns the tenant's record.

@@ -47,9 +47,7 @@ func TestNewcomer(t *testing.T) {
 			lap("installed")
 			ready(t, v)
 			lap("ready")
-			if err := write(t.Context(), v, "mine"); err != nil {
-				t.Fatal(err)
-			}
+			mustWrite(t, v, "mine")
 			written(t, v, "mine")
 			name := record(t, v).Database
 			if n, err := server.Query(t.Context(), "", test.exists, name); err != nil || n != "1" {

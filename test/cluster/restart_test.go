@@ -25,9 +25,7 @@ func TestRestartsNeedNoAdmin(t *testing.T) {
 	c, server := newConnector(t, "restarts")
 	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "restarts", Connector: "restarts"}, nil)
 	ready(t, v)
-	if err := write(t.Context(), v, "mine"); err != nil {
-		t.Fatal(err)
-	}
+	mustWrite(t, v, "mine")
 	admin, before := adminLogins(server, "restarts"), record(t, v)
 	if admin == 0 {
 		t.Error("the admin has not made the database")
@@ -86,9 +84,7 @@ func TestKubeletRestartEndsNothing(t *testing.T) {
 	c, server := newConnector(t, "kubelet")
 	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "kubelet", Connector: "kubelet"}, nil)
 	ready(t, v)
-	if err := write(t.Context(), v, "mine"); err != nil {
-		t.Fatal(err)
-	}
+	mustWrite(t, v, "mine")
 	admin := adminLogins(server, "kubelet")
 	pod, err := onePod(t.Context(), v)
 	if err != nil {

@@ -19,9 +19,7 @@ func TestNeighboursAreStrangers(t *testing.T) {
 	}
 	for _, v := range neighbours {
 		ready(t, v)
-		if err := write(t.Context(), v, "of-"+v.Namespace); err != nil {
-			t.Error(err)
-		}
+		mustWrite(t, v, "of-"+v.Namespace)
 	}
 	lap("ready")
 	if a, b := record(t, neighbours[0]), record(t, neighbours[1]); a.Database == b.Database || a.Login(a.Active).Password == b.Login(b.Active).Password {
@@ -30,9 +28,7 @@ func TestNeighboursAreStrangers(t *testing.T) {
 	for i, v := range neighbours {
 		other := neighbours[1-i]
 		written(t, v, "of-"+v.Namespace)
-		if err := write(t.Context(), v, "of-"+other.Namespace); err != nil { // 409 if it is there
-			t.Errorf("%s has the objects of %s: %v", v.Namespace, other.Namespace, err)
-		}
+		mustWrite(t, v, "of-"+other.Namespace) // which is refused where it is there
 		account := "--as=system:serviceaccount:" + v.Namespace + ":vc-" + v.Release
 		for _, secret := range []struct {
 			namespace, name string
@@ -64,9 +60,7 @@ func TestNamespaceMadeAgain(t *testing.T) {
 	names := Names{Release: "team-a", Namespace: "again", Connector: "again"}
 	v := install(t, c, "open-source", names, nil)
 	ready(t, v)
-	if err := write(t.Context(), v, "old"); err != nil {
-		t.Fatal(err)
-	}
+	mustWrite(t, v, "old")
 	old := record(t, v)
 	lap("first")
 
@@ -92,9 +86,7 @@ func TestNamespaceMadeAgain(t *testing.T) {
 	if now := record(t, v); now.Database == old.Database {
 		t.Errorf("it has the old database %s", now.Database)
 	}
-	if err := write(t.Context(), v, "old"); err != nil { // 409 if it is there
-		t.Errorf("it has the old objects: %v", err)
-	}
+	mustWrite(t, v, "old") // which is refused where it is there
 	if n, err := server.Query(t.Context(), old.Database, "SELECT count(*) FROM kine WHERE name = '/registry/configmaps/default/old'"); err != nil || n != "1" {
 		t.Errorf("the old object is %q times in the old database, %v", n, err)
 	}
