@@ -403,9 +403,10 @@ func TestRightsWithdrawn(t *testing.T) {
 		if engine == bed.Postgres {
 			withdrawals = map[string]string{"membership": `REVOKE "{db}o" FROM "{db}b"`, "owner role": `ALTER ROLE "{db}b" RESET role`}
 		}
-		for name, statement := range withdrawals {
+		var all sync.WaitGroup
+		defer all.Wait()
+		withdraw := func(name, statement string) {
 			t.Run(name, func(t *testing.T) {
-				t.Parallel()
 				server := sharedServer(t, engine, version)
 				plane := newTenant(t, server, "")
 				client := consume(t, plane, server, "127.0.0.2", false)
@@ -429,6 +430,9 @@ func TestRightsWithdrawn(t *testing.T) {
 				check(t, "what is handed over", plane.CheckHandover(t.Context()))
 				healthy(t, sidecar)
 			})
+		}
+		for name, statement := range withdrawals {
+			all.Go(func() { withdraw(name, statement) })
 		}
 	}, names...)
 }

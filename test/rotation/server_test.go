@@ -25,17 +25,19 @@ import (
 
 // The faults that have to do with the database server: gone, hanging, read-only, full.
 
-// each runs a test on the newest server of each kind, or on those that it names.
+// each runs a test on the newest server of each kind, or on those that it names. All of them at once, and as one test among
+// those that run in parallel: they wait for most of their time.
 func each(t *testing.T, test func(t *testing.T, engine bed.Engine, version string), names ...string) {
 	t.Helper()
 	if len(names) == 0 {
 		names = []string{"postgres-17", "mysql-9.7", "mariadb-11.8"}
 	}
+	var all sync.WaitGroup
+	defer all.Wait()
 	for _, name := range names {
 		engine, version, _ := strings.Cut(name, "-")
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, bed.Engine(engine), version)
+		all.Go(func() {
+			t.Run(name, func(t *testing.T) { test(t, bed.Engine(engine), version) })
 		})
 	}
 }
