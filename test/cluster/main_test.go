@@ -183,12 +183,17 @@ func reached(t *testing.T, request func(context.Context) error) (answer error) {
 	t.Helper()
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		answer = request(ctx)
-		if answer != nil && strings.Contains(answer.Error(), "dial tcp") {
+		if turnedAway(answer) {
 			return answer
 		}
 		return nil
 	})
 	return answer
+}
+
+// turnedAway says whether a request came to a replica that has ended, or is about to.
+func turnedAway(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "dial tcp") || strings.Contains(err.Error(), "apiserver is shutting down"))
 }
 
 // record returns the tenant's record.

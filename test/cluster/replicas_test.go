@@ -45,7 +45,7 @@ func (w *writer) run(ctx context.Context) {
 		case err == nil || again:
 			n++
 			w.done = n
-		case strings.Contains(err.Error(), "requesting: ") || strings.Contains(err.Error(), "reading answer: "):
+		case turnedAway(err) || strings.Contains(err.Error(), "requesting: ") || strings.Contains(err.Error(), "reading answer: "):
 			w.cuts++
 		default:
 			w.other = append(w.other, err)
