@@ -30,7 +30,7 @@ IMAGE_OUTPUT ?= type=oci,dest=bin/dbconnector-image.tar
 
 .PHONY: help
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## Build bin/dbconnector-init and -rotate for this machine
@@ -44,6 +44,14 @@ servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the 
 .PHONY: test
 test: cc $(if $(filter ./...,$(TEST_PACKAGES)),servers) ## Run all tests, on real servers, with the race detector
 	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(TEST_PACKAGES)
+
+.PHONY: test-cluster
+test-cluster: ## Run the tests in real pods, on a Kubernetes node of its own
+	go test -timeout $(TEST_TIMEOUT) -count=1 -v $(TEST_FLAGS) ./test/cluster
+
+.PHONY: cluster-up
+cluster-up: ## Start that node for yourself, until ^C
+	@go run ./test/cluster/up
 
 .PHONY: bench
 bench: ## Measure what docs/benchmarks.md states, and print it as one table

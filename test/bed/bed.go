@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package bed gives tests, the demo and the benchmarks real servers: every
-// supported version of PostgreSQL, MySQL and MariaDB, kine, and a Kubernetes API
-// server without nodes.
+// supported version of PostgreSQL, MySQL and MariaDB, kine, and Kubernetes, as an
+// API server without nodes or as a node with real pods.
 //
 // # How it works
 //
@@ -18,7 +18,9 @@
 //     verified by apt with a state directory of our own, then unpacked. The
 //     server is run by the dynamic loader of its own release, which makes a
 //     chroot, mounts and root unnecessary;
-//   - kine and Kubernetes: the Go module proxy.
+//   - kine and Kubernetes: the Go module proxy;
+//   - what a [Node] runs pods with: packages of one Debian release, unpacked into a
+//     root file system that is the node's alone. A node needs root.
 //
 // A database item also holds an initialised data directory with an admin that may
 // log in over TCP; [Start] copies it, which is why a start takes a second.

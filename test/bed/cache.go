@@ -36,6 +36,9 @@ func items() map[string]item {
 	for _, it := range clientItems() {
 		all[it.name] = it
 	}
+	for _, it := range nodeItems() {
+		all[it.name] = it
+	}
 	return all
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,8 +35,10 @@ const (
 )
 
 // kubePrograms are the commands of k8s.io/kubernetes that the bed builds: an API
-// server without nodes needs only itself.
-var kubePrograms = []string{"kube-apiserver"}
+// server without nodes needs only itself, a [Node] all of them.
+var kubePrograms = []string{
+	"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl",
+}
 
 func kubeItems() []item {
 	all := []item{{name: "kine", key: "kine-" + kineVersion, build: buildKine}}
@@ -48,7 +51,7 @@ func kubeItems() []item {
 	return all
 }
 
-// Program returns the path of a Go program of the cache: "kine" or "kube-apiserver".
+// Program returns the path of a Go program of the cache: "kine", "kube-apiserver", "kubectl" and so on.
 // Its directory is named after its version.
 func Program(ctx context.Context, name string) (string, error) {
 	for _, it := range kubeItems() {
@@ -251,11 +254,13 @@ type APIServerOptions struct {
 	Etcd string
 	// Args are added to its command line.
 	Args []string
+
+	node *Node // whose network it shall be in
 }
 
-// APIServer is a running kube-apiserver with RBAC and service account tokens, but without
-// controllers and nodes: nothing makes tokens for Secrets, fills namespaces with
-// default accounts, or collects garbage.
+// APIServer is a running kube-apiserver with RBAC and service account tokens, but, unless
+// it is a [Node]'s, without controllers and nodes: nothing makes tokens for Secrets, fills
+// namespaces with default accounts, or collects garbage.
 type APIServer struct {
 	URL        string
 	CA         []byte // PEM
@@ -266,6 +271,8 @@ type APIServer struct {
 	dir   string
 	owner *os.File
 	kine  *Kine
+	ca    *CA
+	node  *Node
 	proc  *process
 	argv  []string
 }
@@ -281,7 +288,7 @@ func StartAPIServer(ctx context.Context, o APIServerOptions) (_ *APIServer, err 
 	if err != nil {
 		return nil, err
 	}
-	a := &APIServer{}
+	a := &APIServer{node: o.node}
 	if a.dir, a.owner, err = tempDir("kube"); err != nil {
 		return nil, err
 	}
@@ -300,15 +307,21 @@ func StartAPIServer(ctx context.Context, o APIServerOptions) (_ *APIServer, err 
 	if err != nil {
 		return nil, err
 	}
-	a.URL = "https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	ip := "127.0.0.1"
+	// It would refuse to publish a loopback address.
+	args := []string{"--authorization-mode=RBAC", "--endpoint-reconciler-type=none"}
+	if a.node != nil {
+		ip, port, args = nodeIP, 6443, a.nodeArgs()
+	}
+	a.URL = "https://" + net.JoinHostPort(ip, strconv.Itoa(port))
 	if err := a.writeFiles(); err != nil {
 		return nil, err
 	}
-	a.argv = append([]string{
+	a.argv = slices.Concat([]string{
 		program,
 		"--etcd-servers=" + o.Etcd,
-		"--bind-address=127.0.0.1",
-		"--advertise-address=127.0.0.1",
+		"--bind-address=" + ip,
+		"--advertise-address=" + ip,
 		"--secure-port=" + strconv.Itoa(port),
 		"--cert-dir=" + a.dir,
 		"--tls-cert-file=" + a.file("tls.crt"),
@@ -318,12 +331,12 @@ func StartAPIServer(ctx context.Context, o APIServerOptions) (_ *APIServer, err 
 		"--service-account-key-file=" + a.file("sa.crt"),
 		"--service-account-signing-key-file=" + a.file("sa.key"),
 		"--service-cluster-ip-range=10.96.0.0/16",
-		"--authorization-mode=RBAC",
 		"--allow-privileged=true",
-		// It would refuse to publish a loopback address.
-		"--endpoint-reconciler-type=none",
 		"--profiling=false",
-	}, o.Args...)
+	}, args, o.Args)
+	if a.node != nil {
+		a.argv = a.node.inNetwork(a.argv...)
+	}
 	if err := a.launch(ctx); err != nil {
 		return nil, err
 	}
@@ -364,8 +377,12 @@ func (a *APIServer) writeFiles() error {
 	if err != nil {
 		return err
 	}
-	a.CA = ca.PEM
-	server, err := ca.Issue(Request{CommonName: "kube-apiserver"})
+	a.CA, a.ca = ca.PEM, ca
+	request := Request{CommonName: "kube-apiserver"}
+	if a.node != nil {
+		request.Hosts = apiServerHosts
+	}
+	server, err := ca.Issue(request)
 	if err != nil {
 		return err
 	}
@@ -378,15 +395,13 @@ func (a *APIServer) writeFiles() error {
 		return err
 	}
 	a.Kubeconfig = a.file("kubeconfig")
-	user := fmt.Sprintf("client-certificate-data: %s\n    client-key-data: %s",
-		base64.StdEncoding.EncodeToString(admin.Cert), base64.StdEncoding.EncodeToString(admin.Key))
 	for name, content := range map[string][]byte{
 		"ca.crt":     a.CA,
 		"tls.crt":    server.Cert,
 		"tls.key":    server.Key,
 		"sa.crt":     accounts.Cert,
 		"sa.key":     accounts.Key,
-		"kubeconfig": a.kubeconfig(user),
+		"kubeconfig": a.kubeconfig(certUser(admin)),
 	} {
 		if err := os.WriteFile(a.file(name), content, 0o600); err != nil {
 			return fmt.Errorf("writing %s: %w", name, err)
@@ -398,10 +413,20 @@ func (a *APIServer) writeFiles() error {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.CA)
-	a.Admin = &http.Client{Transport: &http.Transport{
+	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
-	}}
+	}
+	if a.node != nil {
+		transport.DialContext = a.node.Dial
+	}
+	a.Admin = &http.Client{Transport: transport}
 	return nil
+}
+
+// certUser is what a kubeconfig says of a user with a certificate.
+func certUser(c *Cert) string {
+	return fmt.Sprintf("client-certificate-data: %s\n    client-key-data: %s",
+		base64.StdEncoding.EncodeToString(c.Cert), base64.StdEncoding.EncodeToString(c.Key))
 }
 
 func (a *APIServer) kubeconfig(user string) []byte {

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command vcluster stands in for the control plane of a vCluster: it reads its config as strictly, starts kine on the store
+// that it finds there and kube-apiserver on kine, and ends when one of them does. It has no syncer and no controllers.
+//
+//	vcluster start [--config=FILE]
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"dbconnector/test/cluster"
+	"dbconnector/test/consumer"
+)
+
+// Where the chart mounts its volumes.
+const (
+	data     = "/data"
+	binaries = "/binaries"
+	pki      = "/pki"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context) error {
+	if len(os.Args) < 2 || os.Args[1] != "start" {
+		return errors.New("usage: vcluster start [--config=FILE]")
+	}
+	flags := flag.NewFlagSet("start", flag.ContinueOnError)
+	config := flags.String("config", "/var/lib/vcluster/config.yaml", "the vCluster's config")
+	if err := flags.Parse(os.Args[2:]); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(*config)
+	if err != nil {
+		return fmt.Errorf("reading config: %w", err)
+	}
+	store, err := consumer.ReadConfig(text)
+	if err != nil {
+		return err
+	}
+	if err := writeFiles(); err != nil {
+		return err
+	}
+
+	const socket = data + "/kine.sock"
+	// Left by a container that ended in the same pod.
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing old socket: %w", err)
+	}
+	args := []string{
+		"--endpoint=" + store.DataSource, "--listen-address=unix://" + socket, "--metrics-bind-address=127.0.0.1:2381",
+	}
+	for option, file := range map[string]string{"--ca-file=": store.CAFile, "--cert-file=": store.CertFile, "--key-file=": store.KeyFile} {
+		if file != "" {
+			args = append(args, option+file)
+		}
+	}
+	kine, err := start("kine", append(args, store.ExtraArgs...)...)
+	if err != nil {
+		return err
+	}
+	defer kine.stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			_ = conn.Close()
+			break
+		}
+		select {
+		case <-kine.done:
+			return kine.err
+		case <-ctx.Done():
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+
+	api, err := start("kube-apiserver",
+		"--etcd-servers=unix://"+socket,
+		"--bind-address=0.0.0.0",
+		"--secure-port=8443",
+		"--advertise-address="+os.Getenv("POD_IP"),
+		"--endpoint-reconciler-type=none", // several replicas would fight for the one Service
+		"--cert-dir="+pki,
+		"--token-auth-file="+filepath.Join(pki, "tokens.csv"),
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+filepath.Join(pki, "sa.key"),
+		"--service-account-signing-key-file="+filepath.Join(pki, "sa.key"),
+		"--service-cluster-ip-range=10.97.0.0/16",
+		"--authorization-mode=RBAC",
+		"--profiling=false",
+	)
+	if err != nil {
+		return err
+	}
+	defer api.stop() // before kine, which it needs to the end
+	select {
+	case <-kine.done:
+		return kine.err
+	case <-api.done:
+		return api.err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// child is a running program.
+type child struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // says that it has ended; to be read after done
+}
+
+// start starts one of the binaries that the init container brought.
+func start(name string, args ...string) (*child, error) {
+	c := &child{cmd: exec.Command(filepath.Join(binaries, name), args...), done: make(chan struct{})}
+	c.cmd.Stdout, c.cmd.Stderr = os.Stdout, os.Stderr
+	if err := c.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	go func() {
+		defer close(c.done)
+		c.err = fmt.Errorf("%s has ended", name)
+		if err := c.cmd.Wait(); err != nil {
+			c.err = fmt.Errorf("%s has ended: %w", name, err)
+		}
+	}()
+	return c, nil
+}
+
+// stop ends a program in order.
+func (c *child) stop() {
+	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	<-c.done
+}
+
+// writeFiles makes what the API server needs. A vCluster would keep its certificates in Secrets; nobody verifies these.
+func writeFiles() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("generating key: %w", err)
+	}
+	der, err := x509.MarshalECPrivateKey(key) // the form from which the API server reads the public key, too
+	if err != nil {
+		return fmt.Errorf("encoding key: %w", err)
+	}
+	for name, content := range map[string][]byte{
+		"sa.key":     pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
+		"tokens.csv": []byte(cluster.Token + ",admin,admin,system:masters\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(pki, name), content, 0o600); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	return nil
+}
