@@ -39,6 +39,12 @@ func TestRotationWithRollout(t *testing.T) {
 			load := startTraffic(t, p.api)
 			load.progress(t, 20)
 
+			for _, r := range p.pods {
+				if err := r.rotate(t.Context(), append([]string{"ADOPT=rollout"}, hasty...)...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Only now: it may end a sidecar at once.
 			ctx, cancel := context.WithCancel(t.Context())
 			rolled, controller := make(chan int64, 100), make(chan error, 1)
 			go func() {
@@ -55,11 +61,6 @@ func TestRotationWithRollout(t *testing.T) {
 				for range controller { // until it is closed
 				}
 			})
-			for _, r := range p.pods {
-				if err := r.rotate(t.Context(), append([]string{"ADOPT=rollout"}, hasty...)...); err != nil {
-					t.Fatal(err)
-				}
-			}
 			p.until(t, controller, "three rotations and retirements", func(r *tenant.Record) bool {
 				return r.Generation > rotations && r.OtherRetired && r.Pending == nil
 			})
