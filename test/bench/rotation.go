@@ -264,19 +264,20 @@ func (p *plane) run(ctx context.Context, rounds int) (r rotations, err error) {
 }
 
 func (p *plane) round(ctx context.Context, r *rotations) error {
-	before, err := p.settled(ctx)
-	if err != nil {
-		return err
-	}
 	old, err := p.pods[0].DSN()
 	if err != nil {
 		return err
 	}
 	// At a whole second, because a record knows no parts of one: so all of the grace time is left after the rotation.
-	due := time.Now().Truncate(time.Second).Add(2 * time.Second)
+	due := time.Now().Truncate(time.Second).Add(3 * time.Second)
 	if err := p.pods[0].SetDue(ctx, due, policy); err != nil {
 		return err
 	}
+	before, err := p.settled(ctx) // the sidecars look at a record that was changed behind their back
+	if err != nil {
+		return err
+	}
+	early := time.Now().Before(due)
 	var took time.Duration
 	for _, pod := range p.pods {
 		err := bed.Wait(ctx, func(context.Context) error {
@@ -306,7 +307,7 @@ func (p *plane) round(ctx context.Context, r *rotations) error {
 	if err != nil {
 		return err
 	}
-	slow := time.Since(due) > grace // what belongs to the rotation, and what to the retirement, cannot be told any more
+	inTime := early && time.Since(due) < grace // or else it cannot be told what belongs to the rotation
 	err = bed.Wait(ctx, func(ctx context.Context) error {
 		record, err := p.pods[0].Record(ctx)
 		if err == nil && !record.OtherRetired {
@@ -318,7 +319,7 @@ func (p *plane) round(ctx context.Context, r *rotations) error {
 		return err
 	}
 	retired, err := p.settled(ctx)
-	if err != nil || slow {
+	if err != nil || !inTime {
 		return err
 	}
 	r.took = append(r.took, took)

@@ -20,8 +20,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// SetDue shifts the time of a tenant's last rotation, so that the next one is due at a moment under a policy. Sidecars that
-// run learn of it as of any other change.
+// SetDue shifts the time of a tenant's last rotation, so that the next one is due at a moment under a policy. A sidecar that
+// runs takes that for another record, as from a backup, and tries the active login once.
 func (t *Tenant) SetDue(ctx context.Context, at time.Time, p rotation.Policy) error {
 	set := func(r *tenant.Record) { r.RotatedAt = r.RotatedAt.Add(at.Sub(rotation.Due(r, p))) }
 	if t.State != "" {
@@ -94,29 +94,24 @@ func RotateHerd(ctx context.Context, s *bed.Server, binary string, herd []*Tenan
 			}
 		}
 	}()
+	// Long enough from now for all to be up, or else the last ones are a little late.
+	due := time.Now().Add(time.Duration(len(herd)) * 50 * time.Millisecond)
+	shipped := rotation.Policy{Period: 720 * time.Hour}
 	for i, t := range herd {
 		if before[i], err = t.DSN(); err != nil {
 			return out, err
 		}
-		if sidecars[i], err = t.Rotate(ctx, binary); err != nil {
+		if err = t.SetDue(ctx, due, shipped); err != nil {
 			return out, err
 		}
 	}
-	for _, x := range sidecars {
-		if status, body, err := x.Get(ctx, "/readyz"); err != nil || status != http.StatusOK {
-			return out, errors.Join(err, fmt.Errorf("a sidecar is not ready, %d: %s", status, body))
-		}
-	}
-	// Long enough from now for all records to be written, or else the last ones are a little late.
-	due := time.Now().Add(time.Duration(len(herd)) * 25 * time.Millisecond)
 	watch, err := watchConnections(ctx, s, "vc%")
 	if err != nil {
 		return out, err
 	}
 	defer func() { _, _ = watch() }()
-	shipped := rotation.Policy{Period: 720 * time.Hour}
-	for _, t := range herd {
-		if err := t.SetDue(ctx, due, shipped); err != nil {
+	for i, t := range herd {
+		if sidecars[i], err = t.Rotate(ctx, binary); err != nil {
 			return out, err
 		}
 	}
