@@ -240,7 +240,7 @@ func (l *loop[S]) adopt(r *tenant.Record) {
 // turn does steps until one has to wait, and tells for how long.
 func (l *loop[S]) turn(ctx context.Context) time.Duration {
 	for moves := 0; ctx.Err() == nil; {
-		if !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
+		if !l.suspect && !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
 			return l.fail(Step{Kind: Look, What: truth}, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q, tenant UID %s: a copy must not change the original's password; the next start of init says what to do",
 				l.record.VCluster, l.record.Namespace, connector.Show(l.record.UID)))
 		}
@@ -427,7 +427,7 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		if err != nil {
 			return err
 		}
-		if !succeeds(r, l.record) {
+		if !succeeds(r, l.record) && r.Of(l.Namespace, l.VCluster, l.TenantUID) {
 			// The hand-over holds what worked so far. A record from a backup is no reason to replace that by what the server
 			// refuses: a control plane that starts in its old pod, without init, would not come up again.
 			err := l.open(r.Server).Login(ctx, r.Login(r.Active))

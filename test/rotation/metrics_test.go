@@ -166,10 +166,9 @@ func TestIdle(t *testing.T) {
 		}
 		return nil
 	})
-	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
 	for i := range 10 {
-		edit(t, p, func(r *tenant.Record) { r.RotatedAt = r.RotatedAt.Add(1e9) })
-		gauge(t, sidecar, "dbconnector_credential_rotated_timestamp_seconds", float64(before.RotatedAt.Unix()+int64(i)+1))
+		edit(t, p, func(r *tenant.Record) { r.Generation++ })
+		gauge(t, sidecar, "dbconnector_credential_generation", float64(i)+2)
 		ready(t, sidecar)
 		patch(t, p, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"note": fmt.Sprint(i)}}})
 	}
