@@ -590,7 +590,7 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 	err = self.SetPassword(ctx, p.Password)
 	switch {
 	case fault.Is(err, fault.Rejected):
-		return l.discard(ctx, p, err)
+		return l.discard(ctx, err)
 	case err != nil:
 		return err
 	}
@@ -613,14 +613,9 @@ func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
 }
 
 // discard throws a pending password away that a policy refused, after a login has shown that it was not applied.
-func (l *loop[S]) discard(ctx context.Context, p tenant.Change, why error) error {
+func (l *loop[S]) discard(ctx context.Context, why error) error {
 	l.rejections++
-	err := l.open(l.record.Server).Login(ctx, l.record.LoginWith(p.Slot, p.Password))
-	switch {
-	case err == nil:
-		l.seen.Pending = Accepted
-		return nil
-	case !fault.Is(err, fault.WrongPassword):
+	if err := l.look(ctx, PendingLogin); err != nil || l.seen.Pending == Accepted {
 		return err
 	}
 	if l.rejections >= maxRejections {

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"dbconnector/pkg/handover"
@@ -25,32 +24,15 @@ import (
 const replicas = 3
 
 // The host cluster is shared by all tests: their control planes have names of their own.
-var (
-	hostOnce sync.Once
-	host     *rig.Cluster
-	errHost  error
-)
+var host rig.Shared
 
 func hostCluster(t *testing.T) *rig.Cluster {
 	t.Helper()
-	hostOnce.Do(func() {
-		// Not the test's context: the API server outlives it.
-		ctx := context.Background()
-		var api *bed.APIServer
-		if api, errHost = bed.StartAPIServer(ctx, bed.APIServerOptions{}); errHost == nil {
-			host, errHost = rig.NewCluster(ctx, api)
-		}
-	})
-	if errHost != nil {
-		t.Fatal(errHost)
+	c, err := host.Get()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return host
-}
-
-func stopHost() {
-	if host != nil {
-		_ = host.API.Stop(context.Background())
-	}
+	return c
 }
 
 // pod is a replica of a control plane: dbconnector-init, dbconnector-rotate, and a kine on the hand-over of its own.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"dbconnector/test/bed"
@@ -39,37 +38,18 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer stopCluster()
+	defer shared.Stop()
 	return m.Run()
 }
 
 // The API server is shared by all tests: tenants have names of their own.
-var (
-	clusterOnce sync.Once
-	cluster     *rig.Cluster
-	errCluster  error
-)
+var shared rig.Shared
 
 func sharedCluster(tb testing.TB) *rig.Cluster {
 	tb.Helper()
-	clusterOnce.Do(func() {
-		// Not the test's context: the API server outlives it.
-		ctx := context.Background()
-		var api *bed.APIServer
-		if api, errCluster = bed.StartAPIServer(ctx, bed.APIServerOptions{}); errCluster == nil {
-			cluster, errCluster = rig.NewCluster(ctx, api)
-		}
-	})
-	if errCluster != nil {
-		tb.Fatal(errCluster)
-	}
-	return cluster
-}
-
-func stopCluster() {
-	if cluster != nil {
-		_ = cluster.API.Stop(context.Background())
-	}
+	c, err := shared.Get()
+	check(tb, "starting the API server", err)
+	return c
 }
 
 // admin is an admin on a server and whether it is a cloud's.

@@ -45,35 +45,18 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer stopServers()
-	defer stopCluster()
+	defer shared.Stop()
 	return m.Run()
 }
 
 // The API server is shared by the tests that do it no harm: tenants have names of their own.
-var (
-	clusterOnce sync.Once
-	cluster     *rig.Cluster
-	errCluster  error
-)
+var shared rig.Shared
 
 func sharedCluster(tb testing.TB) *rig.Cluster {
 	tb.Helper()
-	clusterOnce.Do(func() {
-		// Not the test's context: the API server outlives it.
-		ctx := context.Background()
-		var api *bed.APIServer
-		if api, errCluster = bed.StartAPIServer(ctx, bed.APIServerOptions{}); errCluster == nil {
-			cluster, errCluster = rig.NewCluster(ctx, api)
-		}
-	})
-	check(tb, "starting the API server", errCluster)
-	return cluster
-}
-
-func stopCluster() {
-	if cluster != nil {
-		_ = cluster.API.Stop(context.Background())
-	}
+	c, err := shared.Get()
+	check(tb, "starting the API server", err)
+	return c
 }
 
 // Likewise a database server: tenants have logins and databases of their own. What a test does to a server of its own

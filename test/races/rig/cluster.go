@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/tenant"
@@ -41,6 +42,32 @@ func NewCluster(ctx context.Context, api *bed.APIServer) (*Cluster, error) {
 		}
 	}
 	return c, nil
+}
+
+// Shared is a cluster for all tests of a package, which keep apart by names of their own. The zero value is ready.
+type Shared struct {
+	once    sync.Once
+	cluster *Cluster
+	err     error
+}
+
+// Get is the cluster; the first call starts it. It has no context, because it outlives the test that asks first.
+func (s *Shared) Get() (*Cluster, error) {
+	s.once.Do(func() {
+		ctx := context.Background()
+		var api *bed.APIServer
+		if api, s.err = bed.StartAPIServer(ctx, bed.APIServerOptions{}); s.err == nil {
+			s.cluster, s.err = NewCluster(ctx, api)
+		}
+	})
+	return s.cluster, s.err
+}
+
+// Stop ends the cluster, if it was started.
+func (s *Shared) Stop() {
+	if s.cluster != nil {
+		_ = s.cluster.API.Stop(context.Background())
+	}
 }
 
 // Connector creates a connector Secret.
