@@ -235,12 +235,12 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "possible: temporary tables in postgres", Reason: "PUBLIC may; they end with the session", Database: "postgres", SQL: []string{`CREATE TEMPORARY TABLE loot (i int)`}},
 		{Name: "possible: large objects in postgres", Reason: "PUBLIC may, on every version; they take space outside the tenant's database", Database: "postgres", SQL: []string{`SELECT lo_unlink(lo_create(0))`}},
 	}
-	tables := enginetest.Attempt{Name: "create tables in postgres", Reason: "up to 14 PUBLIC may (CVE-2018-1058), from 15 on not", Database: "postgres", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.loot (i int)`}, Codes: no}
-	templates := enginetest.Attempt{Name: "create tables in template1", Reason: "up to 14 PUBLIC may, and every database made from it later has them", Database: "template1", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.loot (i int)`}, Codes: no}
+	tables := enginetest.Attempt{Name: "create tables in postgres", Reason: "up to 14 PUBLIC may (CVE-2018-1058), from 15 on not", Database: "postgres", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no}
+	templates := enginetest.Attempt{Name: "create tables in template1", Reason: "up to 14 PUBLIC may, and every database made from it later has them", Database: "template1", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no}
 	if version < 15 {
 		tables.Codes, templates.Codes = nil, nil
 		tables.Name, templates.Name = "possible: "+tables.Name, "possible: "+templates.Name
-		tables.SQL, templates.SQL = append(tables.SQL, `DROP TABLE public.loot`), append(templates.SQL, `DROP TABLE public.loot`)
+		tables.SQL, templates.SQL = append(tables.SQL, `DROP TABLE public.{db}`), append(templates.SQL, `DROP TABLE public.{db}`)
 	}
 	return append(out, tables, templates)
 }
