@@ -102,6 +102,8 @@ func (s *Server) postgresArgv(root string, o Options) ([]string, error) {
 		"fsync":            "off",
 		"full_page_writes": "off",
 		"log_line_prefix":  "%m [%p] %q%u@%d ",
+		// In the data directory, which is removed; in /dev/shm the segments of a killed server would stay.
+		"dynamic_shared_memory_type": "mmap",
 	}
 	host := "host"
 	if !o.NoTLS {
