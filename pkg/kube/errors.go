@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -146,7 +145,7 @@ func classifyStatus(err error, status metav1.Status, call call) error {
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
 		return fault.Translate(fault.Unknown, err, "%s: %s", call.doing, said)
-	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+	case apierrors.HasStatusCause(err, namespaceTerminating):
 		return fault.New(fault.Refused, "%s: the namespace %q is being deleted", call.doing, call.namespace)
 	case status.Code == http.StatusUnauthorized:
 		return fault.Translate(fault.Refused, err, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %s", call.doing, said)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -107,7 +106,7 @@ func (f *follower) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var now *corev1.Secret
+	var now *apiSecret
 	version := ""
 	if len(list.Items) > 0 {
 		now = &list.Items[0]
@@ -154,7 +153,7 @@ func (f *follower) follow(ctx context.Context) error {
 			if bookmarks = bookmarks || event.Type == watch.Bookmark; bookmarks {
 				hung.Reset(limit.silence)
 			}
-			secret, isSecret := event.Object.(*corev1.Secret)
+			secret, isSecret := event.Object.(*apiSecret)
 			switch {
 			case event.Type == watch.Bookmark:
 			case event.Type == watch.Error:
@@ -175,10 +174,10 @@ func (f *follower) follow(ctx context.Context) error {
 }
 
 // list reads the Secret. A list and not a get: it has a resourceVersion to watch from even where the Secret is not there.
-func (f *follower) list(ctx context.Context) (*corev1.SecretList, error) {
+func (f *follower) list(ctx context.Context) (*apiSecretList, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.outage)
 	defer cancel()
-	list := &corev1.SecretList{}
+	list := &apiSecretList{}
 	_, err := f.client.retry(ctx, f.call("reading", "list"), func(ctx context.Context) error {
 		return into(f.client.rest.Get().Namespace(f.namespace).Resource("secrets").Param("fieldSelector", f.selector()).MaxRetries(0).Do(ctx), list)
 	})
@@ -197,7 +196,7 @@ func (s *Records) selector() string {
 }
 
 // send decodes a Secret. A record that is damaged is an error, and never no record.
-func (f *follower) send(secret *corev1.Secret) {
+func (f *follower) send(secret *apiSecret) {
 	f.see(secret)
 	f.last = ""
 	if secret != nil {

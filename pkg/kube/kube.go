@@ -3,8 +3,8 @@
 // Package kube is the only package that knows Kubernetes: it reads the connector, keeps the record, and tells a pod's
 // story in Events.
 //
-// It uses client-go's REST client with three types instead of the typed clientset, which links every API group there is:
-// that is half of the binary and of its memory, in a container that runs for a second. A call that fails for a reason of
+// It uses client-go's REST client with a few types of its own (types.go) instead of the typed clientset, which links every API group there
+// is: that is more than half of the binary and of its memory, in a container that runs for a second. A call that fails for a reason of
 // the moment is repeated until its context ends. A call that is refused says what an admin has to grant. No error holds
 // the content of a Secret.
 package kube
@@ -16,13 +16,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -55,13 +54,14 @@ type Client struct {
 // one is. Without it a client waits in silence. Set it before the first call.
 func (c *Client) OnWaiting(f func(err error, attempt int, next time.Duration)) { c.waiting = f }
 
+// silenceClientGo drops what client-go thinks of the world, which it logs through klog, in another format than ours and
+// without knowing what is a secret. All that matters comes back as an error. Once, because klog does not lock.
+var silenceClientGo = sync.OnceFunc(func() { klog.SetLogger(logr.Discard()) })
+
 // New makes a client from KUBECONFIG where that is set, or else from the pod's ServiceAccount. component is the program's
 // name, as the API server's audit log and Events show it. It sends nothing yet.
 func New(component string) (*Client, error) {
-	// client-go logs what it thinks of the world through klog, in another format than ours and without knowing what is a
-	// secret. All that matters comes back as an error.
-	klog.SetLogger(logr.Discard())
-
+	silenceClientGo()
 	config, err := clientConfig(os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
 	if err != nil {
 		return nil, err
@@ -93,14 +93,10 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 }
 
 func newClient(config *rest.Config, component string) (*Client, error) {
-	scheme := runtime.NewScheme()
-	scheme.AddKnownTypes(corev1.SchemeGroupVersion, &corev1.Secret{}, &corev1.SecretList{}, &corev1.Namespace{}, &corev1.Event{})
-	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion) // get and create options, and Status, in which errors come
-
 	config = rest.CopyConfig(config)
-	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.GroupVersion = &coreV1
 	config.APIPath = "/api"
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.NegotiatedSerializer = serializer.NewCodecFactory(newScheme()).WithoutConversion()
 	config.UserAgent = component
 	config.Timeout = requestTimeout
 	config.NextProtos = []string{"http/1.1"} // what HTTP/2 costs at its start, a handful of requests one after the other never brings in
@@ -127,7 +123,7 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 	if rules := validation.IsDNS1123Subdomain(name); len(rules) > 0 {
 		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config", connector.Show(name))
 	}
-	var secret corev1.Secret
+	var secret apiSecret
 	call := call{
 		doing: "reading the connector, " + source, verb: "get", resource: "secrets", namespace: namespace, name: name,
 		hint: "deploy/kustomize has the Role and the RoleBinding",
@@ -149,7 +145,7 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 
 // NamespaceUID reads the UID of a Namespace.
 func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, error) {
-	var object corev1.Namespace
+	var object metav1.PartialObjectMetadata
 	call := call{
 		doing: "reading the namespace " + namespace, verb: "get", resource: "namespaces", namespace: namespace, name: namespace,
 		hint: "a Role in the namespace itself is enough; or set DBCONNECTOR_TENANT_UID",
@@ -173,8 +169,8 @@ type Pod struct{ Namespace, Name, UID string }
 
 // The types of Events.
 const (
-	Normal  = corev1.EventTypeNormal
-	Warning = corev1.EventTypeWarning
+	Normal  = "Normal"
+	Warning = "Warning"
 )
 
 // maxMessage is the longest message of an Event that the API server takes.
@@ -188,16 +184,16 @@ func (c *Client) Event(ctx context.Context, pod Pod, eventType, reason, message 
 	unique := make([]byte, 8)
 	_, _ = rand.Read(unique) // never fails
 	now := metav1.Now()
-	event := &corev1.Event{
+	event := &apiEvent{
 		ObjectMeta: metav1.ObjectMeta{
 			// A pod's name may be as long as an Event's.
 			Name: strings.TrimRight(fault.Cut(pod.Name, 200), "-.") + "." + hex.EncodeToString(unique), Namespace: pod.Namespace,
 		},
-		InvolvedObject: corev1.ObjectReference{
+		InvolvedObject: objectReference{
 			APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
 		},
 		Type: eventType, Reason: reason, Message: fault.Cut(message, maxMessage),
-		Source: corev1.EventSource{Component: c.component}, ReportingController: c.component, ReportingInstance: pod.Name,
+		Source: eventSource{Component: c.component}, ReportingController: c.component, ReportingInstance: pod.Name,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}
 	call := call{doing: "recording an event", verb: "create", resource: "events", namespace: pod.Namespace}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -36,7 +35,7 @@ type Records struct {
 	mu sync.Mutex
 	// seen is the Secret as this store last saw it, nil where it was not there; known says that it was looked at.
 	// It is only ever a guess, which spares a read: the API server decides.
-	seen  *corev1.Secret
+	seen  *apiSecret
 	known bool
 }
 
@@ -123,21 +122,21 @@ func ask(fn func(*tenant.Record) (*tenant.Record, error), old *tenant.Record) (n
 func (s *Records) source() string { return Source(s.namespace, s.name) }
 
 // lastSeen is the Secret to begin with, and whether there is a guess at all.
-func (s *Records) lastSeen() (*corev1.Secret, bool) {
+func (s *Records) lastSeen() (*apiSecret, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.seen, s.known
 }
 
-func (s *Records) see(secret *corev1.Secret) {
+func (s *Records) see(secret *apiSecret) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen, s.known = secret, true
 }
 
 // get reads the Secret from the API server's quorum, not from its cache; nil where it does not exist.
-func (s *Records) get(ctx context.Context) (*corev1.Secret, error) {
-	secret := &corev1.Secret{}
+func (s *Records) get(ctx context.Context) (*apiSecret, error) {
+	secret := &apiSecret{}
 	call := s.call("reading", "get")
 	_, err := s.client.retry(ctx, call, func(ctx context.Context) error {
 		return into(s.client.rest.Get().Namespace(s.namespace).Resource("secrets").Name(s.name).MaxRetries(0).Do(ctx), secret)
@@ -154,7 +153,7 @@ func (s *Records) get(ctx context.Context) (*corev1.Secret, error) {
 
 // decode reads the record in a Secret; nil for nil. A Secret without a record that can be read is an error: to take it for
 // an empty one would give the tenant a second database.
-func (s *Records) decode(secret *corev1.Secret) (*tenant.Record, []byte, error) {
+func (s *Records) decode(secret *apiSecret) (*tenant.Record, []byte, error) {
 	if secret == nil {
 		return nil, nil, nil
 	}
@@ -171,18 +170,18 @@ func (s *Records) decode(secret *corev1.Secret) (*tenant.Record, []byte, error) 
 
 // write creates the Secret where old is nil, and else replaces old, which fails with a conflict where it is not the newest
 // any more. Labels, annotations and keys of others are kept. tries is how often it was sent.
-func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Record, data []byte) (tries int, err error) {
+func (s *Records) write(ctx context.Context, old *apiSecret, next *tenant.Record, data []byte) (tries int, err error) {
 	keys := map[string]string{}
 	if s.binding != nil {
 		if keys, err = s.binding(next); err != nil {
 			return 0, fmt.Errorf("writing the tenant's record: %w", err)
 		}
 	}
-	secret := old.DeepCopy()
+	secret := old.clone()
 	call := s.call("writing", "update")
 	if secret == nil {
 		call.verb = "create"
-		secret = &corev1.Secret{
+		secret = &apiSecret{
 			ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: s.name},
 			Type:       secretType(next.Server.Engine), // cannot be changed later
 		}
@@ -199,7 +198,7 @@ func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Re
 	}
 	secret.Data[recordKey] = data
 
-	written := &corev1.Secret{}
+	written := &apiSecret{}
 	tries, err = s.client.retry(ctx, call, func(ctx context.Context) error {
 		request := s.client.rest.Post()
 		if old != nil {
@@ -217,7 +216,7 @@ func (s *Records) write(ctx context.Context, old *corev1.Secret, next *tenant.Re
 	return tries, err
 }
 
-func secretType(e connector.Engine) corev1.SecretType {
+func secretType(e connector.Engine) string {
 	if e == connector.Postgres {
 		return typePrefix + "postgresql"
 	}

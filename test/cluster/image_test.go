@@ -14,7 +14,7 @@ import (
 )
 
 // mostBytes is how large the image may be, uncompressed. A larger one is not wrong, but nobody should make it by accident.
-const mostBytes = 44_000_000
+const mostBytes = 40_000_000
 
 // TestImage holds the image that the cluster's tests run, which is what the Dockerfile says, against what the
 // documentation promises of it.
