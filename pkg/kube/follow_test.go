@@ -16,12 +16,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
-	"dbconnector/test/bed"
 )
 
 // testFollow: the record is sent as it is, when it changes, when it goes and when it comes back; a damaged one is an error
@@ -83,15 +83,11 @@ func testFollowRights(t *testing.T, c cluster) {
 	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
 		t.Fatal(err)
 	}
-	rule := func(verbs ...string) map[string]any {
-		return map[string]any{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": verbs}
+	rule := func(verbs ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: verbs}
 	}
 	reader := c.account(t, "follow-rights", "reads")
 	c.grant(t, "follow-rights", "reads", rule("get", "list"))
-	bed.Eventually(t, time.Minute, func(ctx context.Context) error { // a Role takes a moment to hold
-		_, err := reader.Records("follow-rights", "rec", nil).Load(ctx)
-		return err
-	})
 	news := reader.Records("follow-rights", "rec", nil).Follow(within(t, 5*time.Minute)) // each try waits twice as long
 	if n := <-news; n.Err != nil || n.Record.Generation != 1 {
 		t.Fatalf("first: got %+v", n)

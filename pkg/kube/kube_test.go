@@ -13,8 +13,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/fault"
@@ -77,7 +79,7 @@ func (c cluster) account(t *testing.T, namespace, name string) *Client {
 }
 
 // grant gives an account rights by a Role in its namespace.
-func (c cluster) grant(t *testing.T, namespace, account string, rules ...map[string]any) {
+func (c cluster) grant(t *testing.T, namespace, account string, rules ...rbacv1.PolicyRule) {
 	t.Helper()
 	base := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + namespace
 	meta := map[string]any{"name": account}
@@ -87,6 +89,26 @@ func (c cluster) grant(t *testing.T, namespace, account string, rules ...map[str
 		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
 		"subjects": []any{map[string]any{"kind": "ServiceAccount", "name": account, "namespace": namespace}},
 	}, nil)
+	// The API server's authorizer learns of it by a watch, as everybody does.
+	for _, rule := range rules {
+		attributes := map[string]any{"namespace": namespace, "group": rule.APIGroups[0], "resource": rule.Resources[0], "verb": rule.Verbs[0]}
+		if len(rule.ResourceNames) > 0 {
+			attributes["name"] = rule.ResourceNames[0]
+		}
+		review := map[string]any{"spec": map[string]any{
+			"user": "system:serviceaccount:" + namespace + ":" + account, "resourceAttributes": attributes,
+		}}
+		bed.Eventually(t, time.Minute, func(ctx context.Context) error {
+			var answer struct{ Status struct{ Allowed bool } }
+			if err := c.Do(ctx, http.MethodPost, "/apis/authorization.k8s.io/v1/subjectaccessreviews", review, &answer); err != nil {
+				return err
+			}
+			if !answer.Status.Allowed {
+				return fmt.Errorf("not allowed yet: %v", attributes)
+			}
+			return nil
+		})
+	}
 }
 
 func increment(r *tenant.Record) (*tenant.Record, error) {
@@ -352,7 +374,7 @@ func testRights(t *testing.T, c cluster) {
 	nobody := c.account(t, "rights", "nobody")
 	c.grant(t, "rights", "nobody") // a Role that allows nothing
 	reader := c.account(t, "rights", "reads")
-	c.grant(t, "rights", "reads", map[string]any{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get"}})
+	c.grant(t, "rights", "reads", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}})
 
 	create := func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }
 	if _, err := c.admin(t).Records("rights", "there", nil).Update(t.Context(), create); err != nil {
@@ -414,10 +436,10 @@ func testRights(t *testing.T, c cluster) {
 func testLeastRights(t *testing.T, c cluster) {
 	c.namespace(t, "least")
 	account := c.account(t, "least", "vc-blue")
-	rule := func(resource, name string, verbs ...string) map[string]any {
-		r := map[string]any{"apiGroups": []string{""}, "resources": []string{resource}, "verbs": verbs}
+	rule := func(resource, name string, verbs ...string) rbacv1.PolicyRule {
+		r := rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{resource}, Verbs: verbs}
 		if name != "" {
-			r["resourceNames"] = []string{name}
+			r.ResourceNames = []string{name}
 		}
 		return r
 	}

@@ -5,7 +5,6 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"strings"
@@ -13,11 +12,11 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
-	"dbconnector/test/bed"
 )
 
 // of is a record of a generation. Each became active at a time of its own.
@@ -185,16 +184,13 @@ func testWorkloadRights(t *testing.T, c cluster) {
 	path := c.deployed(t, "workload-rights", "StatefulSet", "w")
 	nobody, reader := c.account(t, "workload-rights", "nobody"), c.account(t, "workload-rights", "reads")
 	c.grant(t, "workload-rights", "nobody")
-	c.grant(t, "workload-rights", "reads", map[string]any{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets"}, "verbs": []string{"get"}})
+	c.grant(t, "workload-rights", "reads", rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"statefulsets"}, Verbs: []string{"get"}})
 	for verb, who := range map[string]*Client{"get": nobody, "patch": reader} {
 		want := `an RBAC rule is missing, verb "` + verb + `" on resource "statefulsets.apps" named "w" in namespace "workload-rights" (deploy/kustomize/rbac has it)`
-		bed.Eventually(t, time.Minute, func(ctx context.Context) error { // a Role takes a moment to hold
-			err := who.Workload("workload-rights", "w").Request(ctx, of(2), newest)
-			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {
-				return fmt.Errorf("got class %v: %w\nwant %s", fault.Of(err), err, want)
-			}
-			return nil
-		})
+		err := who.Workload("workload-rights", "w").Request(t.Context(), of(2), newest)
+		if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got class %v: %v\nwant %s", fault.Of(err), err, want)
+		}
 	}
 	if _, annotations := c.template(t, path); len(annotations) != 1 {
 		t.Errorf("the template was changed: %v", annotations)
