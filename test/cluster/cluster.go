@@ -96,6 +96,11 @@ func Image(ctx context.Context) (*bed.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	return imageOf(ctx, root)
+}
+
+// imageOf is [Image] for the source tree in a directory.
+func imageOf(ctx context.Context, root string) (*bed.Image, error) {
 	values, err := readValues(filepath.Join(root, "deploy", "kustomize"), "open-source")
 	if err != nil {
 		return nil, err

@@ -65,6 +65,46 @@ func (w *writer) acknowledged() int {
 	return w.done
 }
 
+// lostNothing makes sure, when the client has ended, that it met no answer but yes and that all it wrote is there.
+func (w *writer) lostNothing(t *testing.T) {
+	t.Helper()
+	t.Logf("%d objects, %d requests without an answer", w.done, w.cuts)
+	for _, err := range w.other {
+		t.Errorf("the vCluster answers: %v", err)
+	}
+	// A replica learns of what another one has written when its kine next looks, about once a second.
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		var list corev1.ConfigMapList
+		if err := w.v.Do(ctx, http.MethodGet, objects, nil, &list); err != nil {
+			return err
+		}
+		there := map[string]bool{}
+		for _, object := range list.Items {
+			there[object.Name] = true
+		}
+		var gone []string
+		for n := range w.done {
+			if name := fmt.Sprintf("object-%d", n); !there[name] {
+				gone = append(gone, name)
+			}
+		}
+		if len(gone) > 0 {
+			return fmt.Errorf("acknowledged, and gone: %q", gone)
+		}
+		return nil
+	})
+}
+
+// noRestarts makes sure that no container of a pod had to be started twice.
+func noRestarts(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
+		if s := containerOf(pod, name); s.RestartCount > 0 {
+			t.Errorf("pod %s: container %s was restarted %d times: %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
+		}
+	}
+}
+
 // TestRotationLosesNothing starts three replicas at once, and rotates the password while a client writes through the
 // Service. Each rotation is one rollout by the real controller, after which the password before opens nothing; and all
 // that was acknowledged is there.
@@ -130,11 +170,7 @@ func TestRotationLosesNothing(t *testing.T) {
 				t.Errorf("pod %s has another generation than when it was made", pod.Name)
 			}
 		}
-		for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
-			if s := containerOf(&pod, name); s.RestartCount > 0 {
-				t.Errorf("pod %s: container %s was restarted %d times: %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
-			}
-		}
+		noRestarts(t, &pod)
 	}
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		d, err := v.Deployment(ctx)
@@ -179,30 +215,6 @@ func TestRotationLosesNothing(t *testing.T) {
 	})
 	stop()
 	client.Wait()
-	t.Logf("%d objects, %d requests without an answer", w.done, w.cuts)
-	for _, err := range w.other {
-		t.Errorf("the vCluster answers: %v", err)
-	}
-	// A replica learns of what another one has written when its kine next looks, about once a second.
-	bed.Eventually(t, patience, func(ctx context.Context) error {
-		var list corev1.ConfigMapList
-		if err := v.Do(ctx, http.MethodGet, objects, nil, &list); err != nil {
-			return err
-		}
-		there := map[string]bool{}
-		for _, object := range list.Items {
-			there[object.Name] = true
-		}
-		var gone []string
-		for n := range w.done {
-			if name := fmt.Sprintf("object-%d", n); !there[name] {
-				gone = append(gone, name)
-			}
-		}
-		if len(gone) > 0 {
-			return fmt.Errorf("acknowledged, and gone: %q", gone)
-		}
-		return nil
-	})
+	w.lostNothing(t)
 	lap("all objects are there")
 }
