@@ -48,6 +48,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 			metrics.SetReady()
 			return nil
 		},
+		Replaces: p.Replaces,
 	}
 	if cfg.UsesKubernetes() {
 		client, err := kube.New(program)

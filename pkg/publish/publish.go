@@ -77,6 +77,16 @@ func (p *Publisher) Published() bool {
 	return err == nil
 }
 
+// Replaces says whether Publish would replace a DSN by another one. Where it cannot tell, it says yes.
+func (p *Publisher) Replaces(r *tenant.Record) bool {
+	old, err := os.ReadFile(filepath.Join(p.dir, handover.DSNFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	dsn, failed := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+	return err != nil || failed != nil || string(old) != dsn
+}
+
 // Publish brings the hand-over to the record's state. What is right already is not touched.
 func (p *Publisher) Publish(r *tenant.Record) error {
 	dsn, err := engine.Open(r.Server, "").DSN(r.Login(r.Active))

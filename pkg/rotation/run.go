@@ -69,7 +69,9 @@ type Rotation struct {
 	Store                          Store
 	Workload                       Workload // nil without Policy.Rollout
 	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.
-	Publish  func(r *tenant.Record) error
+	Publish func(r *tenant.Record) error
+	// Replaces says whether Publish would replace a DSN by another one. Where it cannot tell, it says yes.
+	Replaces func(r *tenant.Record) bool
 	Observer Observer
 	// Attempt bounds one step.
 	Attempt time.Duration
@@ -145,6 +147,7 @@ type loop[S server] struct {
 
 	record  *tenant.Record
 	suspect bool      // Follow told of a record that is no successor of this one: it has to be read anew
+	trusted bool      // record is what became of one whose active credential was in the hand-over, or was tried
 	since   time.Time // when record's generation was first seen
 	born    bool      // and that was when it began
 	seen    Observation
@@ -233,6 +236,7 @@ func (l *loop[S]) adopt(r *tenant.Record) {
 	if l.record == nil || !credential(l.record, r) {
 		l.since, l.born, l.quiet = l.Now(), l.record != nil, time.Time{}
 	}
+	l.trusted = l.trusted && l.record != nil && succeeds(r, l.record)
 	l.record, l.seen, l.forget = r, Observation{}, time.Time{}
 	l.Observer.Record(r, Due(r, l.Policy))
 }
@@ -384,11 +388,7 @@ func (l *loop[S]) do(stop context.Context, step Step) error {
 	defer context.AfterFunc(stop, func() { time.AfterFunc(farewell, cancel) })()
 	switch step.Kind {
 	case Project:
-		if err := l.Publish(l.record); err != nil {
-			return err
-		}
-		l.seen.Projected, l.checked = true, l.Now()
-		return nil
+		return l.project(ctx)
 	case Look:
 		return l.look(ctx, step.What)
 	case Rollout:
@@ -412,6 +412,28 @@ func (l *loop[S]) do(stop context.Context, step Step) error {
 	return fmt.Errorf("rotation: no step of kind %d", step.Kind)
 }
 
+// project brings the hand-over to the record's state. It holds what worked so far, and a record of which this process does not
+// know where it comes from, perhaps from a backup, is no reason to replace that by what the server refuses: a control plane
+// that starts in its old pod, without init, would not come up again. At an ordinary start the hand-over, by init, carries the
+// very credential, and no server is asked.
+func (l *loop[S]) project(ctx context.Context) error {
+	if !l.trusted && l.Replaces(l.record) {
+		err := l.open(l.record.Server).Login(ctx, l.record.Login(l.record.Active))
+		if fault.Is(err, fault.WrongPassword) {
+			return fmt.Errorf("the record has another active login than the hand-over, and it is locked out: the hand-over stays as it is, the next start of init repairs the record: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	l.trusted = true
+	if err := l.Publish(l.record); err != nil {
+		return err
+	}
+	l.seen.Projected, l.checked = true, l.Now()
+	return nil
+}
+
 // truth is the record as it is in the store, which Next does not ask for.
 const truth What = 0
 
@@ -426,17 +448,6 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		})
 		if err != nil {
 			return err
-		}
-		if !succeeds(r, l.record) && r.Of(l.Namespace, l.VCluster, l.TenantUID) {
-			// The hand-over holds what worked so far. A record from a backup is no reason to replace that by what the server
-			// refuses: a control plane that starts in its old pod, without init, would not come up again.
-			err := l.open(r.Server).Login(ctx, r.Login(r.Active))
-			if fault.Is(err, fault.WrongPassword) {
-				return fmt.Errorf("the record was replaced by another one, whose active login is locked out: the hand-over stays as it is, the next start of init repairs the record: %w", err)
-			}
-			if err != nil {
-				return err
-			}
 		}
 		l.suspect = false
 		l.adopt(r)

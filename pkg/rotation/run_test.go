@@ -423,10 +423,26 @@ func TestLoop(t *testing.T) {
 			t.Error("what worked was replaced by what the server refuses")
 		}
 		for _, line := range b.journal.take() {
-			if !strings.HasPrefix(line, "failed look: the record was replaced by another one, whose active login is locked out") {
+			if !strings.HasPrefix(line, "failed project: the record has another active login than the hand-over, and it is locked out") {
 				t.Errorf("told %q", line)
 			}
 		}
+		// One that starts now has seen nothing but the record and the files.
+		b.halt()
+		b.start()
+		b.after(10 * time.Minute)
+		if got := b.pod.handover; got.Login(got.Active).Password != good {
+			t.Error("what worked was replaced by what the server refuses, by a sidecar that started anew")
+		}
+		// The same where the record was gone in between.
+		b.edit(func() { b.put(nil) })
+		b.after(time.Minute)
+		b.edit(func() { b.put(backup.Clone()) })
+		b.after(10 * time.Minute)
+		if got := b.pod.handover; got.Login(got.Active).Password != good {
+			t.Error("what worked was replaced by what the server refuses, because the record was gone in between")
+		}
+		b.journal.take()
 		// init gives the login that nobody uses a password that is known.
 		b.edit(func() {
 			r := b.record.Clone()
@@ -440,6 +456,34 @@ func TestLoop(t *testing.T) {
 			t.Error("the repaired record is not handed over")
 		}
 		b.told("healthy")
+	})
+	run(t, "a start after the record has moved on", hourly, func(t *testing.T, b *bench) {
+		before := b.pod.handover
+		b.start()
+		b.after(70 * time.Minute)
+		b.halt()
+		b.journal.take()
+		b.edit(func() { b.pod.handover = before; b.down = true })
+		b.calls()
+		b.start()
+		b.after(time.Minute)
+		if b.pod.handover != before {
+			t.Error("handed over untried")
+		}
+		b.edit(func() { b.down = false })
+		b.after(2 * time.Minute)
+		if b.pod.handover.Generation != 2 {
+			t.Error("not handed over")
+		}
+		// There is nothing to lose where nothing is handed over.
+		b.halt()
+		b.edit(func() { b.pod.handover = nil; b.down = true })
+		b.start()
+		b.after(time.Second)
+		if b.pod.handover == nil {
+			t.Error("nothing handed over")
+		}
+		b.journal.take()
 	})
 	run(t, "the record replaced by one of the same generation", Policy{Period: 10 * time.Hour, Grace: 10 * time.Minute}, func(t *testing.T, b *bench) {
 		b.start()

@@ -745,7 +745,12 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	job := Rotation{
 		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: store{by}, Workload: workload{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
-		Now:     func() time.Time { return time.Now().Add(p.skew) },
+		Replaces: func(r *tenant.Record) bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.handover != nil && p.handover.Login(p.handover.Active) != r.Login(r.Active)
+		},
+		Now: func() time.Time { return time.Now().Add(p.skew) },
 		jitter: func(d time.Duration) time.Duration {
 			p.mu.Lock()
 			defer p.mu.Unlock()

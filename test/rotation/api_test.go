@@ -382,6 +382,42 @@ func TestRecordDeleted(t *testing.T) {
 	}
 }
 
+// TestRecordRestored: the record comes back from a backup that is older than the last rotation, and a sidecar starts that has
+// never seen another one, as after a crash of its own. What works stays handed over until init has mended the record (B51).
+func TestRecordRestored(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	backup := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	first := rotate(t, p, hourly...)
+	due(t, p)
+	rotated := until(t, p, "generation 2", generation(2))
+	handsOver(t, p, server)
+	session(t, server, rotated.Login(rotated.Active)) // the control plane
+	until(t, p, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+	first.Kill()
+	dead(t, backup, backup.Active)
+
+	content, err := backup.Encode()
+	check(t, "keeping the record", err)
+	patch(t, p, dataOf(string(content)))
+	files := stat(t, p.Out)
+	sidecar := rotate(t, p, hourly...)
+	failing(t, sidecar, "project")
+	gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
+	ready(t, sidecar)
+	if now := stat(t, p.Out); now != files {
+		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+	}
+	works(t, p, server)
+
+	replica(t, p) // a pod starts
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+	if err := engine.Open(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
+		t.Errorf("what the control plane uses: %v", err)
+	}
+}
+
 // TestRecordCorrupt: B14, a record that cannot be read is never an empty one. Nothing is changed, the sidecar says so, and
 // goes on when it was mended.
 func TestRecordCorrupt(t *testing.T) {

@@ -86,6 +86,7 @@ func (j *jumpy) start(tb testing.TB, p rotation.Policy) {
 			j.published++
 			return nil
 		},
+		Replaces: func(*tenant.Record) bool { return false },
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	j.stop, j.done = cancel, make(chan error, 1)

@@ -208,7 +208,8 @@ func TestFilesChanged(t *testing.T) {
 }
 
 // TestFilesAreLookedAfter: nothing happens to the record for weeks, and the files are looked at every minute all the same: by
-// the loop and the publisher of the program, in a time that passes at once. What is right is not written again.
+// the loop and the publisher of the program, in a time that passes at once. What is right is not written again, and no server is
+// asked about it.
 func TestFilesAreLookedAfter(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -217,6 +218,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 	ca, err := bed.Authority()
 	check(t, "making a CA", err)
 	r := tenant.NewRecord("uid", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.VerifyFull, CA: string(ca.PEM)}, 10)
+	check(t, "handing over, as init does", p.Publish(r))
 	synctest.Test(t, func(t *testing.T) {
 		r.ProvisionedAt, r.RotatedAt = time.Now(), time.Now()
 		ctx, stop := context.WithCancel(t.Context())
@@ -224,7 +226,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 		group.Go(func() {
 			err := rotation.Run(ctx, rotation.Rotation{
 				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
-				Store: quiet{record: r}, Publish: p.Publish, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
+				Store: quiet{record: r}, Publish: p.Publish, Replaces: p.Replaces, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
 			}, func(connector.Server) engine.Engine {
 				t.Error("the server was asked")
 				return nil
