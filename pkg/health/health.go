@@ -70,7 +70,7 @@ func New() *Metrics {
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
 	m.Retired = counter("retirements_total", "Old credentials that this replica made invalid.")
 	m.Postponed = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponed_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
-	m.Waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason."}, []string{"reason"})
+	m.Waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
 	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
 	m.registry.MustRegister(m.Postponed, m.Waiting, m.Failures, m.LockedOut)

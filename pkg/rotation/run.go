@@ -52,8 +52,8 @@ type Observer interface {
 	Rotated(r *tenant.Record)
 	// Retired: this replica saw the old credential die.
 	Retired(r *tenant.Record)
-	// Postponed: something is due and must wait; "" when nothing is any more. It is called once for each state, not for each
-	// look.
+	// Postponed: something is due and must wait; "" when nothing is any more, or when a step failed, for then nobody knows. It
+	// is called once for each state, not for each look.
 	Postponed(why Reason, detail string)
 	// Failed: a step failed. It is called for every failure.
 	Failed(step string, err error)
@@ -266,7 +266,9 @@ func (l *loop[S]) turn(ctx context.Context) time.Duration {
 		}
 		err := l.do(ctx, step)
 		switch {
-		case err == nil:
+		case err == nil && step.Kind == Look, err == nil && step.Kind == Project:
+		case err == nil: // what may have waited was done
+			l.postpone("")
 		case errors.Is(err, errMoved): // no failure: Next is asked about the new one
 			if moves++; moves > maxMoves {
 				return l.jitter(firstBackoff)
@@ -321,6 +323,8 @@ func (l *loop[S]) giveWay() time.Duration {
 	l.quiet = time.Time{}
 	if l.busy++; l.busy > maxBusy {
 		l.postpone(OtherInUse)
+	} else {
+		l.postpone("")
 	}
 	return l.jitter(min(firstBackoff<<min(l.busy-1, 10), longRecheck))
 }
@@ -341,6 +345,7 @@ func (l *loop[S]) fail(step Step, err error) time.Duration {
 	l.ill = true
 	wait := l.jitter(l.backoff(err))
 	l.Observer.Failed(step.Kind.String(), err)
+	l.postpone("")
 	l.Log.Warn("a step failed (continuing)", zap.Stringer("step", step.Kind), zap.String("error", err.Error()),
 		zap.Int("attempt", l.failures), zap.Duration("next", wait))
 	return wait

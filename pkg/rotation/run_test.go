@@ -144,7 +144,7 @@ func TestLoop(t *testing.T) {
 		b.told("rotated 2", "postponed OldCredentialInUse")
 		b.edit(func() { client.end(); b.open(nil, tenant.B, "2") })
 		b.after(5 * time.Minute)
-		b.told("retired", "postponed ")
+		b.told("postponed ", "retired")
 		b.after(30 * time.Minute)
 		b.told()
 		b.edit(func() {
@@ -164,6 +164,28 @@ func TestLoop(t *testing.T) {
 		if n := b.count["open session"]; n < 90 || n > 200 {
 			t.Errorf("%d logins in a day", n)
 		}
+	})
+	run(t, "what was postponed, and then fails, or waits for something else", hourly, func(t *testing.T, b *bench) {
+		var client *session
+		b.edit(func() { client = b.open(nil, tenant.A, "1"); b.open(nil, tenant.B, "2") })
+		b.rewrite(func(r *tenant.Record) { r.Active, r.OtherRetired, r.Clients = tenant.B, false, 1 })
+		b.start()
+		b.after(5 * time.Minute)
+		b.told("postponed OldCredentialInUse")
+		b.before = func(*proc, string) error { return errAway }
+		b.after(2 * time.Minute)
+		got := b.journal.take()
+		if len(got) < 3 || !strings.HasPrefix(got[0], "failed look") || got[1] != "postponed " || slices.Contains(got[2:], "postponed ") {
+			t.Errorf("told %q", got)
+		}
+		b.edit(func() { b.before = nil })
+		b.after(2 * time.Minute)
+		b.told("healthy", "postponed OldCredentialInUse")
+		// The client has gone, another replica has staged what follows, and is slow.
+		b.edit(func() { client.end(); b.open(&proc{world: b.world}, tenant.A, "sidecar") })
+		b.rewrite(pends(tenant.A, tenant.Retire))
+		b.after(2 * time.Second)
+		b.told("postponed ")
 	})
 	run(t, "scaled down while a rotation is adopted", hourly, func(t *testing.T, b *bench) {
 		b.edit(func() { b.open(nil, tenant.A, "1"); b.open(nil, tenant.A, "2") })
@@ -204,7 +226,7 @@ func TestLoop(t *testing.T) {
 		}
 		b.edit(func() { b.open(nil, tenant.B, "2") })
 		b.after(2 * time.Minute)
-		b.told("retired", "postponed ")
+		b.told("postponed ", "retired")
 	})
 	run(t, "a full emptyDir", hourly, func(t *testing.T, b *bench) {
 		full := errors.New("writing the hand-over: no space left on device")
@@ -317,7 +339,7 @@ func TestLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.after(10 * time.Second)
-		b.told("rotated 2", "postponed ")
+		b.told("postponed ", "rotated 2")
 	})
 	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
 		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
@@ -368,7 +390,7 @@ func TestLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.after(10 * time.Minute)
-		b.told("rotated 2", "postponed ", "postponed NotAdopted")
+		b.told("postponed ", "rotated 2", "postponed NotAdopted")
 	})
 	run(t, "server gone for an hour", hourly, func(t *testing.T, b *bench) {
 		b.start()
@@ -415,7 +437,7 @@ func TestLoop(t *testing.T) {
 		b.after(70 * time.Minute)
 		b.edit(func() { client.end(); b.open(nil, tenant.B, "1") })
 		b.after(5 * time.Minute)
-		b.told("rotated 2", "postponed OldCredentialInUse", "retired", "postponed ")
+		b.told("rotated 2", "postponed OldCredentialInUse", "postponed ", "retired")
 		good := b.users[tenant.B]
 		b.edit(func() { b.put(backup.Clone()) })
 		b.after(10 * time.Minute)
