@@ -341,6 +341,27 @@ func TestLoop(t *testing.T) {
 		b.after(10 * time.Second)
 		b.told("postponed ", "rotated 2")
 	})
+	run(t, "the inactive slot refused for a while", hourly, func(t *testing.T, b *bench) {
+		right := b.users[tenant.B]
+		b.users[tenant.B] = "a standby's that lags behind"
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("postponed InactiveSlotUnknown")
+		// It is accepted again, and by chance in use: whether it may do all that it has to is shown by the next commit.
+		var client *session
+		b.edit(func() { b.users[tenant.B] = right; client = b.open(nil, tenant.B, "1") })
+		b.after(10 * time.Minute)
+		b.told("postponed OldCredentialInUse")
+		if !b.record.OtherRefused {
+			t.Error("the doubt is gone, and nothing has shown that it may")
+		}
+		b.edit(client.end)
+		b.after(20 * time.Minute)
+		b.told("postponed ", "rotated 2", "postponed NotAdopted")
+		if r := b.record; r.OtherRefused || r.Generation != 2 {
+			t.Errorf("the doubt stays for good: %+v", r)
+		}
+	})
 	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
 		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
 		b.start()
