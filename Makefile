@@ -51,7 +51,8 @@ test-cluster: ## Run the tests in real pods, on a Kubernetes node of its own
 
 .PHONY: cluster-up
 cluster-up: ## Start that node for yourself, until ^C
-	@go run ./test/cluster/up
+	@go build -o bin/cluster-up ./test/cluster/up
+	@exec bin/cluster-up # go run would not hand SIGTERM on, and leave all behind
 
 .PHONY: bench
 bench: ## Measure what docs/benchmarks.md states, and print it as one table

@@ -162,7 +162,8 @@ func (b *dockerfile) runBuild(ctx context.Context, script string) error {
 		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", strings.ReplaceAll(command, buildOut, b.out+"/"))
 		cmd.Dir = b.dir
 		// No repository is copied into the build stage, so no revision is in its programs.
-		cmd.Env = append(append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off"), b.env...)
+		// What go build leaves there when it is interrupted, goes with the output.
+		cmd.Env = append(append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off", "GOTMPDIR="+b.out), b.env...)
 		if _, err := output(cmd); err != nil {
 			return err
 		}

@@ -101,9 +101,14 @@ func goBuild(ctx context.Context, dir string, env []string, args ...string) erro
 		return err
 	}
 	defer unlock()
+	temp, owner, err := tempDir("build") // which go build leaves there when it is interrupted
+	if err != nil {
+		return err
+	}
+	defer func() { _, _ = os.RemoveAll(temp), owner.Close() }()
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOTMPDIR="+temp)
 	cmd.Env = append(cmd.Env, env...)
 	_, err = output(cmd)
 	return err

@@ -127,7 +127,7 @@ func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 	defer func() { _ = os.RemoveAll(dir) }()
 	program := filepath.Join(dir, "vcluster")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/test/cluster/vcluster")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // go build leaves it there when it is interrupted
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building the stand-in: %w\n%s", err, out)
 	}

@@ -24,7 +24,8 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE) // clean up also if nobody listens any more
 	bed.Progress = os.Stderr
 	var err error
 	switch {
@@ -35,8 +36,15 @@ func main() {
 	default:
 		err = errors.New("usage: up [render RELEASE NAMESPACE VALUES]")
 	}
+	interrupted := ctx.Err() != nil
 	stop()
-	if err != nil && !errors.Is(err, context.Canceled) {
+	switch {
+	case interrupted && err != nil:
+		fmt.Fprintln(os.Stderr, "interrupted:", err)
+		os.Exit(130)
+	case interrupted:
+		fmt.Println("The cluster has ended, and nothing of it is left.")
+	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -104,11 +112,19 @@ on 127.0.0.1:%d. There is no registry, no name service and no way out. In anothe
   kubectl logs --namespace team-a deployment/team-a --container dbconnector-init
   kubectl describe pods --namespace team-a
   kubectl get secret --namespace team-a dbconnector-team-a --output yaml
-  kubectl run look --image bed.test/busybox:1 --restart Never --command -- sleep 1000; kubectl exec -it look -- sh
+  kubectl run look --image bed.test/busybox:1 --restart Never --rm --stdin --tty
+
+Its own API, and a rotation every minute adopted by a rollout:
+
+  kubectl port-forward --namespace team-a service/team-a 8443:443 &
+  kubectl --server https://127.0.0.1:8443 --token %s --insecure-skip-tls-verify get namespaces
+  kubectl set env --namespace team-a deployment/team-a --containers 'dbconnector-*' \
+    DBCONNECTOR_ADOPT=rollout DBCONNECTOR_ROTATION_PERIOD=1m DBCONNECTOR_GRACE=10s
+  kubectl get events --namespace team-a --watch
 
 What the node logs: %s/*.log
 ^C ends it, with all that it has.
-`, server.Port, kubeconfig, filepath.Dir(kubectl), c.Dir())
+`, server.Port, kubeconfig, filepath.Dir(kubectl), cluster.Token, c.Dir())
 	<-ctx.Done()
-	return ctx.Err()
+	return nil
 }
