@@ -391,10 +391,6 @@ func (a *APIServer) writeFiles() error {
 	if err != nil {
 		return err
 	}
-	accounts, err := ca.Issue(Request{CommonName: "service-accounts"})
-	if err != nil {
-		return err
-	}
 	admin, err := ca.Issue(Request{CommonName: "admin", Groups: []string{"system:masters"}, Client: true})
 	if err != nil {
 		return err
@@ -404,13 +400,14 @@ func (a *APIServer) writeFiles() error {
 		"ca.crt":     a.CA,
 		"tls.crt":    server.Cert,
 		"tls.key":    server.Key,
-		"sa.crt":     accounts.Cert,
-		"sa.key":     accounts.Key,
 		"kubeconfig": a.kubeconfig(certUser(admin)),
 	} {
 		if err := os.WriteFile(a.file(name), content, 0o600); err != nil {
 			return fmt.Errorf("writing %s: %w", name, err)
 		}
+	}
+	if err := a.ReplaceTokenKey(); err != nil {
+		return err
 	}
 	pair, err := tls.X509KeyPair(admin.Cert, admin.Key)
 	if err != nil {
@@ -425,6 +422,22 @@ func (a *APIServer) writeFiles() error {
 		transport.DialContext = a.node.Dial
 	}
 	a.Admin = &http.Client{Transport: transport}
+	return nil
+}
+
+// ReplaceTokenKey makes another key for the tokens of service accounts. From its next start on, the API server signs with
+// that one and refuses what was signed with the one before. The controller manager of a [Node] knows the one with which it
+// was started; it only needs it for tokens in Secrets.
+func (a *APIServer) ReplaceTokenKey() error {
+	accounts, err := a.ca.Issue(Request{CommonName: "service-accounts"})
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{"sa.crt": accounts.Cert, "sa.key": accounts.Key} {
+		if err := os.WriteFile(a.file(name), content, 0o600); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
 	return nil
 }
 
