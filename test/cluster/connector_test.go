@@ -5,8 +5,12 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"slices"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"dbconnector/test/bed"
 )
@@ -21,37 +25,9 @@ func TestConnectorIsMended(t *testing.T) {
 	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "mended", Connector: "mended"}, func(values *Values) {
 		values.SetEnv("DBCONNECTOR_TIMEOUT", "5s") // it tries again for two minutes otherwise
 	})
-	// says waits until the pod and an Event on it say why there is no control plane.
 	says := func(want string) {
 		t.Helper()
-		bed.Eventually(t, patience, func(ctx context.Context) error {
-			pod, err := onePod(ctx, v)
-			if err != nil {
-				return err
-			}
-			s := containerOf(pod, "dbconnector-init")
-			for _, at := range []string{state(s.State), state(s.LastTerminationState)} {
-				if strings.HasPrefix(at, "ended with ") && strings.Contains(at, want) {
-					return nil
-				}
-			}
-			return fmt.Errorf("dbconnector-init: %s; before, %s", state(s.State), state(s.LastTerminationState))
-		})
-		bed.Eventually(t, patience, func(ctx context.Context) error {
-			all, err := events(ctx, v)
-			if err != nil {
-				return err
-			}
-			for line := range strings.Lines(all) {
-				if field := strings.Fields(line); len(field) > 1 && (field[0] == "Failed" || field[0] == "Refused") && field[1] == "Pod" && strings.Contains(line, want) {
-					return nil
-				}
-			}
-			return fmt.Errorf("no Event says %q:\n%s", want, all)
-		})
-		if got := kubectl(t, c, "describe", "pods", "--namespace", v.Namespace); !strings.Contains(got, want) {
-			t.Errorf("kubectl describe does not say %q:\n%s", want, got)
-		}
+		refused(t, v, func(ctx context.Context) (*corev1.Pod, error) { return onePod(ctx, v) }, want)
 		lap(want)
 	}
 	says("secret vcluster-platform/mended does not exist")
@@ -64,4 +40,156 @@ func TestConnectorIsMended(t *testing.T) {
 	}
 	ready(t, v)
 	lap("ready")
+}
+
+// refused waits until a pod and an Event on it say why there is no control plane in it, and that somebody has to act.
+func refused(t *testing.T, v *VCluster, find func(context.Context) (*corev1.Pod, error), want string) {
+	t.Helper()
+	var name string
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		pod, err := find(ctx)
+		if err != nil {
+			return err
+		}
+		name = pod.Name
+		s := containerOf(pod, "dbconnector-init")
+		for _, at := range []string{state(s.State), state(s.LastTerminationState)} {
+			if strings.HasPrefix(at, "ended with 2: ") && strings.Contains(at, want) {
+				return nil
+			}
+		}
+		return fmt.Errorf("dbconnector-init: %s; before, %s", state(s.State), state(s.LastTerminationState))
+	})
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		all, err := v.c.Kubectl(ctx, "", "get", "events", "--namespace", v.Namespace, "--no-headers",
+			"--field-selector=reason=Refused,involvedObject.kind=Pod,involvedObject.name="+name, "--output=custom-columns=M:.message")
+		if err == nil && !strings.Contains(all, want) {
+			err = fmt.Errorf("no Event says %q:\n%s", want, all)
+		}
+		return err
+	})
+	if got := kubectl(t, v.c, "describe", "pod", "--namespace", v.Namespace, name); !strings.Contains(got, want) {
+		t.Errorf("kubectl describe does not say %q:\n%s", want, got)
+	}
+}
+
+// TestConnectorMoved lets the connector of a running vCluster point at another server, where its data is not. What runs goes
+// on, rotates its password, and may be replaced: all that needs is in the record. But where the record's login does not work
+// any more, init asks the connector, and refuses to begin anew on the other server; until the connector is put back.
+func TestConnectorMoved(t *testing.T) {
+	t.Parallel()
+	lap := stopwatch(t)
+	c, home := newConnector(t, "moved")
+	options, err := c.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := bed.NewServer(t, bed.Postgres, "17", options)
+	user, password, err := away.CloudAdmin(t.Context(), "another")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := install(t, c, "licensed", Names{Release: "team-b", Namespace: "moved", Connector: "moved"}, func(values *Values) {
+		values.ControlPlane.StatefulSet.HighAvailability.Replicas = new(2)
+		values.SetEnv("DBCONNECTOR_ADOPT", "none") // so that it is the test that replaces pods
+	})
+	ready(t, v)
+	mustWrite(t, v, "before")
+	lap("ready")
+
+	secret := "/api/v1/namespaces/" + PlatformNamespace + "/secrets/moved"
+	var connector corev1.Secret
+	if err := c.Do(t.Context(), http.MethodGet, secret, nil, &connector); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Connect(t.Context(), "postgres", "moved", away, user, password); err != nil {
+		t.Fatal(err)
+	}
+	before := record(t, v)
+	admin := adminLogins(home, "moved")
+
+	first, err := v.Pods(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, c, "delete", "pod", "--namespace", v.Namespace, first[0].Name)
+	ready(t, v)
+	lap("a pod replaced")
+
+	pods, err := v.Pods(t.Context())
+	if pods = alive(pods); err != nil || len(pods) != 2 {
+		t.Fatalf("%d pods, %v", len(pods), err)
+	}
+	age(t, v)
+	rotated := rotatedSince(t, v, before.Generation)
+	for _, pod := range pods {
+		handedOver(t, v, &pod, rotated)
+	}
+	mustWrite(t, v, "rotated")
+	if now := adminLogins(home, "moved"); now != admin {
+		t.Errorf("the admin logged in %d times more", now-admin)
+	}
+	lap("rotated")
+
+	// The control planes run on the login before, and so it is the next pod alone that is locked out (B51).
+	if err := home.Exec(t.Context(), "ALTER ROLE "+rotated.Login(rotated.Active).User+" PASSWORD 'by-hand'"); err != nil {
+		t.Fatal(err)
+	}
+	gone, stays := pods[0], pods[1]
+	kubectl(t, c, "delete", "pod", "--namespace", v.Namespace, gone.Name)
+	next := func(ctx context.Context) (*corev1.Pod, error) {
+		pods, err := v.Pods(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, pod := range alive(pods) {
+			if pod.Name != stays.Name {
+				return &pod, nil
+			}
+		}
+		return nil, fmt.Errorf("pod %s has no successor", gone.Name)
+	}
+	refused(t, v, next, "was provisioned on "+before.Server.Address()+", and it is not on "+c.Host()+":")
+	refused(t, v, next, "bring the database back (restore it, or let the connector point at the server that has it)")
+	if n, err := away.Query(t.Context(), "", `SELECT (SELECT count(*) FROM pg_catalog.pg_database WHERE datname LIKE 'vc%') +
+		(SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname LIKE 'vc%')`); err != nil || n != "0" {
+		t.Errorf("the other server has got %q databases and roles, %v", n, err)
+	}
+	mustWrite(t, v, "refused")
+	lap("refused")
+
+	if err := c.Do(t.Context(), http.MethodPatch, secret, map[string]any{"data": connector.Data}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ready(t, v)
+	for _, name := range []string{"before", "rotated", "refused"} {
+		written(t, v, name)
+	}
+	if now := record(t, v); now.Server != before.Server || now.Database != before.Database || now.Generation <= rotated.Generation {
+		t.Errorf("the record has %s on %s in generation %d", now.Database, now.Server.Address(), now.Generation)
+	}
+	now, err := v.Pods(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(now, func(pod corev1.Pod) bool { return pod.UID == stays.UID }); i < 0 {
+		t.Errorf("pod %s is gone", stays.Name)
+	} else {
+		same(t, &stays, &now[i])
+	}
+	lap("put back")
+}
+
+// same makes sure that a pod is ready, and that no container of it was ever started again.
+func same(t *testing.T, was, pod *corev1.Pod) {
+	t.Helper()
+	for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
+		s := containerOf(pod, name)
+		if s.ContainerID != containerOf(was, name).ContainerID || s.RestartCount > 0 {
+			t.Errorf("pod %s: container %s is another one: %d restarts, %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
+		}
+		if !s.Ready {
+			t.Errorf("pod %s: container %s is not ready: %s", pod.Name, name, state(s.State))
+		}
+	}
 }
