@@ -90,6 +90,8 @@ type Tenant struct {
 	// Kubeconfig is how the API server is reached; Cluster's own by default.
 	Kubeconfig string
 	Timeout    time.Duration
+	// Settings are further variables, such as "DBCONNECTOR_CONNECTION_LIMIT=60".
+	Settings []string
 }
 
 // Environ is the environment of a run. Nothing of ours goes in but the path.
@@ -98,10 +100,10 @@ func (t *Tenant) Environ() []string {
 	if timeout == 0 {
 		timeout = 2 * time.Minute
 	}
-	env := []string{
+	env := append([]string{
 		"PATH=" + os.Getenv("PATH"), "DBCONNECTOR_VCLUSTER_NAME=" + t.Name, "DBCONNECTOR_OUTPUT_DIR=" + t.Out,
 		"DBCONNECTOR_TIMEOUT=" + timeout.String(),
-	}
+	}, t.Settings...)
 	if t.State != "" {
 		env = append(env, "DBCONNECTOR_STATE_DIR="+t.State)
 	}

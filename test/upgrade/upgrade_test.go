@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package upgrade_test gives today's programs what earlier releases left behind: the record, the hand-over, and what they had
+// made on the server. test/cluster has the same with the programs of the commit before, running; this here does not need them.
+//
+// testdata has a directory for each release that wrote something in another form than the one before. The files in it are as
+// that release wrote them, and are never changed: there is no flag that would do so, since then they would prove nothing.
+// When the form changes (TestEveryFieldIsFrozen fails, for one), keep what is there and add a directory, named after the
+// release to come:
+//
+//   - vcluster.yaml: the vCluster's own config;
+//   - and for each engine: server.sql, what init left on the server; secret, the keys of the record's Secret, as files,
+//     after the first rotation; handover, the files; staged.json and repair.json, the record of a rotation that was begun,
+//     and of a repair by init that was cut short.
+//
+// The passwords, the server's address, its CA, the directory of the hand-over and the times are test data, put in place of
+// what was there. The times are long ago, so that a rotation is due. What a test cannot choose, the address, the CA and the
+// directory, it replaces in turn.
+package upgrade_test
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/handover"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// The programs, built once, and the API server of all tests: tenants have names of their own.
+var (
+	initBinary, rotateBinary string
+	shared                   rig.Shared
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Verbose() {
+		bed.Progress = os.Stderr
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "upgrade-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		initBinary, err = rig.BuildInit(context.Background(), dir)
+	}
+	if err == nil {
+		rotateBinary, err = rig.BuildRotate(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer shared.Stop()
+	return m.Run()
+}
+
+// patience bounds a wait that takes a moment on an idle machine.
+const patience = 2 * time.Minute
+
+func check(tb testing.TB, what string, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatalf("%s: %v", what, err)
+	}
+}
+
+// What stands in the frozen files for what a test cannot choose, but for the CA.
+const (
+	frozenAddress = "127.0.0.1"
+	frozenOut     = "/var/run/dbconnector"
+)
+
+// servers are those that something was left behind on.
+var servers = []struct {
+	engine     bed.Engine
+	version    string
+	port       string // in the frozen files
+	secretType string
+}{
+	{bed.Postgres, "17", "15432", "servicebinding.io/postgresql"},
+	{bed.MySQL, "9.7", "13306", "servicebinding.io/mysql"},
+	{bed.MariaDB, "11.8", "13306", "servicebinding.io/mysql"},
+}
+
+// releases are the directories of testdata.
+func releases(tb testing.TB) (names []string) {
+	tb.Helper()
+	entries, err := os.ReadDir("testdata")
+	check(tb, "looking for frozen files", err)
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	return names
+}
+
+// eachRelease runs a test with what each release has left behind on each server.
+func eachRelease(t *testing.T, test func(t *testing.T, l *left)) {
+	for _, release := range releases(t) {
+		for i, s := range servers {
+			t.Run(release+"/"+string(s.engine), func(t *testing.T) {
+				t.Parallel()
+				test(t, thaw(t, release, i))
+			})
+		}
+	}
+}
+
+// left is what a release has left behind, on a server of its own.
+type left struct {
+	*rig.Tenant
+	server     *bed.Server
+	dir        string
+	secretType string
+	replace    *strings.Replacer
+}
+
+// thaw makes the server what the release left. The record and the hand-over are not there yet, and nor is the connector: an
+// admin is nowhere to be found.
+func thaw(tb testing.TB, release string, i int) *left {
+	tb.Helper()
+	s := servers[i]
+	cluster, err := shared.Get()
+	check(tb, "starting the API server", err)
+	// With a setting, so that it is none of the user's own: the names in it are always the same.
+	server := bed.NewServer(tb, s.engine, s.version, bed.Options{LogStatements: true})
+	l := &left{server: server, dir: filepath.Join("testdata", release, string(s.engine)), secretType: s.secretType}
+	dir := tb.TempDir()
+	out := filepath.Join(dir, "out")
+	check(tb, "making a directory", os.Mkdir(out, 0o755))
+	ca, err := os.ReadFile(filepath.Join(l.dir, "handover", handover.CAFile))
+	check(tb, "reading frozen files", err)
+	inJSON := func(pem []byte) string { return strings.ReplaceAll(string(pem), "\n", `\n`) }
+	l.replace = strings.NewReplacer(frozenAddress, server.Host, s.port, strconv.Itoa(server.Port), frozenOut, out,
+		string(ca), string(server.CA), inJSON(ca), inJSON(server.CA))
+
+	config := filepath.Join(dir, "vcluster.yaml")
+	check(tb, "writing the vCluster's config", os.WriteFile(config, []byte(l.text(tb, "../vcluster.yaml")), 0o600))
+	frozen := l.decode(tb, "secret/record.json")
+	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test")))
+	l.Tenant = &rig.Tenant{
+		Binary: initBinary, Name: name, Out: out, Cluster: cluster, ConnectorName: name,
+		Settings: []string{"DBCONNECTOR_TENANT_UID=" + frozen.UID, "DBCONNECTOR_VCLUSTER_CONFIG=" + config},
+	}
+
+	const inside = "-- in the database"
+	outer, inner, found := strings.Cut(l.text(tb, "server.sql"), inside+"\n")
+	if !found {
+		tb.Fatalf("server.sql has no line %q", inside)
+	}
+	statements := func(text string) []string {
+		return slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(line string) bool { return strings.HasPrefix(line, "--") })
+	}
+	check(tb, "making what was on the server", server.Exec(tb.Context(), statements(outer)...))
+	check(tb, "making what was in the database", server.ExecIn(tb.Context(), frozen.Database, statements(inner)...))
+	return l
+}
+
+// text is a frozen file as it would be here.
+func (l *left) text(tb testing.TB, file string) string {
+	tb.Helper()
+	content, err := os.ReadFile(filepath.Join(l.dir, file))
+	check(tb, "reading frozen files", err)
+	return l.replace.Replace(string(content))
+}
+
+func (l *left) decode(tb testing.TB, file string) *tenant.Record {
+	tb.Helper()
+	r, err := tenant.DecodeRecord([]byte(l.text(tb, file)))
+	check(tb, file, err)
+	return r
+}
+
+// secret is the record's.
+type secret struct {
+	Metadata struct{ ResourceVersion string }
+	Data     map[string][]byte
+}
+
+func (l *left) path() string {
+	return "/api/v1/namespaces/" + rig.Namespace + "/secrets/dbconnector-" + l.Name
+}
+
+func (l *left) secret(tb testing.TB) (s secret) {
+	tb.Helper()
+	check(tb, "reading the record's Secret", l.Cluster.API.Do(tb.Context(), http.MethodGet, l.path(), nil, &s))
+	return s
+}
+
+// store makes the record's Secret, with this record in it.
+func (l *left) store(tb testing.TB, record string) {
+	tb.Helper()
+	files, err := os.ReadDir(filepath.Join(l.dir, "secret"))
+	check(tb, "reading frozen files", err)
+	data := map[string][]byte{}
+	for _, file := range files {
+		data[file.Name()] = []byte(l.text(tb, filepath.Join("secret", file.Name())))
+	}
+	data["record.json"] = []byte(record)
+	check(tb, "storing the record", l.Cluster.API.Do(tb.Context(), http.MethodPost, filepath.Dir(l.path()), map[string]any{
+		"metadata": map[string]any{"name": filepath.Base(l.path()), "labels": map[string]string{"app.kubernetes.io/managed-by": "dbconnector"}},
+		"type":     l.secretType, "data": data,
+	}, nil))
+}
+
+// handOver puts the frozen hand-over into the directory, and returns its files.
+func (l *left) handOver(tb testing.TB) map[string]string {
+	tb.Helper()
+	frozen := map[string]string{}
+	for _, name := range []string{handover.DSNFile, handover.CAFile, handover.ConfigFile} {
+		frozen[name] = l.text(tb, filepath.Join("handover", name))
+		check(tb, "putting the hand-over down", os.WriteFile(filepath.Join(l.Out, name), []byte(frozen[name]), 0o640))
+	}
+	return frozen
+}
+
+// handed are the files of the hand-over.
+func (l *left) handed(tb testing.TB) map[string]string {
+	tb.Helper()
+	entries, err := os.ReadDir(l.Out)
+	check(tb, "reading the hand-over", err)
+	files := map[string]string{}
+	for _, entry := range entries {
+		content, err := os.ReadFile(filepath.Join(l.Out, entry.Name()))
+		check(tb, "reading the hand-over", err)
+		files[entry.Name()] = string(content)
+	}
+	return files
+}
+
+// sameHandover compares hand-overs: dsn and ca.crt to the byte, the config by what it says, with another DSN in it.
+func sameHandover(tb testing.TB, got, frozen map[string]string, dsn string) {
+	tb.Helper()
+	if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(frozen))) || got[handover.CAFile] != frozen[handover.CAFile] {
+		tb.Errorf("the hand-over has the files %q, or another CA", slices.Sorted(maps.Keys(got)))
+	}
+	if got[handover.DSNFile] != dsn {
+		tb.Errorf("the DSN is %q, want %q", got[handover.DSNFile], dsn)
+	}
+	var now, want any
+	check(tb, "reading the config of the hand-over", yaml.Unmarshal([]byte(got[handover.ConfigFile]), &now))
+	check(tb, "reading the frozen config", yaml.Unmarshal([]byte(strings.ReplaceAll(frozen[handover.ConfigFile], frozen[handover.DSNFile], dsn)), &want))
+	if !reflect.DeepEqual(now, want) {
+		tb.Errorf("the config is %v, want %v", now, want)
+	}
+}
+
+// rotate starts dbconnector-rotate on the hand-over; it ends with the test.
+func (l *left) rotate(tb testing.TB) *rig.Sidecar {
+	tb.Helper()
+	s, err := l.Rotate(context.Background(), rotateBinary, "DBCONNECTOR_GRACE=1s")
+	check(tb, "dbconnector-rotate", err)
+	tb.Cleanup(func() {
+		s.Kill()
+		if tb.Failed() {
+			tb.Logf("the log of dbconnector-rotate:\n%s", s.Log())
+		}
+	})
+	return s
+}
+
+// until waits for a record that has a property, and for the hand-over to be its, and returns both.
+func (l *left) until(tb testing.TB, what string, has func(*tenant.Record) bool) (r *tenant.Record, dsn string) {
+	tb.Helper()
+	bed.Eventually(tb, patience, func(ctx context.Context) (err error) {
+		if r, err = l.Record(ctx); err != nil {
+			return err
+		}
+		if r == nil || !has(r) {
+			return fmt.Errorf("the record never says: %s: %+v", what, r)
+		}
+		want, err := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+		if err != nil {
+			return bed.Permanent(err)
+		}
+		if dsn, err = l.DSN(); err == nil && dsn != want {
+			err = errors.New("the hand-over is not the record's")
+		}
+		return err
+	})
+	return r, dsn
+}
+
+// kine is a control plane on a DSN: it has a session, and finds its data.
+func (l *left) kine(tb testing.TB, dsn string) (leave func()) {
+	tb.Helper()
+	db, err := rig.OpenDSN(dsn, l.server.CA)
+	check(tb, "opening the DSN", err)
+	db.SetMaxOpenConns(1)
+	tb.Cleanup(func() { db.Close() })
+	var name string
+	check(tb, "reading the data", db.QueryRowContext(tb.Context(), "SELECT name FROM kine").Scan(&name))
+	_, err = db.ExecContext(tb.Context(), "UPDATE kine SET id = id + 1")
+	check(tb, "writing the data", err)
+	return func() { db.Close() }
+}
+
+// refused makes sure that a password opens nothing.
+func refused(tb testing.TB, r *tenant.Record, login tenant.Login) {
+	tb.Helper()
+	if err := engine.Open(r.Server, "test").Login(tb.Context(), login); !fault.Is(err, fault.WrongPassword) {
+		tb.Errorf("a password that was rotated away: %v", err)
+	}
+}
+
+// TestOldRecordIsRead restarts a control plane that an earlier release has made. No connector is there: init takes the record
+// as it is, over one connection, and hands the same DSN over. Then rotate, on that hand-over, rotates what has become due.
+func TestOldRecordIsRead(t *testing.T) {
+	t.Parallel()
+	eachRelease(t, func(t *testing.T, l *left) {
+		frozen := l.decode(t, "secret/record.json")
+		l.store(t, l.text(t, "secret/record.json"))
+		files := l.handOver(t)
+		leave := l.kine(t, files[handover.DSNFile])
+		before, err := l.server.Connections()
+		check(t, "counting connections", err)
+		result, err := l.Run(t.Context())
+		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		after, err := l.server.Connections()
+		check(t, "counting connections", err)
+		if after-before != 1 || !strings.Contains(result.Stderr, `"restart":true`) {
+			t.Errorf("%d connections, want 1, for a restart:\n%s", after-before, result.Stderr)
+		}
+		now, err := l.Record(t.Context())
+		check(t, "reading the record", err)
+		if !reflect.DeepEqual(now, frozen) {
+			t.Errorf("the record is %+v, want %+v", now, frozen)
+		}
+		sameHandover(t, l.handed(t), files, files[handover.DSNFile])
+
+		check(t, "storing a key of somebody else's", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
+			map[string]any{"data": map[string][]byte{"of-somebody-else": []byte("kept")}}, nil))
+		keys := l.secret(t).Data
+		sidecar := l.rotate(t)
+		rotated, dsn := l.until(t, "a rotation", func(r *tenant.Record) bool { return r.Generation == frozen.Generation+1 })
+		active := frozen.Active.Other()
+		if rotated.Active != active || rotated.Slots[active] == frozen.Slots[active] {
+			t.Errorf("the active slot is %q, want %q with another password", rotated.Active, active)
+		}
+		sameHandover(t, l.handed(t), files, dsn)
+		l.kine(t, files[handover.DSNFile])() // until everybody has moved, the old one opens, too
+
+		leave()
+		l.kine(t, dsn)
+		retired, _ := l.until(t, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+		refused(t, retired, frozen.Login(frozen.Active))
+		refused(t, retired, frozen.Login(active))
+		// What a rotation changes, and nothing else.
+		want := frozen.Clone()
+		want.Active, want.Generation, want.RotatedAt, want.Slots = active, frozen.Generation+1, retired.RotatedAt, retired.Slots
+		if !reflect.DeepEqual(retired, want) || !retired.RotatedAt.After(frozen.RotatedAt) {
+			t.Errorf("the record is %+v, want %+v", retired, want)
+		}
+		data := l.secret(t).Data
+		for key, value := range keys {
+			switch key {
+			case "record.json":
+				continue
+			case "username":
+				value = []byte(retired.Login(active).User)
+			case "password":
+				value = []byte(retired.Login(active).Password.Reveal())
+			case "uri":
+				value = []byte(dsn)
+			}
+			if string(data[key]) != string(value) {
+				t.Errorf("the Secret's key %s is %q, want %q", key, data[key], value)
+			}
+		}
+		if exit, err := sidecar.Stop(t.Context()); err != nil || exit != 0 {
+			t.Errorf("asked to end: exit code %d, %v", exit, err)
+		}
+	})
+}
+
+// TestOldRotationIsFinished starts rotate where an earlier release had written the next password into the record and nowhere
+// else. It is that password that becomes the active one.
+func TestOldRotationIsFinished(t *testing.T) {
+	t.Parallel()
+	eachRelease(t, func(t *testing.T, l *left) {
+		frozen := l.decode(t, "staged.json")
+		l.store(t, l.text(t, "staged.json"))
+		files := l.handOver(t)
+		l.kine(t, files[handover.DSNFile])
+		l.rotate(t)
+		rotated, dsn := l.until(t, "the rotation", func(r *tenant.Record) bool { return r.Generation == frozen.Generation+1 })
+		want := frozen.Clone()
+		want.Commit(rotated.RotatedAt)
+		if !reflect.DeepEqual(rotated, want) {
+			t.Errorf("the record is %+v, want %+v", rotated, want)
+		}
+		sameHandover(t, l.handed(t), files, dsn)
+		l.kine(t, dsn)
+	})
+}
+
+// TestOldRepairIsFinished starts init where that of an earlier release was killed while it renewed the inactive login, and where
+// the operator has raised the connection limit since: for both it needs the admin. The control plane keeps its DSN, and what
+// is on the server afterwards is what today's init makes for a new tenant.
+func TestOldRepairIsFinished(t *testing.T) {
+	t.Parallel()
+	eachRelease(t, func(t *testing.T, l *left) {
+		frozen := l.decode(t, "repair.json")
+		l.store(t, l.text(t, "repair.json"))
+		files := l.handOver(t)
+		l.kine(t, files[handover.DSNFile])
+		check(t, "making the connector", l.Cluster.Connector(t.Context(), l.ConnectorName,
+			rig.Connector(l.server, l.server.AdminUser, l.server.AdminPassword, "", true)))
+		const limit = 60
+		l.Settings = append(l.Settings, fmt.Sprint("DBCONNECTOR_CONNECTION_LIMIT=", limit))
+		result, err := l.Run(t.Context())
+		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		repaired, dsn := l.until(t, "the limit", func(r *tenant.Record) bool { return r.ConnectionLimit == limit })
+		want := frozen.Clone()
+		want.Commit(frozen.RotatedAt)
+		want.ConnectionLimit = limit
+		if !reflect.DeepEqual(repaired, want) {
+			t.Errorf("the record is %+v, want %+v", repaired, want)
+		}
+		sameHandover(t, l.handed(t), files, files[handover.DSNFile])
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			l.kine(t, rig.WithLogin(dsn, repaired.Login(slot)))
+		}
+
+		fresh := *l.Tenant
+		fresh.Name += "-fresh"
+		fresh.Out = t.TempDir()
+		fresh.Settings = append(slices.Clone(l.Settings), "DBCONNECTOR_TENANT_UID="+fresh.Name)
+		result, err = fresh.Run(t.Context())
+		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		look, err := rig.Inspect(l.server)
+		check(t, "looking at the server", err)
+		defer look.Close()
+		got, err := look.Facts(t.Context(), repaired.Names())
+		check(t, "looking at the server", err)
+		facts, err := look.Facts(t.Context(), tenant.NamesOf(fresh.Name))
+		check(t, "looking at the server", err)
+		if got != facts {
+			t.Errorf("on the server is\n%s\nand of a new tenant\n%s", got, facts)
+		}
+	})
+}
+
+// TestNewerRecordIsRefused rolls back to today's programs from a release to come, which wrote a record that they do not know in
+// full. Promised is (docs/operations.md, "Upgrade and rollback") that they refuse it and write nothing, so that nothing is
+// lost; and that they go on by themselves when there is a record that they know. Of the hand-over nothing has to be known: it
+// is made again, and what else is in the directory stays.
+func TestNewerRecordIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, newer := range map[string]struct{ becomes, message string }{
+		"field":   {`"version":1,"later":"x"`, "it has a field that this version does not know"},
+		"version": {`"version":2`, "it has format version 2, this program knows version 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := thaw(t, releases(t)[0], 0)
+			frozen := l.text(t, "secret/record.json")
+			l.store(t, strings.Replace(frozen, `"version":1`, newer.becomes, 1))
+			files := l.handOver(t)
+			change := func(file, content string) {
+				check(t, "changing the hand-over", os.WriteFile(filepath.Join(l.Out, file), []byte(content), 0o640))
+			}
+			change("later", "of a release to come")
+			change(handover.ConfigFile, files[handover.ConfigFile]+"later: x\n")
+			before, handed := l.secret(t), l.handed(t)
+			untouched := func(who string) {
+				t.Helper()
+				if now := l.secret(t); now.Metadata != before.Metadata {
+					t.Errorf("%s has written the record", who)
+				}
+				if now := l.handed(t); !maps.Equal(now, handed) {
+					t.Errorf("%s has written the hand-over", who)
+				}
+			}
+
+			result, err := l.Run(t.Context())
+			check(t, "dbconnector-init", err)
+			if result.Exit != 2 || !strings.Contains(result.Stderr, newer.message) {
+				t.Errorf("exit code %d, want 2 and %q:\n%s", result.Exit, newer.message, result.Stderr)
+			}
+			untouched("dbconnector-init")
+			sidecar := l.rotate(t)
+			bed.Eventually(t, patience, func(context.Context) error {
+				for _, line := range sidecar.Lines("the record cannot be read (continuing with the last one)") {
+					if strings.Contains(fmt.Sprint(line["error"]), newer.message) {
+						return nil
+					}
+				}
+				return errors.New("the sidecar does not say that it cannot read the record")
+			})
+			if metrics, err := sidecar.Metrics(t.Context()); err != nil || metrics["dbconnector_failing"] == 0 {
+				t.Errorf("no metric says so: %v", err)
+			}
+			if status, body, err := sidecar.Get(t.Context(), "/readyz"); err != nil || status != http.StatusOK {
+				t.Errorf("the control plane would be taken out of service: %d %s, %v", status, body, err)
+			}
+			untouched("dbconnector-rotate")
+
+			leave := l.kine(t, files[handover.DSNFile])
+			defer leave()
+			check(t, "restoring the record", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
+				map[string]any{"data": map[string]string{"record.json": base64.StdEncoding.EncodeToString([]byte(frozen))}}, nil))
+			_, dsn := l.until(t, "a rotation", func(r *tenant.Record) bool { return r.Generation == l.decode(t, "secret/record.json").Generation+1 })
+			files["later"] = "of a release to come"
+			sameHandover(t, l.handed(t), files, dsn)
+		})
+	}
+}
+
+// TestEveryFieldIsFrozen makes sure that each field of the record is in a frozen one, with a value. A field that is new is a new
+// form: the package's comment says what to do.
+func TestEveryFieldIsFrozen(t *testing.T) {
+	t.Parallel()
+	frozen := map[string]bool{}
+	for _, release := range releases(t) {
+		for _, s := range servers {
+			for _, file := range []string{"secret/record.json", "staged.json", "repair.json"} {
+				content, err := os.ReadFile(filepath.Join("testdata", release, string(s.engine), file))
+				check(t, "reading frozen files", err)
+				r, err := tenant.DecodeRecord(content)
+				check(t, file, err)
+				mark(reflect.ValueOf(r), "Record", frozen)
+			}
+		}
+	}
+	for field, is := range frozen {
+		if !is {
+			t.Errorf("%s is in no frozen record", field)
+		}
+	}
+}
+
+// mark notes of each field whether it has a value.
+func mark(v reflect.Value, path string, fields map[string]bool) {
+	fields[path] = fields[path] || !v.IsZero()
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			v = reflect.New(v.Type().Elem())
+		}
+		mark(v.Elem(), path, fields)
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			mark(v.MapIndex(key), path+"[]", fields)
+		}
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			return
+		}
+		for i := range v.NumField() {
+			mark(v.Field(i), path+"."+v.Type().Field(i).Name, fields)
+		}
+	}
+}
