@@ -95,16 +95,6 @@ func (w *writer) lostNothing(t *testing.T) {
 	})
 }
 
-// noRestarts makes sure that no container of a pod had to be started twice.
-func noRestarts(t *testing.T, pod *corev1.Pod) {
-	t.Helper()
-	for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
-		if s := containerOf(pod, name); s.RestartCount > 0 {
-			t.Errorf("pod %s: container %s was restarted %d times: %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
-		}
-	}
-}
-
 // TestRotationLosesNothing starts three replicas at once, and rotates the password while a client writes through the
 // Service. Each rotation is one rollout by the real controller, after which the password before opens nothing; and all
 // that was acknowledged is there.
@@ -170,7 +160,11 @@ func TestRotationLosesNothing(t *testing.T) {
 				t.Errorf("pod %s has another generation than when it was made", pod.Name)
 			}
 		}
-		noRestarts(t, &pod)
+		for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
+			if s := containerOf(&pod, name); s.RestartCount > 0 {
+				t.Errorf("pod %s: container %s was restarted %d times: %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
+			}
+		}
 	}
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		d, err := v.Deployment(ctx)
