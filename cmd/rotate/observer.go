@@ -120,6 +120,9 @@ type events struct {
 
 type event struct{ kind, reason, message string }
 
+// parting is what all that is left to tell gets at the end. A pod of vCluster has 10 s, and a last step may take half of them.
+const parting = time.Second
+
 func newEvents(client *kube.Client, pod kube.Pod, log *zap.Logger) *events {
 	return &events{client: client, pod: pod, log: log, queue: make(chan event, 16)}
 }
@@ -132,16 +135,26 @@ func (e *events) send(kind, reason, message string) {
 	}
 }
 
-// run sends until ctx ends, which is no error.
+// run sends until ctx ends, which is no error, and then what came before: nobody else would tell of it.
 func (e *events) run(ctx context.Context) error {
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(parting, cancel) })()
 	for {
 		select {
-		case <-ctx.Done():
-			return nil
 		case ev := <-e.queue:
-			if err := e.client.Event(ctx, e.pod, ev.kind, ev.reason, ev.message); err != nil {
-				e.log.Debug("could not record an event (continuing)", zap.String("error", err.Error()))
+			e.deliver(sending, ev)
+		case <-ctx.Done():
+			for len(e.queue) > 0 && sending.Err() == nil {
+				e.deliver(sending, <-e.queue)
 			}
+			return nil
 		}
+	}
+}
+
+func (e *events) deliver(ctx context.Context, ev event) {
+	if err := e.client.Event(ctx, e.pod, ev.kind, ev.reason, ev.message); err != nil {
+		e.log.Debug("could not record an event (continuing)", zap.String("error", err.Error()))
 	}
 }

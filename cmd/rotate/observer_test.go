@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,15 +176,18 @@ func TestSeries(t *testing.T) {
 	}
 }
 
-// TestEventsInTheBackground: they are sent in the background, each tried for a moment and once, and nobody waits for them at the end.
+// TestEventsInTheBackground: they are sent in the background, each tried for a moment and once. At the end what is left is sent,
+// and nobody waits for an API server that does not answer.
 func TestEventsInTheBackground(t *testing.T) {
 	arrived := make(chan string, 100)
 	away := make(chan struct{})
+	var hanging atomic.Int32
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var event struct{ Reason string }
 		_ = json.NewDecoder(r.Body).Decode(&event)
 		select {
 		case <-away:
+			hanging.Add(1)
 			<-r.Context().Done() // an API server that does not answer
 		default:
 			w.Header().Set("Content-Type", "application/json")
@@ -206,7 +210,7 @@ func TestEventsInTheBackground(t *testing.T) {
 	o := newObserver()
 	o.events = newEvents(client, kube.Pod{Namespace: "ns", Name: "pod"}, zap.NewNop())
 	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() { done <- o.events.run(ctx) }()
 
 	r := tenant.NewRecord("uid/v", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.Require}, 10)
@@ -217,12 +221,29 @@ func TestEventsInTheBackground(t *testing.T) {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
-	close(away)
-	for range 3 * cap(o.events.queue) {
-		o.Rotated(r)
-	}
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+
+	// What is left at the end.
+	for range 8 {
+		o.Retired(r)
+	}
+	if err := o.events.run(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := len(arrived); n != 8 {
+		t.Errorf("%d of the last 8 Events were sent", n)
+	}
+	close(away)
+	for range cap(o.events.queue) {
+		o.Rotated(r)
+	}
+	if err := o.events.run(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := hanging.Load(); n > 1 { // the first one takes what time there is
+		t.Errorf("%d Events were tried at the end on an API server that does not answer", n)
 	}
 }

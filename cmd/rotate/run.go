@@ -77,12 +77,14 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	}
 	log.Info("serving", zap.Stringer("address", listener.Addr()))
 	group, ctx := errgroup.WithContext(ctx)
+	working, done := context.WithCancel(context.WithoutCancel(ctx)) // a last step goes on for a while, and has something to tell
 	group.Go(func() error { return metrics.Serve(ctx, listener) })
 	group.Go(func() error {
+		defer done()
 		return rotation.Run(ctx, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
 	})
 	if observer.events != nil {
-		group.Go(func() error { return observer.events.run(ctx) })
+		group.Go(func() error { return observer.events.run(working) })
 	}
 	return group.Wait()
 }

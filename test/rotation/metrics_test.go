@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,6 +118,7 @@ func TestNotReady(t *testing.T) {
 type counter struct {
 	mu       sync.Mutex
 	requests []string
+	then     func(what string) // is called before it is passed on
 }
 
 func (c *counter) list() []string {
@@ -140,6 +142,9 @@ func counted(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *counter) {
 		}
 		c.mu.Lock()
 		c.requests = append(c.requests, what)
+		if c.then != nil {
+			c.then(what)
+		}
 		c.mu.Unlock()
 		proxy.ServeHTTP(w, r)
 	}))
@@ -285,4 +290,30 @@ func TestEvents(t *testing.T) {
 	if _, body, err := sidecar.Get(t.Context(), "/metrics"); err != nil || len(holds(body, words)) > 0 {
 		t.Errorf("the metrics hold a password, %v:\n%s", err, body)
 	}
+}
+
+// TestLastEvents: asked to end while it writes the record, the sidecar tells what it did all the same: nobody else would.
+func TestLastEvents(t *testing.T) {
+	t.Parallel()
+	p, _ := plane(t, sharedCluster(t))
+	through, counter := counted(t, p)
+	pod := p.Name + "-0"
+	due(t, p)
+	started, writes := make(chan *rig.Sidecar, 1), 0
+	counter.then = func(what string) {
+		if strings.HasPrefix(what, "PUT ") {
+			writes++
+		}
+		if writes == 2 { // staged, committed
+			if err := syscall.Kill((<-started).Pid(), syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			counter.then = nil
+		}
+	}
+	sidecar := rotate(t, through, append([]string{"POD_NAME=" + pod, "POD_UID=1"}, hourly...)...)
+	started <- sidecar
+	until(t, p, "generation 2", generation(2))
+	stops(t, sidecar)
+	events(t, p, pod, "Normal Rotated")
 }
