@@ -29,8 +29,8 @@ var reasons = []rotation.Reason{rotation.OtherInUse, rotation.NotAdopted, rotati
 func newObserver() *observer {
 	m := health.New()
 	for _, why := range reasons {
+		m.Postponements.WithLabelValues(string(why))
 		m.Postponed.WithLabelValues(string(why))
-		m.Waiting.WithLabelValues(string(why))
 	}
 	m.Failures.WithLabelValues("read") // the one failure that is no step's
 	for kind := rotation.Project; kind <= rotation.Doubt; kind++ {
@@ -44,8 +44,8 @@ func (o *observer) Record(r *tenant.Record, due time.Time) {
 	m.Generation.Set(float64(r.Generation))
 	m.RotatedAt.Set(unix(r, r.RotatedAt))
 	m.DueAt.Set(unix(r, due))
-	m.Pending.Set(boolean(r.Pending != nil))
-	m.Unretired.Set(boolean(!r.OtherRetired))
+	m.ChangePending.Set(boolean(r.Pending != nil))
+	m.OldCredentialValid.Set(boolean(!r.OtherRetired))
 	m.LockedOut.WithLabelValues(health.Inactive).Set(boolean(r.OtherRefused || r.Slots[r.Active.Other()].Password == ""))
 }
 
@@ -55,19 +55,19 @@ func (o *observer) Rotated(r *tenant.Record) {
 }
 
 func (o *observer) Retired(r *tenant.Record) {
-	o.metrics.Retired.Inc()
+	o.metrics.Retirements.Inc()
 	o.event(kube.Normal, "Retired", "the password before the last rotation is dead: login "+r.Login(r.Active.Other()).User)
 }
 
 func (o *observer) Postponed(why rotation.Reason, detail string) {
 	for _, reason := range reasons {
-		o.metrics.Waiting.WithLabelValues(string(reason)).Set(0)
+		o.metrics.Postponed.WithLabelValues(string(reason)).Set(0)
 	}
 	if why == "" {
 		return
 	}
-	o.metrics.Postponed.WithLabelValues(string(why)).Inc()
-	o.metrics.Waiting.WithLabelValues(string(why)).Set(1)
+	o.metrics.Postponements.WithLabelValues(string(why)).Inc()
+	o.metrics.Postponed.WithLabelValues(string(why)).Set(1)
 	o.event(kube.Warning, "Postponed", string(why)+": "+detail)
 }
 

@@ -32,18 +32,18 @@ type Metrics struct {
 	registry *prometheus.Registry
 	ready    atomic.Bool
 
-	Generation prometheus.Gauge
-	RotatedAt  prometheus.Gauge
-	DueAt      prometheus.Gauge
-	Pending    prometheus.Gauge
-	Unretired  prometheus.Gauge
-	Rotations  prometheus.Counter
-	Retired    prometheus.Counter
-	Postponed  *prometheus.CounterVec
-	Waiting    *prometheus.GaugeVec
-	Failures   *prometheus.CounterVec
-	Failing    prometheus.Gauge
-	LockedOut  *prometheus.GaugeVec
+	Generation         prometheus.Gauge
+	RotatedAt          prometheus.Gauge
+	DueAt              prometheus.Gauge
+	ChangePending      prometheus.Gauge
+	OldCredentialValid prometheus.Gauge
+	Rotations          prometheus.Counter
+	Retirements        prometheus.Counter
+	Postponed          *prometheus.GaugeVec
+	Postponements      *prometheus.CounterVec
+	Failing            prometheus.Gauge
+	Failures           *prometheus.CounterVec
+	LockedOut          *prometheus.GaugeVec
 }
 
 // New registers the metrics. Series with labels whose values are known are there from the beginning, or nobody would see their
@@ -64,16 +64,16 @@ func New() *Metrics {
 	m.Generation = gauge("credential_generation", "Generation of the active credential.")
 	m.RotatedAt = gauge("credential_rotated_timestamp_seconds", "When the active credential became active, in Unix time.")
 	m.DueAt = gauge("rotation_due_timestamp_seconds", "When the next rotation is due, in Unix time.")
-	m.Pending = gauge("change_pending", "1 while a new password is on its way to the server.")
-	m.Unretired = gauge("old_credential_valid", "1 while the credential before the active one still opens the database.")
+	m.ChangePending = gauge("change_pending", "1 while a new password is on its way to the server.")
+	m.OldCredentialValid = gauge("old_credential_valid", "1 while the credential before the active one still opens the database.")
 	m.Failing = gauge("failing", "Failures in a row; 0 when all that was to be done succeeded.")
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
-	m.Retired = counter("retirements_total", "Old credentials that this replica made invalid.")
-	m.Postponed = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponed_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
-	m.Waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
+	m.Retirements = counter("retirements_total", "Old credentials that this replica made invalid.")
+	m.Postponements = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponements_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
+	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
 	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
-	m.registry.MustRegister(m.Postponed, m.Waiting, m.Failures, m.LockedOut)
+	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut)
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)
 	}

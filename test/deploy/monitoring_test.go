@@ -182,8 +182,8 @@ func exposition(t *testing.T) string {
 	t.Helper()
 	m := health.New()
 	for _, reason := range reasons(t) {
-		m.Postponed.WithLabelValues(reason).Inc()
-		m.Waiting.WithLabelValues(reason).Set(1)
+		m.Postponements.WithLabelValues(reason).Inc()
+		m.Postponed.WithLabelValues(reason).Set(1)
 	}
 	m.Failures.WithLabelValues("apply").Inc()
 	m.LockedOut.WithLabelValues("active").Set(1)

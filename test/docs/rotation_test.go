@@ -18,8 +18,8 @@ import (
 func metrics(t *testing.T) []string {
 	t.Helper()
 	m := health.New()
+	m.Postponements.WithLabelValues("x")
 	m.Postponed.WithLabelValues("x")
-	m.Waiting.WithLabelValues("x")
 	m.Failures.WithLabelValues("x")
 	answer := httptest.NewRecorder()
 	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))

@@ -196,7 +196,7 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 		})
 		metrics, err := sidecar.Metrics(t.Context())
 		check(t, "reading metrics", err)
-		if n := metrics[`dbconnector_postponed_total{reason="OldCredentialInUse"}`]; n < 2 {
+		if n := metrics[`dbconnector_postponements_total{reason="OldCredentialInUse"}`]; n < 2 {
 			t.Errorf("postponed %v times", n)
 		}
 	})
