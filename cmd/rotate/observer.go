@@ -20,6 +20,15 @@ type observer struct {
 	metrics *health.Metrics
 	events  *events // nil for none
 	failing bool
+	phase   phase
+	told    map[rotation.Reason]bool // in this phase
+}
+
+// phase is a part of a rotation: up to the commit, or from there to the retirement.
+type phase struct {
+	generation int64
+	rotatedAt  int64
+	retired    bool
 }
 
 var _ rotation.Observer = (*observer)(nil)
@@ -36,10 +45,13 @@ func newObserver() *observer {
 	for kind := rotation.Project; kind <= rotation.Doubt; kind++ {
 		m.Failures.WithLabelValues(kind.String())
 	}
-	return &observer{metrics: m}
+	return &observer{metrics: m, told: map[rotation.Reason]bool{}}
 }
 
 func (o *observer) Record(r *tenant.Record, due time.Time) {
+	if now := (phase{r.Generation, r.RotatedAt.Unix(), r.OtherRetired}); now != o.phase {
+		o.phase, o.told = now, map[rotation.Reason]bool{}
+	}
 	m := o.metrics
 	m.Generation.Set(float64(r.Generation))
 	m.RotatedAt.Set(unix(r, r.RotatedAt))
@@ -68,7 +80,15 @@ func (o *observer) Postponed(why rotation.Reason, detail string) {
 	}
 	o.metrics.Postponements.WithLabelValues(string(why)).Inc()
 	o.metrics.Postponed.WithLabelValues(string(why)).Set(1)
-	o.event(kube.Warning, "Postponed", string(why)+": "+detail)
+	// A control plane that moves is seen now here, now there, and an outage in between is no news of it either.
+	class := why
+	if why == rotation.NotAdopted {
+		class = rotation.OtherInUse
+	}
+	if !o.told[class] {
+		o.told[class] = true
+		o.event(kube.Warning, "Postponed", string(why)+": "+detail)
+	}
 }
 
 func (o *observer) Failed(step string, err error) {

@@ -113,6 +113,28 @@ func TestObserver(t *testing.T) {
 	o.Retired(r)
 	told("Warning Failed", "Normal Rotated", "Normal Retired")
 
+	// Whoever moves is seen now here, now there: one Event for all of it. That init is needed is another story, and so is the
+	// next rotation.
+	o.Healthy()
+	for range 2 {
+		o.Postponed(rotation.NotAdopted, "not all have moved")
+		o.Postponed(rotation.OtherInUse, "somebody is there")
+		o.Failed("look", errors.New("an outage"))
+		o.Postponed("", "")
+		o.Healthy()
+	}
+	told("Warning Postponed", "Warning Failed", "Warning Failed")
+	o.Postponed(rotation.OtherUnknown, "who knows")
+	o.Postponed(rotation.OtherInUse, "somebody is there")
+	r.Pending = nil
+	o.Record(r, time.Unix(2000, 0))
+	o.Postponed(rotation.NotAdopted, "not all have moved")
+	told("Warning Postponed")
+	r.OtherRetired = true
+	o.Record(r, time.Unix(2000, 0))
+	o.Postponed(rotation.OtherInUse, "somebody is there")
+	told("Warning Postponed")
+
 	// The slot whose password nobody knows is locked out, whatever the server would say.
 	r.OtherRefused, r.Slots[tenant.B] = false, tenant.Credential{}
 	o.Record(r, time.Unix(2000, 0))
