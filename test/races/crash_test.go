@@ -97,14 +97,14 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 	check(t, "putting a front before the servers", err)
 	t.Cleanup(front.Close)
-	shop := name(t, "connector")
+	shop := rig.Name(t, "connector")
 	check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
 
 	var points []string // of the last run
 	play := func(id string, at int, moment rig.Moment) (facts string) {
 		t.Helper()
 		what := fmt.Sprintf("%s question %d", moment, at)
-		x := newTenant(t, c, name(t, id), shop)
+		x := newTenant(t, c, rig.Name(t, id), shop)
 		x.Kubeconfig = front.Kubeconfig
 		var held *session
 		if !sc.fresh {

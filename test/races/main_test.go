@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"dbconnector/test/bed"
@@ -64,11 +63,6 @@ func cloudAdmin(tb testing.TB, s *bed.Server) admin {
 		tb.Fatal(err)
 	}
 	return admin{user, password}
-}
-
-// name makes a name for a tenant or connector of a test.
-func name(tb testing.TB, suffix string) string {
-	return strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + "-" + suffix
 }
 
 // newTenant is a tenant with a hand-over directory of its own and its record in a Secret.

@@ -505,11 +505,11 @@ func TestRecordOfAnother(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
 	p, server := plane(t, c)
-	connector := name(t, "c2")
+	connector := rig.Name(t, "c2")
 	check(t, "making the connector", c.Connector(t.Context(), connector, rig.Connector(server, server.AdminUser, server.AdminPassword, "", server.CA != nil)))
 	out := filepath.Join(t.TempDir(), "out")
 	check(t, "making a directory", os.Mkdir(out, 0o755))
-	other := &rig.Tenant{Binary: initBinary, Name: name(t, "o"), Out: out, Cluster: c, ConnectorName: connector}
+	other := &rig.Tenant{Binary: initBinary, Name: rig.Name(t, "o"), Out: out, Cluster: c, ConnectorName: connector}
 	provision(t, other)
 
 	sidecar := rotate(t, p, hourly...)

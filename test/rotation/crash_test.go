@@ -144,12 +144,12 @@ func newMatrix(t *testing.T, s *bed.Server) *matrix {
 	m := &matrix{T: t, server: s, front: front, story: rig.NewStory(ctx, s.Engine)}
 	front.Name = m.story.Name
 	t.Cleanup(front.Close)
-	shop := name(t, "c")
+	shop := rig.Name(t, "c")
 	// In clear text: the front has to tell one question from another.
 	check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, s.AdminUser, s.AdminPassword, front.Addr, false)))
 	out := filepath.Join(t.TempDir(), "out")
 	check(t, "making a directory", os.Mkdir(out, 0o755))
-	m.tenant = &rig.Tenant{Binary: initBinary, Name: name(t, "t"), Out: out, Cluster: c, ConnectorName: shop}
+	m.tenant = &rig.Tenant{Binary: initBinary, Name: rig.Name(t, "t"), Out: out, Cluster: c, ConnectorName: shop}
 	provision(t, m.tenant)
 	m.tenant.Kubeconfig = front.Kubeconfig
 	m.client, err = connect(ctx, "", m.published(), nil)

@@ -55,7 +55,7 @@ func provisionHerd(t *testing.T, server *bed.Server) []*rig.Tenant {
 	for i := range rig.Herd {
 		own := filepath.Join(dir, fmt.Sprint(i))
 		plane := &rig.Tenant{
-			Binary: initBinary, Name: fmt.Sprintf("%s-%d", name(t, "t"), i), ConnectorDir: shop,
+			Binary: initBinary, Name: fmt.Sprintf("%s-%d", rig.Name(t, "t"), i), ConnectorDir: shop,
 			Out: filepath.Join(own, "out"), State: filepath.Join(own, "state"),
 		}
 		check(t, "making a directory", os.MkdirAll(plane.Out, 0o755))

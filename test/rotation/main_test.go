@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -103,17 +102,12 @@ var servers = []struct {
 // patience bounds a wait that takes a moment on an idle machine.
 const patience = 2 * time.Minute
 
-// name makes a name for a tenant or connector of a test.
-func name(tb testing.TB, suffix string) string {
-	return strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + "-" + suffix
-}
-
 // newTenant is a tenant with its record in a directory: the smallest thing that can be rotated. addr, if not empty, is the
 // way to the server. It is provisioned.
 func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
 	tb.Helper()
 	dir := tb.TempDir()
-	t := &rig.Tenant{Binary: initBinary, Name: name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector")}
+	t := &rig.Tenant{Binary: initBinary, Name: rig.Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector")}
 	for _, d := range []string{t.Out, t.ConnectorDir} {
 		check(tb, "making a directory", os.Mkdir(d, 0o755))
 	}
@@ -127,9 +121,9 @@ func newKubeTenant(tb testing.TB, c *rig.Cluster, s *bed.Server, addr string) *r
 	tb.Helper()
 	out := filepath.Join(tb.TempDir(), "out")
 	check(tb, "making a directory", os.Mkdir(out, 0o755))
-	connector := name(tb, "c")
+	connector := rig.Name(tb, "c")
 	check(tb, "making the connector", c.Connector(tb.Context(), connector, rig.Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
-	t := &rig.Tenant{Binary: initBinary, Name: name(tb, "t"), Out: out, Cluster: c, ConnectorName: connector}
+	t := &rig.Tenant{Binary: initBinary, Name: rig.Name(tb, "t"), Out: out, Cluster: c, ConnectorName: connector}
 	provision(tb, t)
 	return t
 }

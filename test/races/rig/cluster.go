@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"testing"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/tenant"
@@ -68,6 +70,16 @@ func (s *Shared) Stop() {
 	if s.cluster != nil {
 		_ = s.cluster.API.Stop(context.Background())
 	}
+}
+
+// named counts the names that Name made.
+var named atomic.Int64
+
+// Name makes a name for a tenant or connector of a test. It is another one each time: what the tests of a package share
+// outlives each of them, and a test may run more than once (-count).
+func Name(tb testing.TB, suffix string) string {
+	test := strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))
+	return fmt.Sprintf("%s-%s-%d", strings.ToLower(test), suffix, named.Add(1))
 }
 
 // Connector creates a connector Secret.
