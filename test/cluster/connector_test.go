@@ -116,10 +116,19 @@ func TestConnectorMoved(t *testing.T) {
 	ready(t, v)
 	lap("a pod replaced")
 
-	pods, err := v.Pods(t.Context())
-	if pods = alive(pods); err != nil || len(pods) != 2 {
-		t.Fatalf("%d pods, %v", len(pods), err)
-	}
+	// Both run on the first password before the second is made.
+	var pods []corev1.Pod
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		all, err := v.Pods(ctx)
+		if err != nil {
+			return err
+		}
+		pods = slices.DeleteFunc(alive(all), func(pod corev1.Pod) bool { return !containerOf(&pod, "syncer").Ready })
+		if len(pods) != 2 {
+			return fmt.Errorf("%d pods are ready", len(pods))
+		}
+		return nil
+	})
 	age(t, v)
 	rotated := rotatedSince(t, v, before.Generation)
 	for _, pod := range pods {
