@@ -13,7 +13,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,10 +102,6 @@ func newClient(config *rest.Config, component string) (*Client, error) {
 	config.NextProtos = []string{"http/1.1"} // what HTTP/2 costs at its start, a handful of requests one after the other never brings in
 	config.QPS = -1                          // a handful of requests in all: nothing to limit
 	config.WarningHandlerWithContext = rest.NoWarnings{}
-	if file := config.BearerTokenFile; file != "" {
-		config.BearerToken, config.BearerTokenFile = "", ""
-		config.Wrap(func(next http.RoundTripper) http.RoundTripper { return &tokenReader{file, next} })
-	}
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
 		return nil, fault.New(fault.Refused, "preparing the API client: %v", err)
