@@ -21,8 +21,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// patience is how long a test waits for what takes a moment on an idle machine.
-const patience = 3 * time.Minute
+// patience is how long a test waits for what takes a moment, or two minutes at most, on an idle machine.
+const patience = 5 * time.Minute
 
 // shared is the cluster of all tests, and database the server of those that do not bring their own. The first that needs
 // one starts it.

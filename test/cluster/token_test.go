@@ -20,7 +20,8 @@ import (
 
 // TestTokenRenewed renews the ServiceAccount's token under a sidecar that is not root. The kubelet does so every 48 minutes;
 // here the API server gets another key for tokens, so that the sidecar even meets refusals before the kubelet has written the
-// new token into the pod. It is not restarted, and makes its next rotation with the new one.
+// new token into the pod. It is not restarted, and makes its next rotation with the new one, as soon as client-go has read the
+// file again, which it does every minute.
 //
 // The cluster is its own, for the tokens of all its pods become worthless.
 func TestTokenRenewed(t *testing.T) {
