@@ -222,6 +222,9 @@ func (n *Node) buildWalls(ctx context.Context) error {
 	}
 	if err := n.walls.ready(ctx, func(context.Context) error {
 		_, err := os.Stat(n.file("ready"))
+		if err == nil {
+			_, err = os.Stat(n.file("pid")) // somebody else writes it, maybe later
+		}
 		return err
 	}); err != nil {
 		return err
