@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures what docs/benchmarks.md states and prints it as one table:
+// Command bench measures what docs/benchmarks.md states and prints it as tables:
 //
-//	go run ./test/bench            # print
-//	go run ./test/bench -write     # and put it into docs/benchmarks.md
+//	go run ./test/bench                    # print
+//	go run ./test/bench -write             # and put them into docs/benchmarks.md
+//	go run ./test/bench -only pods -write  # only what is measured in real pods; or processes
 //
 // Times are noise on a machine that does something else as well: what is compared runs in pairs, one beside the other in
 // changing order, and what counts is the median of the pairs' ratios. Counts are exact, and a count that is off ends the
@@ -19,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,19 +33,37 @@ func main() {
 	if len(os.Args) > 2 && os.Args[1] == measureFlag {
 		os.Exit(measured(os.Args[2]))
 	}
-	write := flag.Bool("write", false, "put the table into docs/benchmarks.md")
+	write := flag.Bool("write", false, "put the tables into docs/benchmarks.md")
+	only := flag.String("only", "", "measure one part alone: processes or pods")
 	pairs := flag.Int("pairs", 25, "how many pairs are timed")
 	herd := flag.Bool("herd", true, "let the herds loose")
 	flag.Parse()
+	if !slices.Contains([]string{"", processes, pods}, *only) || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	bed.Progress = os.Stderr
-	err := run(ctx, *pairs, *herd, *write)
+	var errs []error
+	if *only != pods {
+		errs = append(errs, run(ctx, *pairs, *herd, *write))
+	}
+	if *only != processes && ctx.Err() == nil {
+		errs = append(errs, runPods(ctx, *write))
+	}
+	err := errors.Join(errs...)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
+
+// The parts, by the name of their markers in docs/benchmarks.md.
+const (
+	processes = "processes"
+	pods      = "pods"
+)
 
 // engines are what is measured, and what the counts have to be.
 var engines = []struct {
@@ -116,15 +136,28 @@ func run(ctx context.Context, pairs int, herd, write bool) (err error) {
 		}
 		figures, off = append(figures, f), append(off, wrong...)
 	}
-	table := render(figures, sizes, pairs)
+	return report(processes, render(figures, sizes, pairs), off, write)
+}
+
+// runPods measures what can only be seen in real pods.
+func runPods(ctx context.Context, write bool) error {
+	f, off, err := onNode(ctx)
+	if err != nil {
+		return err
+	}
+	return report(pods, renderNode(f), off, write)
+}
+
+// report shows a part's figures, and what of them is off.
+func report(part, table string, off []string, write bool) error {
 	fmt.Println(table)
 	if write {
-		if err := writeTable(table); err != nil {
+		if err := writeTable(part, table); err != nil {
 			return err
 		}
 	}
 	if len(off) > 0 {
-		return fmt.Errorf("counts are off:\n%s", strings.Join(off, "\n"))
+		return fmt.Errorf("figures are off:\n%s", strings.Join(off, "\n"))
 	}
 	return nil
 }
@@ -225,13 +258,9 @@ func cpu() string {
 	return runtime.GOARCH
 }
 
-const (
-	begin = "<!-- bench: begin -->"
-	end   = "<!-- bench: end -->"
-)
-
-// writeTable puts the table between the markers in docs/benchmarks.md.
-func writeTable(table string) error {
+// writeTable puts a part's table between its markers in docs/benchmarks.md.
+func writeTable(part, table string) error {
+	begin, end := "<!-- "+part+": begin -->", "<!-- "+part+": end -->"
 	name := filepath.Join("docs", "benchmarks.md")
 	text, err := os.ReadFile(name)
 	if err != nil {
