@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Needs Go and npm; `test`, `bench` and `demo` also Debian and root, because they start real database servers and
-# a real control plane, and `test` gcc, because of the race detector. Everything else is fetched, pinned and cached.
+# Needs Go and npm; `test`, `test-cluster`, `cluster-up`, `bench` and `demo` also Debian and root, because they start real
+# database servers and a real control plane, and `test` gcc, because of the race detector. Everything else is fetched,
+# pinned and cached.
 
 # Versions are pinned here and nowhere else. `go run` builds a tool once and keeps it in Go's build cache, so nothing is
 # installed; golangci-lint takes two to three minutes the first time and about a second afterwards.
