@@ -11,14 +11,19 @@ import (
 )
 
 // Wait calls cond until it returns nil. When the context ends first, Wait returns
-// cond's last error along with the context's, so that the failure says what was missing.
+// cond's last error along with the context's, so that the failure says what was missing:
+// the last but one, where the context cut cond short.
 // An error wrapped by [Permanent] ends the wait at once.
 func Wait(ctx context.Context, cond func(context.Context) error) error {
 	const least, most = 5 * time.Millisecond, 200 * time.Millisecond
+	var last error
 	for pause := least; ; pause = min(pause*3/2, most) {
 		err := cond(ctx)
 		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
 		}
 		if permanent := (*permanentError)(nil); errors.As(err, &permanent) {
 			return permanent.err
@@ -28,7 +33,7 @@ func Wait(ctx context.Context, cond func(context.Context) error) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w, waiting: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w, waiting: %w", context.Cause(ctx), last)
 		}
 	}
 }
