@@ -226,9 +226,14 @@ func credential(a, b *tenant.Record) bool {
 	return a.Generation == b.Generation && a.Active == b.Active && a.RotatedAt.Equal(b.RotatedAt)
 }
 
-// succeeds says whether a record can be what became of another one.
+// succeeds says whether a record can be what became of another one. A record from a backup may have a higher generation, where
+// the one before was made anew; and somebody may have edited the password. Where a clock runs behind, a successor is not taken
+// for one, which costs a login.
 func succeeds(next, was *tenant.Record) bool {
-	return next.Generation > was.Generation || credential(next, was)
+	if credential(next, was) {
+		return next.Slots[next.Active] == was.Slots[was.Active]
+	}
+	return next.Generation > was.Generation && !next.RotatedAt.Before(was.RotatedAt)
 }
 
 // adopt goes on with a record. What was seen of the world belonged to the one before.

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/rotation"
@@ -415,6 +416,46 @@ func TestRecordRestored(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_failing", 0)
 	if err := engine.Open(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
 		t.Errorf("what the control plane uses: %v", err)
+	}
+}
+
+// TestRecordReplaced: a record is replaced under a running sidecar by one that cannot have become of it, though its generation
+// is higher or the same: from a backup of before the record was made anew, or edited. What it hands over would not work, and so
+// the hand-over stays as it is, and the sidecar says so.
+func TestRecordReplaced(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(*tenant.Record){
+		"higher generation": func(r *tenant.Record) { r.Generation, r.RotatedAt = 12, r.RotatedAt.Add(-time.Hour) },
+		"same generation":   func(*tenant.Record) {},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			p, server := plane(t, sharedCluster(t))
+			before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+			sidecar := rotate(t, p, hourly...)
+			gauge(t, sidecar, "dbconnector_credential_generation", 1)
+			files := stat(t, p.Out)
+			replaced := before.Clone()
+			change(replaced)
+			slot := replaced.Slots[replaced.Active]
+			slot.Password = connector.Password(strings.Repeat("x", len(slot.Password)))
+			replaced.Slots[replaced.Active] = slot
+			content, err := replaced.Encode()
+			check(t, "encoding the record", err)
+			patch(t, p, dataOf(string(content)))
+			failing(t, sidecar, "project")
+			gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
+			ready(t, sidecar)
+			if now := stat(t, p.Out); now != files {
+				t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+			}
+			works(t, p, server)
+
+			content, err = before.Encode()
+			check(t, "encoding the record", err)
+			patch(t, p, dataOf(string(content)))
+			gauge(t, sidecar, "dbconnector_failing", 0)
+		})
 	}
 }
 
