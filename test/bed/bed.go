@@ -136,3 +136,15 @@ func tempDir(kind string) (string, *os.File, error) {
 	}
 	return dir, owner, nil
 }
+
+// TempDir makes a directory that remove removes, or the next bed to come along if this process was killed before.
+func TempDir(kind string) (dir string, remove func(), err error) {
+	dir, owner, err := tempDir(kind)
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, func() {
+		_ = os.RemoveAll(dir)
+		_ = owner.Close()
+	}, nil
+}

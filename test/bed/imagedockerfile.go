@@ -22,7 +22,7 @@ import (
 // shipped one in a user, an entry point or a file, because there is no second description of it.
 //
 // It knows as much of Dockerfiles as ours needs, and refuses what it does not know: a build stage in which `go build`
-// makes programs, and a last stage from scratch. The Go compiler is the machine's. What comes out of the build stage's base
+// makes programs of what was copied there, and a last stage from scratch. The Go compiler is the machine's. What comes out of the build stage's base
 // image can only be the CA bundle, which is Debian's in both.
 func BuildDockerfile(ctx context.Context, file, name string, args map[string]string) (_ *Image, err error) {
 	defer func() {
@@ -34,12 +34,20 @@ func BuildDockerfile(ctx context.Context, file, name string, args map[string]str
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.MkdirTemp("", tempPrefix+"image-")
+	dir, remove, err := TempDir("image")
 	if err != nil {
 		return nil, err
 	}
-	b := &dockerfile{dir: filepath.Dir(file), args: map[string]string{}, out: out, image: &Image{Name: name, Files: map[string]ImageFile{}, Labels: map[string]string{}}}
-	defer func() { _ = os.RemoveAll(out) }()
+	defer remove()
+	b := &dockerfile{
+		context: filepath.Dir(file), args: map[string]string{}, src: filepath.Join(dir, "src"), out: filepath.Join(dir, "out"), tmp: dir,
+		image: &Image{Name: name, Files: map[string]ImageFile{}, Labels: map[string]string{}},
+	}
+	for _, dir := range []string{b.src, b.out} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
 	maps.Copy(b.args, args)
 	for _, line := range instructions(string(text)) {
 		instruction, rest, _ := strings.Cut(line, " ")
@@ -62,13 +70,15 @@ func BuildDockerfile(ctx context.Context, file, name string, args map[string]str
 
 // dockerfile is a build under way.
 type dockerfile struct {
-	dir   string            // where the Dockerfile is
-	out   string            // stands for the build stage's /out
-	args  map[string]string // of the build
-	known []string          // arguments that this stage has declared
-	stage string            // what it is from
-	env   []string          // of the build stage
-	image *Image
+	context string            // where the Dockerfile is
+	src     string            // stands for the build stage's WORKDIR: it has what was copied there, and nothing else
+	out     string            // stands for the build stage's /out
+	tmp     string            // has both
+	args    map[string]string // of the build
+	known   []string          // arguments that this stage has declared
+	stage   string            // what it is from
+	env     []string          // of the build stage
+	image   *Image
 }
 
 // instructions returns a Dockerfile's instructions, each on one line, without comments.
@@ -108,8 +118,10 @@ func (b *dockerfile) do(ctx context.Context, instruction, rest string) error {
 		}
 		return nil
 
-	case !scratch && (instruction == "WORKDIR" || instruction == "COPY"):
-		return nil // the sources, which are here
+	case !scratch && instruction == "WORKDIR":
+		return nil // src stands for it
+	case !scratch && instruction == "COPY":
+		return b.copySources(strings.Fields(rest))
 	case !scratch && instruction == "ENV":
 		for assignment := range strings.FieldsSeq(b.expand(rest)) {
 			if !strings.HasSuffix(assignment, "=") { // TARGETOS and the like: this machine's
@@ -148,6 +160,34 @@ func (b *dockerfile) expand(text string) string {
 	})
 }
 
+// copySources copies files and directories of the context into the build stage, as far as go build reads them.
+func (b *dockerfile) copySources(field []string) error {
+	if len(field) < 2 {
+		return errors.New("the bed copies sources to a destination")
+	}
+	to := field[len(field)-1]
+	for _, from := range field[:len(field)-1] {
+		source := filepath.Join(b.context, from)
+		info, err := os.Stat(source)
+		switch {
+		case err != nil:
+		case info.IsDir(): // its content, as COPY has it
+			err = os.CopyFS(filepath.Join(b.src, to), os.DirFS(source))
+		case to == "./":
+			var content []byte
+			if content, err = os.ReadFile(source); err == nil {
+				err = os.WriteFile(filepath.Join(b.src, filepath.Base(from)), content, 0o600)
+			}
+		default:
+			err = errors.New("the bed copies files to ./ only")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // runBuild runs what a RUN of the build stage compiles.
 func (b *dockerfile) runBuild(ctx context.Context, script string) error {
 	script = regexp.MustCompile(`--mount=\S+`).ReplaceAllString(script, "")
@@ -160,10 +200,9 @@ func (b *dockerfile) runBuild(ctx context.Context, script string) error {
 			return errors.New("the bed runs nothing but go build")
 		}
 		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", strings.ReplaceAll(command, buildOut, b.out+"/"))
-		cmd.Dir = b.dir
-		// No repository is copied into the build stage, so no revision is in its programs.
-		// What go build leaves there when it is interrupted, goes with the output.
-		cmd.Env = append(append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off", "GOTMPDIR="+b.out), b.env...)
+		cmd.Dir = b.src
+		// What go build leaves there when it is interrupted, goes with the rest.
+		cmd.Env = append(append(os.Environ(), "GOWORK=off", "GOTMPDIR="+b.tmp), b.env...)
 		if _, err := output(cmd); err != nil {
 			return err
 		}
@@ -181,7 +220,7 @@ func (b *dockerfile) copy(ctx context.Context, field []string) error {
 	}
 	from, to := field[1], field[2]
 	if from == caBundle {
-		file := filepath.Join(b.out, ".ca") // not something that was built
+		file := filepath.Join(b.tmp, "ca")
 		if err := writeCABundle(ctx, file); err != nil {
 			return err
 		}
@@ -196,9 +235,7 @@ func (b *dockerfile) copy(ctx context.Context, field []string) error {
 		return err
 	}
 	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), ".") {
-			b.image.Files[path.Join(to, entry.Name())] = ImageFile{Source: filepath.Join(b.out, entry.Name()), Mode: 0o755}
-		}
+		b.image.Files[path.Join(to, entry.Name())] = ImageFile{Source: filepath.Join(b.out, entry.Name()), Mode: 0o755}
 	}
 	return nil
 }

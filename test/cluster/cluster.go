@@ -120,11 +120,11 @@ func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "dbconnector-cluster-")
+	dir, remove, err := bed.TempDir("vcluster")
 	if err != nil {
 		return nil, fmt.Errorf("building the stand-in: %w", err)
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	defer remove()
 	program := filepath.Join(dir, "vcluster")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/test/cluster/vcluster")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // go build leaves it there when it is interrupted
