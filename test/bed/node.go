@@ -294,7 +294,10 @@ disabled_plugins = [
 		return fmt.Errorf("finding the node: %w", err)
 	}
 	socket := filepath.Join("/proc", string(pid), "root/run/containerd/containerd.sock")
-	if err := n.daemons["containerd"].proc.ready(ctx, func(ctx context.Context) error {
+	n.mu.Lock()
+	containerd := n.daemons["containerd"].proc
+	n.mu.Unlock()
+	if err := containerd.ready(ctx, func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 		if err != nil {
 			return err
@@ -317,11 +320,15 @@ const pauseImage = "bed.test/pause:1"
 // Import gives images to the node. Pods must not ask for imagePullPolicy Always.
 func (n *Node) Import(ctx context.Context, images ...*Image) error {
 	for _, image := range images {
-		archive := n.file("image.tar")
-		if err := image.WriteArchive(archive); err != nil {
+		file, err := os.CreateTemp(n.dir, "image-*.tar") // one for each: tests import at the same time
+		if err != nil {
+			return fmt.Errorf("importing image %s: %w", image.Name, err)
+		}
+		archive := file.Name()
+		if err := errors.Join(file.Close(), image.WriteArchive(archive)); err != nil {
 			return err
 		}
-		_, err := n.Run(ctx, "ctr", "--namespace", "k8s.io", "images", "import", archive)
+		_, err = n.Run(ctx, "ctr", "--namespace", "k8s.io", "images", "import", archive)
 		_ = os.Remove(archive)
 		if err != nil {
 			return fmt.Errorf("importing image %s: %w", image.Name, err)
@@ -513,7 +520,7 @@ func (n *Node) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err := Wait(ctx, func(ctx context.Context) error {
-		if err := n.alive(); err != nil {
+		if err := n.Alive(); err != nil {
 			return Permanent(err)
 		}
 		var node struct {
@@ -544,8 +551,8 @@ func (n *Node) waitReady(ctx context.Context) error {
 	return nil
 }
 
-// alive tells which daemon has ended, if one has.
-func (n *Node) alive() error {
+// Alive returns an error when a program of the node has ended that should run.
+func (n *Node) Alive() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, d := range n.daemons {

@@ -85,17 +85,17 @@ func (n *Node) Expose(ctx context.Context, target string) (port int, err error) 
 // Publish lets programs of this machine reach an address in the node's network, such as a pod's, on the loopback port
 // that it returns, until the node stops.
 func (n *Node) Publish(ctx context.Context, target string) (port int, err error) {
-	port, err = freePort()
-	if err != nil {
-		return 0, err
-	}
 	var config net.ListenConfig
-	l, err := config.Listen(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	l, err := config.Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("publishing %s: %w", target, err)
 	}
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, fmt.Errorf("publishing %s: listening on %s", target, l.Addr())
+	}
 	n.forward(l, func(ctx context.Context, _ net.Conn) (net.Conn, error) { return n.Dial(ctx, "tcp4", target) })
-	return port, nil
+	return addr.Port, nil
 }
 
 // forward hands every connection on, until the node stops.

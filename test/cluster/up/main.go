@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"dbconnector/test/bed"
 	"dbconnector/test/cluster"
@@ -76,6 +77,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	options.MaxConnections = 400 // each kine keeps up to 20
 	server, err := bed.Start(ctx, bed.Postgres, "17", options)
 	if err != nil {
 		return err
@@ -125,6 +127,14 @@ Its own API, and a rotation every minute adopted by a rollout:
 What the node logs: %s/*.log
 ^C ends it, with all that it has.
 `, server.Port, kubeconfig, filepath.Dir(kubectl), cluster.Token, c.Dir())
-	<-ctx.Done()
-	return nil
+	for look := time.NewTicker(time.Second); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+			if err := c.Alive(); err != nil {
+				return err
+			}
+		}
+	}
 }
