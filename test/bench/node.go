@@ -338,8 +338,11 @@ func (f *nodeFigures) idleSidecar(ctx context.Context, c *cluster.Cluster) error
 		return err
 	}
 	pods, err := v.Pods(ctx)
-	if err != nil || len(pods) != 1 {
-		return fmt.Errorf("there are %d pods: %w", len(pods), err)
+	if err != nil {
+		return err
+	}
+	if len(pods) != 1 {
+		return fmt.Errorf("there are %d pods", len(pods))
 	}
 	pod := &pods[0]
 	limit := pod.Spec.InitContainers[slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == sidecarName })].Resources.Limits.Memory()
@@ -389,8 +392,11 @@ const sidecarName = "dbconnector-rotate"
 // on the sidecar's: the worst case, a node on which no other sidecar runs.
 func forgetProgram(c *cluster.Cluster) error {
 	files, err := filepath.Glob(filepath.Join(c.Dir(), "var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/usr/local/bin", sidecarName))
-	if err != nil || len(files) != 1 {
-		return fmt.Errorf("the image's program is in %q: %w", files, err)
+	if err != nil {
+		return err
+	}
+	if len(files) != 1 {
+		return fmt.Errorf("the image's program is in %q", files)
 	}
 	f, err := os.Open(files[0])
 	if err != nil {

@@ -22,6 +22,9 @@ func TestConnectorIsMended(t *testing.T) {
 	lap := stopwatch(t)
 	c, server := newConnector(t, "mended")
 	kubectl(t, c, "delete", "secret", "--namespace", PlatformNamespace, "mended")
+	if err := server.Exec(t.Context(), "ALTER ROLE mended PASSWORD 'right'"); err != nil {
+		t.Fatal(err)
+	}
 	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "mended", Connector: "mended"}, func(values *Values) {
 		values.SetEnv("DBCONNECTOR_TIMEOUT", "5s") // it tries again for two minutes otherwise
 	})
@@ -35,7 +38,7 @@ func TestConnectorIsMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	says("28P01")
-	if err := server.Exec(t.Context(), "ALTER ROLE mended PASSWORD 'wrong'"); err != nil { // what was right is wrong, and so the other way round
+	if err := c.Connect(t.Context(), "postgres", "mended", server, "mended", "right"); err != nil {
 		t.Fatal(err)
 	}
 	ready(t, v)
@@ -129,7 +132,7 @@ func TestConnectorMoved(t *testing.T) {
 		}
 		return nil
 	})
-	age(t, v)
+	makeDue(t, v)
 	rotated := rotatedSince(t, v, before.Generation)
 	for _, pod := range pods {
 		handedOver(t, v, &pod, rotated)
@@ -184,13 +187,13 @@ func TestConnectorMoved(t *testing.T) {
 	if i := slices.IndexFunc(now, func(pod corev1.Pod) bool { return pod.UID == stays.UID }); i < 0 {
 		t.Errorf("pod %s is gone", stays.Name)
 	} else {
-		same(t, &stays, &now[i])
+		untouched(t, &stays, &now[i])
 	}
 	lap("put back")
 }
 
-// same makes sure that a pod is ready, and that no container of it was ever started again.
-func same(t *testing.T, was, pod *corev1.Pod) {
+// untouched makes sure that a pod is ready, and that no container of it was ever started again.
+func untouched(t *testing.T, was, pod *corev1.Pod) {
 	t.Helper()
 	for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
 		s := containerOf(pod, name)

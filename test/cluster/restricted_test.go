@@ -63,6 +63,12 @@ func TestRestricted(t *testing.T) {
 	if mounts, err := c.Run(t.Context(), "busybox", "cat", "/proc/mounts"); err != nil || !strings.Contains(mounts, "tmpfs "+dir+" tmpfs rw") {
 		t.Errorf("the hand-over is not in memory: %v\n%s", err, mounts)
 	}
+	// The standard does not ask for this; the documentation promises it.
+	for _, container := range pod.Spec.InitContainers {
+		if ours := strings.HasPrefix(container.Name, "dbconnector-"); ours && !*container.SecurityContext.ReadOnlyRootFilesystem {
+			t.Errorf("container %s can write to its root file system", container.Name)
+		}
+	}
 	// It is the standard that is enforced, and nothing else that let the pod in.
 	if _, err := c.Kubectl(t.Context(), "", "run", "root", "--namespace", v.Namespace, "--image=bed.test/busybox:1"); err == nil || !strings.Contains(err.Error(), "PodSecurity") {
 		t.Errorf("the namespace admits an ordinary pod: %v", err)

@@ -3,8 +3,12 @@
 package cluster
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
+
+	"dbconnector/test/bed"
 )
 
 const smokePod = `
@@ -65,9 +69,13 @@ func TestNode(t *testing.T) {
 	lap("logs, exec")
 	// The API server, by way of its Service.
 	const reach = "nc -w 60 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && echo reached"
-	if got := kubectl(t, c, "exec", "smoke", "--container=main", "--", "sh", "-c", reach); got != "reached\n" {
-		t.Errorf("the pod reaches the API server: %q", got)
-	}
+	bed.Eventually(t, patience, func(ctx context.Context) error { // kube-proxy may be new as well
+		got, err := c.Kubectl(ctx, "", "exec", "smoke", "--container=main", "--", "sh", "-c", reach)
+		if err == nil && got != "reached\n" {
+			err = fmt.Errorf("the pod says %q", got)
+		}
+		return err
+	})
 	lap("Service")
 	kubectl(t, c, "delete", "pod", "smoke", "--timeout="+patience.String())
 	lap("pod deleted")

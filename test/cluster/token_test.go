@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,8 +66,11 @@ func TestTokenRenewed(t *testing.T) {
 			return "", err
 		}
 		file = strings.TrimSpace(file)
-		if got, err := c.Run(ctx, "busybox", "stat", "-c", "%a %u:%g", file); err != nil || got != "640 0:65532\n" {
-			return "", fmt.Errorf("the token has mode and owner %q, %w", got, err)
+		switch got, err := c.Run(ctx, "busybox", "stat", "-c", "%a %u:%g", file); {
+		case err != nil:
+			return "", err
+		case got != "640 0:65532\n":
+			return "", fmt.Errorf("the token has mode and owner %q", got)
 		}
 		return c.Run(ctx, "busybox", "cat", file)
 	}
@@ -117,7 +119,7 @@ func TestTokenRenewed(t *testing.T) {
 		}
 	})
 	lap("token renewed")
-	age(t, v)
+	makeDue(t, v)
 	after := rotatedSince(t, v, before.Generation)
 	handedOver(t, v, pod, after)
 	bed.Eventually(t, patience, func(ctx context.Context) error {
@@ -134,7 +136,7 @@ func TestTokenRenewed(t *testing.T) {
 	if err != nil || now.UID != pod.UID {
 		t.Fatalf("the pod was replaced: %v", err)
 	}
-	same(t, pod, now)
+	untouched(t, pod, now)
 }
 
 // authenticate asks the API server whose a token is, and is refused if nobody's.
@@ -148,27 +150,6 @@ func (c *Cluster) authenticate(ctx context.Context, token string) error {
 		err = fmt.Errorf("the token is that of %q", out)
 	}
 	return err
-}
-
-// age makes a tenant's password so old that a rotation is due.
-func age(t *testing.T, v *VCluster) {
-	t.Helper()
-	path := "/api/v1/namespaces/" + v.Namespace + "/secrets/dbconnector-" + v.Release
-	bed.Eventually(t, patience, func(ctx context.Context) error { // somebody else may write it
-		var secret corev1.Secret
-		if err := v.c.Do(ctx, http.MethodGet, path, nil, &secret); err != nil {
-			return err
-		}
-		r, err := tenant.DecodeRecord(secret.Data["record.json"])
-		if err != nil {
-			return err
-		}
-		r.RotatedAt = r.RotatedAt.AddDate(-1, 0, 0)
-		if secret.Data["record.json"], err = r.Encode(); err != nil {
-			return err
-		}
-		return v.c.Do(ctx, http.MethodPut, path, &secret, nil)
-	})
 }
 
 // rotatedSince waits for a later generation than the given one, and returns the record with it.
