@@ -48,7 +48,7 @@ func (s *apiSecret) clone() *apiSecret {
 		return nil
 	}
 	c := *s
-	c.ObjectMeta = *s.DeepCopy()
+	c.ObjectMeta = *s.DeepCopy() // the metadata's; so below
 	if s.Immutable != nil {
 		c.Immutable = new(*s.Immutable)
 	}
