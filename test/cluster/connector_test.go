@@ -180,28 +180,31 @@ func TestConnectorMoved(t *testing.T) {
 	if now := record(t, v); now.Server != before.Server || now.Database != before.Database || now.Generation <= rotated.Generation {
 		t.Errorf("the record has %s on %s in generation %d", now.Database, now.Server.Address(), now.Generation)
 	}
-	now, err := v.Pods(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if i := slices.IndexFunc(now, func(pod corev1.Pod) bool { return pod.UID == stays.UID }); i < 0 {
-		t.Errorf("pod %s is gone", stays.Name)
-	} else {
-		untouched(t, &stays, &now[i])
-	}
+	untouched(t, v, &stays)
 	lap("put back")
 }
 
-// untouched makes sure that a pod is ready, and that no container of it was ever started again.
-func untouched(t *testing.T, was, pod *corev1.Pod) {
+// untouched waits until a pod is ready, and makes sure that no container of it was started again since it was looked at.
+func untouched(t *testing.T, v *VCluster, was *corev1.Pod) {
 	t.Helper()
-	for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
-		s := containerOf(pod, name)
-		if s.ContainerID != containerOf(was, name).ContainerID || s.RestartCount > 0 {
-			t.Errorf("pod %s: container %s is another one: %d restarts, %s", pod.Name, name, s.RestartCount, state(s.LastTerminationState))
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		pods, err := v.Pods(ctx)
+		if err != nil {
+			return err
 		}
-		if !s.Ready {
-			t.Errorf("pod %s: container %s is not ready: %s", pod.Name, name, state(s.State))
+		i := slices.IndexFunc(pods, func(pod corev1.Pod) bool { return pod.UID == was.UID })
+		if i < 0 {
+			return bed.Permanent(fmt.Errorf("pod %s is gone", was.Name))
 		}
-	}
+		for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
+			s := containerOf(&pods[i], name)
+			if s.ContainerID != containerOf(was, name).ContainerID || s.RestartCount > 0 {
+				return bed.Permanent(fmt.Errorf("pod %s: container %s is another one: %d restarts, %s", was.Name, name, s.RestartCount, state(s.LastTerminationState)))
+			}
+			if !s.Ready {
+				return fmt.Errorf("pod %s: container %s is not ready: %s", was.Name, name, state(s.State))
+			}
+		}
+		return nil
+	})
 }
