@@ -184,7 +184,8 @@ func TestConnectorMoved(t *testing.T) {
 	lap("put back")
 }
 
-// untouched waits until a pod is ready, and makes sure that no container of it was started again since it was looked at.
+// untouched waits until a pod is ready, and makes sure that no container of it was started again since it was looked at. It may
+// have been before: of several kines that make their table at once, one may fail and come again.
 func untouched(t *testing.T, v *VCluster, was *corev1.Pod) {
 	t.Helper()
 	bed.Eventually(t, patience, func(ctx context.Context) error {
@@ -198,7 +199,7 @@ func untouched(t *testing.T, v *VCluster, was *corev1.Pod) {
 		}
 		for _, name := range []string{"syncer", "dbconnector-init", "dbconnector-rotate"} {
 			s := containerOf(&pods[i], name)
-			if s.ContainerID != containerOf(was, name).ContainerID || s.RestartCount > 0 {
+			if s.ContainerID != containerOf(was, name).ContainerID {
 				return bed.Permanent(fmt.Errorf("pod %s: container %s is another one: %d restarts, %s", was.Name, name, s.RestartCount, state(s.LastTerminationState)))
 			}
 			if !s.Ready {
