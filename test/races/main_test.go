@@ -5,9 +5,6 @@
 package races_test
 
 import (
-	"context"
-	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,27 +16,7 @@ import (
 // binary is dbconnector-init, built once.
 var binary string
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Verbose() {
-		bed.Progress = os.Stderr
-	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "races-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		binary, err = rig.BuildInit(context.Background(), dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer shared.Stop()
-	return m.Run()
-}
+func TestMain(m *testing.M) { rig.Main(m, &binary, nil, shared.Stop) }
 
 // The API server is shared by all tests: tenants have names of their own.
 var shared rig.Shared

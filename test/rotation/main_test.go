@@ -6,7 +6,6 @@ package rotation_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,31 +21,7 @@ import (
 // The programs, built once.
 var initBinary, rotateBinary string
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Verbose() {
-		bed.Progress = os.Stderr
-	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "rotation-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		initBinary, err = rig.BuildInit(context.Background(), dir)
-	}
-	if err == nil {
-		rotateBinary, err = rig.BuildRotate(context.Background(), dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer stopServers()
-	defer shared.Stop()
-	return m.Run()
-}
+func TestMain(m *testing.M) { rig.Main(m, &initBinary, &rotateBinary, stopServers) }
 
 // The API server is shared by the tests that do it no harm: tenants have names of their own.
 var shared rig.Shared
@@ -78,7 +53,9 @@ func sharedServer(tb testing.TB, engine bed.Engine, version string) *bed.Server 
 	return serverPool[key]
 }
 
+// stopServers ends the shared servers, and first the API server.
 func stopServers() {
+	shared.Stop()
 	for _, s := range serverPool {
 		_ = s.Stop(context.Background())
 	}

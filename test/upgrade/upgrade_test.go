@@ -22,7 +22,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"net/http"
@@ -51,30 +50,7 @@ var (
 	shared                   rig.Shared
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if testing.Verbose() {
-		bed.Progress = os.Stderr
-	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "upgrade-")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		initBinary, err = rig.BuildInit(context.Background(), dir)
-	}
-	if err == nil {
-		rotateBinary, err = rig.BuildRotate(context.Background(), dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer shared.Stop()
-	return m.Run()
-}
+func TestMain(m *testing.M) { rig.Main(m, &initBinary, &rotateBinary, shared.Stop) }
 
 // patience bounds a wait that takes a moment on an idle machine.
 const patience = 2 * time.Minute
