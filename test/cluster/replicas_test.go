@@ -65,6 +65,17 @@ func (w *writer) acknowledged() int {
 	return w.done
 }
 
+// goesOn waits until ten objects more are acknowledged than there were.
+func (w *writer) goesOn(t *testing.T, were int) {
+	t.Helper()
+	bed.Eventually(t, patience, func(context.Context) error {
+		if now := w.acknowledged(); now < were+10 {
+			return fmt.Errorf("%d objects more", now-were)
+		}
+		return nil
+	})
+}
+
 // lostNothing makes sure, when the client has ended, that it met no answer but yes and that all it wrote is there.
 func (w *writer) lostNothing(t *testing.T) {
 	t.Helper()
@@ -204,12 +215,7 @@ func TestRotationLosesNothing(t *testing.T) {
 	})
 
 	// The client goes on a little with the new one.
-	bed.Eventually(t, patience, func(context.Context) error {
-		if now := w.acknowledged(); now < count+10 {
-			return fmt.Errorf("%d objects more", now-count)
-		}
-		return nil
-	})
+	w.goesOn(t, count)
 	stop()
 	client.Wait()
 	w.lostNothing(t)

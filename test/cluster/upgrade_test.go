@@ -304,13 +304,7 @@ func TestUpgrade(t *testing.T) {
 	rolledOut()
 	replicas(2, image.Name)
 	lap("rolled back")
-	count := w.acknowledged()
-	bed.Eventually(t, patience, func(context.Context) error {
-		if now := w.acknowledged(); now < count+10 {
-			return fmt.Errorf("%d objects more", now-count)
-		}
-		return nil
-	})
+	w.goesOn(t, w.acknowledged())
 	stop()
 	client.Wait()
 	w.lostNothing(t)

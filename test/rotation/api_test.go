@@ -403,13 +403,7 @@ func TestRecordRestored(t *testing.T) {
 	patch(t, p, dataOf(string(content)))
 	files := stat(t, p.Out)
 	sidecar := rotate(t, p, hourly...)
-	failing(t, sidecar, "project")
-	gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
-	ready(t, sidecar)
-	if now := stat(t, p.Out); now != files {
-		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
-	}
-	works(t, p, server)
+	keepsHandOver(t, p, sidecar, server, files)
 
 	replica(t, p) // a pod starts
 	handsOver(t, p, server)
@@ -417,6 +411,18 @@ func TestRecordRestored(t *testing.T) {
 	if err := engine.Open(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
 		t.Errorf("what the control plane uses: %v", err)
 	}
+}
+
+// keepsHandOver makes sure that a sidecar which does not trust its record says so, stays ready, and leaves the files as they are.
+func keepsHandOver(t *testing.T, p *rig.Tenant, sidecar *rig.Sidecar, server *bed.Server, files string) {
+	t.Helper()
+	failing(t, sidecar, "project")
+	gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
+	ready(t, sidecar)
+	if now := stat(t, p.Out); now != files {
+		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
+	}
+	works(t, p, server)
 }
 
 // TestRecordReplaced: a record is replaced under a running sidecar by one that cannot have become of it, though its generation
@@ -443,13 +449,7 @@ func TestRecordReplaced(t *testing.T) {
 			content, err := replaced.Encode()
 			check(t, "encoding the record", err)
 			patch(t, p, dataOf(string(content)))
-			failing(t, sidecar, "project")
-			gauge(t, sidecar, `dbconnector_locked_out{login="active"}`, 1)
-			ready(t, sidecar)
-			if now := stat(t, p.Out); now != files {
-				t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
-			}
-			works(t, p, server)
+			keepsHandOver(t, p, sidecar, server, files)
 
 			content, err = before.Encode()
 			check(t, "encoding the record", err)
