@@ -3,10 +3,10 @@
 // Package kube is the only package that knows Kubernetes: it reads the connector, keeps the record, and tells a pod's
 // story in Events.
 //
-// It uses client-go's REST client with a few types of its own (types.go) instead of the typed clientset, which links every API group there
-// is: that is more than half of the binary and of its memory, in a container that runs for a second. A call that fails for a reason of
-// the moment is repeated until its context ends. A call that is refused says what an admin has to grant. No error holds
-// the content of a Secret.
+// It uses client-go's REST client with a few types of its own (types.go) instead of the typed clientset, which links every
+// API group there is: that is half of the binary and of its memory, in a container that runs for a second. A call that fails
+// for a reason of the moment is repeated until its context ends. A call that is refused says what an admin has to grant. No
+// error holds the content of a Secret.
 package kube
 
 import (

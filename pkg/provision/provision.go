@@ -536,9 +536,8 @@ func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant
 }
 
 // rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is given
-// back to the sidecar that began it, or dropped: the login test has shown that it was not applied, and applying it now would cut
-// somebody off. wrong: the server
-// refuses what the record holds for the active slot.
+// back to the sidecar that began it, or dropped: the login test has shown that it was not applied, and applying it now would
+// cut somebody off. wrong: the server refuses what the record holds for the active slot.
 func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, wrong bool, done *tenant.Done) (*tenant.Record, error) {
 	// No sidecar knows of our lock. From this write on they leave the change to us, and whatever one of them did to it before
 	// is in what it returns.
