@@ -4,7 +4,9 @@ package integration
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"dbconnector/pkg/engine/enginetest"
@@ -143,5 +145,53 @@ func trapped(t *testing.T, server *bed.Server, s *enginetest.Server, everywhere 
 			t.Errorf("code of the tenant ran with the admin's rights in database %s", database)
 		}
 		x.MustExec(t, database, x.SQL([]string{"DROP OWNED BY {owner}, {a}"})...)
+	}
+}
+
+// A neighbour's database is locked down and opened in one transaction. Whoever asks at that moment sees it before or after,
+// and never a mixture of both, which would be a database that is open to everybody.
+func TestNeighbourIsBeingMade(t *testing.T) {
+	t.Parallel()
+	const times = 800
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			s := admins(t, newServer(t, v))["cloud admin"]
+			neighbour := s.NewTenant()
+			neighbour.Ensure(t)
+			unmade := []string{
+				"ALTER DATABASE {db} ALLOW_CONNECTIONS false", // first: a closed database is nobody's finding
+				"REVOKE ALL ON DATABASE {db} FROM {owner}; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO PUBLIC",
+			}
+			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {owner}; ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
+
+			done := make(chan struct{})
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			for range 2 {
+				x := s.NewTenant()
+				x.Ensure(t)
+				wg.Go(func() {
+					for {
+						select {
+						case <-done:
+							return
+						default:
+						}
+						if _, err := x.Engine.Verify(t.Context(), x.Login(tenant.A), x.Names); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			defer close(done)
+			for range times {
+				neighbour.MustExec(t, "", neighbour.SQL(append(slices.Clone(unmade), made))...)
+			}
+		})
 	}
 }

@@ -201,6 +201,8 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	var current string
 	var readOnly, creates bool
 	var mighty, foreign, open []string
+	// Whether a database is open and to whom is read from one row: has_database_privilege looks at a newer or older state of
+	// it than the query does, and would see a neighbour that is just being made as open to everybody.
 	err = conn.QueryRow(ctx, `
 		SELECT current_user::text,
 		       pg_catalog.current_setting('transaction_read_only') = 'on',
@@ -213,7 +215,9 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 		             WHERE pg_catalog.pg_has_role(session_user, oid, 'MEMBER') AND rolname NOT IN (session_user, $2) ORDER BY 1),
 		       ARRAY(SELECT datname::text FROM pg_catalog.pg_database
 		             WHERE datname ~ $1 AND datname <> pg_catalog.current_database() AND datallowconn
-		               AND pg_catalog.has_database_privilege(session_user, oid, 'CONNECT') ORDER BY 1)`,
+		               AND EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(datacl, pg_catalog.acldefault('d', datdba)))
+		                           WHERE privilege_type = 'CONNECT' AND (grantee = 0 OR pg_catalog.pg_has_role(session_user, grantee, 'USAGE')))
+		             ORDER BY 1)`,
 		tenant.NamePattern, names.Owner).Scan(&current, &readOnly, &creates, &mighty, &foreign, &open)
 	if err != nil {
 		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, classify(err))
