@@ -101,7 +101,7 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 		switch {
 		case err == nil:
 			return result, nil
-		case ctx.Err() != nil && last != nil:
+		case over(ctx) && last != nil:
 			// The end of time cut this attempt short; the one before says more.
 			return result, backoff.Permanent(last)
 		case fault.Is(err, fault.Unavailable):
@@ -120,13 +120,20 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 	if last == nil {
 		last = err
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if over(ctx) && !errors.Is(ctx.Err(), context.Canceled) {
 		return Result{}, fmt.Errorf("gave up when the time limit was reached: %w", last)
 	}
 	if ctx.Err() != nil {
 		return Result{}, fmt.Errorf("stopped on request: %w", context.Cause(ctx))
 	}
 	return Result{}, last
+}
+
+// over says whether ctx has ended, or is about to: a connection notices the deadline by its own clock, at times a moment
+// before the context does.
+func over(ctx context.Context) bool {
+	deadline, limited := ctx.Deadline()
+	return ctx.Err() != nil || limited && !time.Now().Before(deadline)
 }
 
 type run[S server] struct {

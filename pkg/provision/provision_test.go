@@ -130,6 +130,14 @@ func (w *world) Update(_ context.Context, fn func(*tenant.Record) (*tenant.Recor
 	return r, err
 }
 
+// late is a context that ends a moment after its deadline, as every context does.
+type late struct {
+	context.Context
+	deadline time.Time
+}
+
+func (l late) Deadline() (time.Time, bool) { return l.deadline, true }
+
 // server is the world as the server at an address.
 type fake struct {
 	*world
@@ -664,6 +672,28 @@ func TestBothInUse(t *testing.T) {
 			}
 			if !maps.Equal(before, w.users) || w.record.Pending != nil {
 				t.Error("something was changed")
+			}
+		})
+	})
+	t.Run("until a connection notices first that the time is up", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			w := prepare(t)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Second)
+			defer cancel()
+			end := time.Now().Add(time.Minute)
+			w.turn = func() {
+				if time.Until(end) < 20*time.Second {
+					time.Sleep(time.Until(end))
+					w.down = true
+				}
+			}
+			_, err := w.run(late{ctx, end})
+			if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "both logins") || !strings.Contains(err.Error(), "time limit") {
+				t.Errorf("got %v", err)
+			}
+			if !time.Now().Equal(end) {
+				t.Errorf("went on for %s", time.Since(end))
 			}
 		})
 	})

@@ -316,12 +316,6 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j.run(t)
 		a, b := j.byHand(t, tenant.A), j.byHand(t, tenant.B)
 		podA, podB := j.Session(t, a), j.Session(t, b)
-		_, err := j.try(t, 3*time.Second)
-		if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "time limit") || !strings.Contains(err.Error(), a.User) || !strings.Contains(err.Error(), b.User) {
-			t.Errorf("got %v (class %d), want to wait for one of them", err, fault.Of(err))
-		}
-		j.alive(t, podA, a)
-		j.alive(t, podB, b)
 		done := make(chan error, 1)
 		var r provision.Result
 		go func() {
@@ -329,7 +323,14 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 			r, err = j.try(t, time.Minute)
 			done <- err
 		}()
-		enginetest.Eventually(t, "the first wait", func() bool { return j.logs.FilterMessage("waiting").Len() > 1 })
+		enginetest.Eventually(t, "a second wait", func() bool { return j.logs.FilterMessage("waiting").Len() > 1 })
+		for _, entry := range j.logs.FilterMessage("waiting").All() {
+			if reason := fmt.Sprint(entry.ContextMap()["error"]); !strings.Contains(reason, "both logins") || !strings.Contains(reason, a.User) || !strings.Contains(reason, b.User) {
+				t.Errorf("waits because of %q, want both logins named", reason)
+			}
+		}
+		j.alive(t, podA, a)
+		j.alive(t, podB, b)
 		if err := podB.Close(); err != nil {
 			t.Fatal(err)
 		}
