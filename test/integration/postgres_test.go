@@ -168,7 +168,9 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 	d.Close = []string{`REVOKE ALL ON DATABASE {db} FROM {owner}`}
 	d.DropDatabase = []string{`DROP DATABASE {db} WITH (FORCE)`}
 	d.DropLogins = []string{`DROP ROLE {a}, {b}, {owner}`}
-	d.Dump = []string{`CREATE DATABASE {db} TEMPLATE template0 ALLOW_CONNECTIONS true`, `REVOKE ALL ON DATABASE {db} FROM PUBLIC`} // or it would be a finding for others
+	d.Dump = []string{ // never open to PUBLIC, or it would be a finding for others
+		`CREATE DATABASE {db} TEMPLATE template0 ALLOW_CONNECTIONS false`, `REVOKE ALL ON DATABASE {db} FROM PUBLIC`, `ALTER DATABASE {db} ALLOW_CONNECTIONS true`,
+	}
 	d.Attempts = postgresAttempts(version, s.AdminUser, d.Connector.User)
 }
 
