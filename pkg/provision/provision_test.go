@@ -682,9 +682,11 @@ func TestBothInUse(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Second)
 			defer cancel()
 			end := time.Now().Add(time.Minute)
+			connection, closed := context.WithDeadline(ctx, end)
+			defer closed()
 			w.turn = func() {
 				if time.Until(end) < 20*time.Second {
-					time.Sleep(time.Until(end))
+					<-connection.Done()
 					w.down = true
 				}
 			}

@@ -77,10 +77,10 @@ func newJob(t *testing.T, s *enginetest.Server) *job {
 	return j
 }
 
-// try runs init, within a time limit.
-func (j *job) try(t *testing.T, limit time.Duration) (provision.Result, error) {
+// try runs init.
+func (j *job) try(t *testing.T) (provision.Result, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	result, err := provision.Run(ctx, j.Init, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
 	if record, lerr := j.Store.Load(t.Context()); lerr == nil && record != nil {
@@ -100,7 +100,7 @@ func (j *job) try(t *testing.T, limit time.Duration) (provision.Result, error) {
 func (j *job) run(t *testing.T) *tenant.Record {
 	t.Helper()
 	before := len(j.published)
-	result, err := j.try(t, time.Minute)
+	result, err := j.try(t)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func (j *job) refused(t *testing.T, words ...string) string {
 	t.Helper()
 	before := len(j.published)
 	began := time.Now()
-	_, err := j.try(t, time.Minute)
+	_, err := j.try(t)
 	if !fault.Is(err, fault.Refused) {
 		t.Fatalf("got %v (class %d), want a refusal", err, fault.Of(err))
 	}
@@ -260,7 +260,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
-				if _, err := j.try(t, time.Minute); err != nil {
+				if _, err := j.try(t); err != nil {
 					t.Error(err)
 				}
 			})
@@ -320,7 +320,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		var r provision.Result
 		go func() {
 			var err error
-			r, err = j.try(t, time.Minute)
+			r, err = j.try(t)
 			done <- err
 		}()
 		enginetest.Eventually(t, "a second wait", func() bool { return j.logs.FilterMessage("waiting").Len() > 1 })

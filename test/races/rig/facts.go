@@ -219,8 +219,10 @@ func (i *Inspector) mysql(ctx context.Context, names tenant.Names) ([]string, er
 // CheckClosed is an error where the tenant's database can be entered by anybody but its tenant and admins: the state that
 // must not be there at any time, and so right after any crash.
 func (i *Inspector) CheckClosed(ctx context.Context, names tenant.Names, admin string) error {
+	// All from one row: has_database_privilege would look at another state of it, while a crashed init's last transaction ends.
 	query, args := `SELECT count(*) FROM pg_database d WHERE d.datname = $1 AND d.datallowconn AND EXISTS (
-		SELECT 1 FROM pg_roles r WHERE NOT r.rolsuper AND r.rolname NOT IN ($2, $3, $4, $5) AND has_database_privilege(r.oid, d.oid, 'CONNECT'))`,
+		SELECT 1 FROM pg_roles r, aclexplode(COALESCE(d.datacl, acldefault('d', d.datdba))) x
+		WHERE NOT r.rolsuper AND r.rolname NOT IN ($2, $3, $4, $5) AND x.privilege_type = 'CONNECT' AND (x.grantee = 0 OR pg_has_role(r.oid, x.grantee, 'USAGE')))`,
 		[]any{names.Database, names.Owner, names.User(tenant.A), names.User(tenant.B), admin}
 	if i.server.Engine != bed.Postgres {
 		query, args = "SELECT COUNT(*) FROM mysql.db WHERE ? LIKE Db AND User NOT IN (?, ?)",
