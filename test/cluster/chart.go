@@ -57,7 +57,8 @@ type Values struct {
 
 // SetEnv sets a variable of dbconnector's containers.
 func (v *Values) SetEnv(name, value string) {
-	for _, container := range v.ControlPlane.StatefulSet.InitContainers {
+	set := &v.ControlPlane.StatefulSet
+	for _, container := range slices.Concat(set.InitContainers, set.SidecarContainers) {
 		if kind, _ := container["name"].(string); !strings.HasPrefix(kind, "dbconnector-") {
 			continue
 		}

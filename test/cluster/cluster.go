@@ -101,7 +101,7 @@ func Image(ctx context.Context) (*bed.Image, error) {
 
 // imageOf is [Image] for the source tree in a directory.
 func imageOf(ctx context.Context, root string) (*bed.Image, error) {
-	values, err := readValues(filepath.Join(root, "deploy", "kustomize"), "open-source")
+	values, err := readValues(filepath.Join(root, "deploy", "kustomize"), "open-source", "values.yaml")
 	if err != nil {
 		return nil, err
 	}
@@ -241,11 +241,29 @@ func (c *Cluster) Permit(ctx context.Context, example string, names Names) error
 	return err
 }
 
-// Values reads the shipped Helm values of an example: "open-source" or "licensed".
-func (c *Cluster) Values(example string) (*Values, error) { return readValues(c.kustomize, example) }
+// Values reads the shipped Helm values of an example, "open-source" or "licensed".
+func (c *Cluster) Values(example string) (*Values, error) {
+	return readValues(c.kustomize, example, "values.yaml")
+}
 
-func readValues(kustomize, example string) (*Values, error) {
-	text, err := os.ReadFile(filepath.Join(kustomize, "examples", example, "values.yaml"))
+// PlainSidecar reads them as they are for older hosts, which know no native sidecars. As with Helm, the later file's lists
+// take the place of the former's; test/deploy checks that it has nothing else.
+func (c *Cluster) PlainSidecar(example string) (*Values, error) {
+	values, err := c.Values(example)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := readValues(c.kustomize, example, "values-plain-sidecar.yaml")
+	if err != nil {
+		return nil, err
+	}
+	set, over := &values.ControlPlane.StatefulSet, &plain.ControlPlane.StatefulSet
+	set.InitContainers, set.SidecarContainers = over.InitContainers, over.SidecarContainers
+	return values, nil
+}
+
+func readValues(kustomize, example, file string) (*Values, error) {
+	text, err := os.ReadFile(filepath.Join(kustomize, "examples", example, file))
 	if err != nil {
 		return nil, fmt.Errorf("reading values: %w", err)
 	}
@@ -254,7 +272,7 @@ func readValues(kustomize, example string) (*Values, error) {
 		return nil, err
 	}
 	if len(values.ControlPlane.StatefulSet.InitContainers) == 0 {
-		return nil, fmt.Errorf("the values of %s have no init containers", example)
+		return nil, fmt.Errorf("%s of %s has no init containers", file, example)
 	}
 	return values, nil
 }

@@ -110,6 +110,12 @@ func install(t *testing.T, c *Cluster, example string, names Names, change func(
 	if err != nil {
 		t.Fatal(err)
 	}
+	return installValues(t, c, example, values, names, change, labels...)
+}
+
+// installValues is [install] with other values than the example's.
+func installValues(t *testing.T, c *Cluster, example string, values *Values, names Names, change func(*Values), labels ...string) *VCluster {
+	t.Helper()
 	values.SetConnector(names.Connector)
 	if change != nil {
 		change(values)
@@ -204,6 +210,17 @@ func record(t *testing.T, v *VCluster) *tenant.Record {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// enters returns nil if a tenant's login is let into a database.
+func enters(t *testing.T, server *bed.Server, login tenant.Login, database string) error {
+	t.Helper()
+	db, err := server.Open(login.User, login.Password.Reveal(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	return db.PingContext(t.Context())
 }
 
 // kubectl runs kubectl and returns what it says.

@@ -194,15 +194,7 @@ func TestRotationLosesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	login := func(user, password string) error {
-		db, err := server.Open(user, password, before.Database)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = db.Close() }()
-		return db.PingContext(t.Context())
-	}
-	if err := login(old.User, string(old.Password)); err == nil || !strings.Contains(err.Error(), "28P01") {
+	if err := enters(t, server, old, old.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
 		t.Errorf("the password before: %v", err)
 	}
 	bed.Eventually(t, patience, func(ctx context.Context) error { // the next rotation may be under way already
@@ -210,8 +202,7 @@ func TestRotationLosesNothing(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		active := r.Login(r.Active)
-		return login(active.User, string(active.Password))
+		return enters(t, server, r.Login(r.Active), r.Database)
 	})
 
 	// The client goes on a little with the new one.

@@ -285,13 +285,7 @@ func TestUpgrade(t *testing.T) {
 	if d, err := v.Deployment(t.Context()); err != nil || d.Spec.Template.Annotations[generationAnnotation] != "2" {
 		t.Errorf("the rollout was not asked for: %v", err)
 	}
-	old := first.Login(first.Active)
-	db, err := server.Open(old.User, old.Password.Reveal(), first.Database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.PingContext(t.Context()); err == nil || !strings.Contains(err.Error(), "28P01") {
+	if err := enters(t, server, first.Login(first.Active), first.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
 		t.Errorf("the password before: %v", err)
 	}
 	lap("upgraded")

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"dbconnector/test/bed"
+)
+
+// TestOlderHost runs what is shipped for hosts that know no native sidecars, where dbconnector-rotate starts and ends together
+// with the control plane: a password is made, adopted by a rollout and retired all the same. On MariaDB.
+func TestOlderHost(t *testing.T) {
+	t.Parallel()
+	lap := stopwatch(t)
+	c := newCluster(t)
+	options, err := c.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := bed.NewServer(t, bed.MariaDB, "11.8", options)
+	user, password, err := server.CloudAdmin(t.Context(), "platform")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Connect(t.Context(), "mysql", "older", server, user, password); err != nil {
+		t.Fatal(err)
+	}
+	values, err := c.PlainSidecar("open-source")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := installValues(t, c, "open-source", values, Names{Release: "team-a", Namespace: "older", Connector: "older"}, func(values *Values) {
+		values.SetEnv("DBCONNECTOR_ADOPT", "rollout")
+		values.SetEnv("DBCONNECTOR_GRACE", "1s")
+	})
+	ready(t, v)
+	mustWrite(t, v, "before")
+	before := record(t, v)
+	old := before.Login(before.Active)
+	lap("ready")
+
+	makeDue(t, v)
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		now, err := v.Record(ctx)
+		if err != nil {
+			return err
+		}
+		if now.Generation != before.Generation+1 || !now.OtherRetired {
+			return fmt.Errorf("generation %d, the one before is retired: %v", now.Generation, now.OtherRetired)
+		}
+		return nil
+	})
+	ready(t, v)
+	lap("rotated")
+
+	written(t, v, "before")
+	mustWrite(t, v, "after")
+	if err := enters(t, server, old, old.Database); err == nil || !strings.Contains(err.Error(), "Access denied") {
+		t.Errorf("the password before: %v", err)
+	}
+	var pod *corev1.Pod
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		pod, err = onePod(ctx, v)
+		return err
+	})
+	if want := strconv.FormatInt(before.Generation+1, 10); pod.Annotations[generationAnnotation] != want {
+		t.Errorf("the pod is of generation %q, want %s", pod.Annotations[generationAnnotation], want)
+	}
+	for _, name := range []string{"dbconnector-init", "syncer", "dbconnector-rotate"} {
+		if s := containerOf(pod, name); s.RestartCount > 0 {
+			t.Errorf("container %s was restarted %d times: %s", name, s.RestartCount, state(s.LastTerminationState))
+		}
+	}
+	if len(pod.Spec.Containers) != 2 || pod.Spec.Containers[1].Name != "dbconnector-rotate" {
+		t.Errorf("the containers are %v, want the sidecar among them", pod.Spec.Containers)
+	}
+}
