@@ -5,6 +5,9 @@ package cluster
 import (
 	"strings"
 	"testing"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
 )
 
 // TestNeighboursAreStrangers installs two vClusters of the same name, in two namespaces: each has a database of its own, and
@@ -13,8 +16,10 @@ func TestNeighboursAreStrangers(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)
 	var neighbours []*VCluster
+	var server *bed.Server
 	for _, name := range []string{"east", "west"} {
-		c, _ := newConnector(t, name)
+		var c *Cluster
+		c, server = newConnector(t, name) // the same for both
 		neighbours = append(neighbours, install(t, c, "open-source", Names{Release: "team-a", Namespace: name, Connector: name}, nil))
 	}
 	for _, v := range neighbours {
@@ -46,6 +51,15 @@ func TestNeighboursAreStrangers(t *testing.T) {
 		}
 		if _, err := v.c.Kubectl(t.Context(), "", "get", "secrets", "--namespace", PlatformNamespace, account); err == nil || !strings.Contains(err.Error(), "Forbidden") {
 			t.Errorf("the ServiceAccount in %s, listing connectors: %v", v.Namespace, err)
+		}
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			login := record(t, v).Login(slot)
+			if err := enters(t, server, login, login.Database); err != nil {
+				t.Errorf("login %s: %v", login.User, err)
+			}
+			if err := enters(t, server, login, record(t, other).Database); err == nil || !strings.Contains(err.Error(), "42501") {
+				t.Errorf("login %s, entering the neighbour's database: %v", login.User, err)
+			}
 		}
 	}
 	lap("strangers")
