@@ -175,11 +175,11 @@ func TestUnavailableUntilTheEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			began := time.Now()
-			_, err := test.client.NamespaceUID(within(t, 400*time.Millisecond), "team-a")
+			_, err := test.client.NamespaceUID(within(t, 3*time.Second), "team-a")
 			if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "reading the namespace team-a") {
 				t.Errorf("got class %v: %v", fault.Of(err), err)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("took %v", took)
 			}
 		})
@@ -447,15 +447,15 @@ func TestConflictsWithoutEnd(t *testing.T) {
 		}
 		status(409, metav1.StatusReasonConflict, "the object has been modified")(w, q)
 	})
-	_, err := c.Records("team-a", "rec", nil).Update(within(t, time.Second), func(r *tenant.Record) (*tenant.Record, error) {
+	_, err := c.Records("team-a", "rec", nil).Update(within(t, 3*time.Second), func(r *tenant.Record) (*tenant.Record, error) {
 		r.Generation++
 		return r, nil
 	})
 	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "others keep writing it") && !strings.Contains(err.Error(), "deadline") {
 		t.Errorf("got class %v: %v", fault.Of(err), err)
 	}
-	if n := len(s.requests); n < 4 || n > 30 {
-		t.Errorf("%d requests in a second: want some, with a growing pause between them", n)
+	if n := len(s.requests); n < 4 || n > 60 {
+		t.Errorf("%d requests in three seconds: want some, with a growing pause between them", n)
 	}
 }
 

@@ -230,7 +230,7 @@ func TestWorkloadFaults(t *testing.T) {
 		}
 		conflict(w, r)
 	})
-	err := c.Workload("team-a", "blue").Request(within(t, 300*time.Millisecond), of(2), newest)
+	err := c.Workload("team-a", "blue").Request(within(t, 3*time.Second), of(2), newest)
 	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "others keep writing it") || len(s.requests) < 4 {
 		t.Errorf("got class %v after %d requests: %v", fault.Of(err), len(s.requests), err)
 	}
