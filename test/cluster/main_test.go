@@ -213,14 +213,13 @@ func record(t *testing.T, v *VCluster) *tenant.Record {
 }
 
 // enters returns nil if a tenant's login is let into a database.
-func enters(t *testing.T, server *bed.Server, login tenant.Login, database string) error {
-	t.Helper()
+func enters(ctx context.Context, server *bed.Server, login tenant.Login, database string) error {
 	db, err := server.Open(login.User, login.Password.Reveal(), database)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer func() { _ = db.Close() }()
-	return db.PingContext(t.Context())
+	return db.PingContext(ctx)
 }
 
 // kubectl runs kubectl and returns what it says.

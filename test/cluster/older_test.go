@@ -62,7 +62,7 @@ func TestOlderHost(t *testing.T) {
 
 	written(t, v, "before")
 	mustWrite(t, v, "after")
-	if err := enters(t, server, old, old.Database); err == nil || !strings.Contains(err.Error(), "Access denied") {
+	if err := enters(t.Context(), server, old, old.Database); err == nil || !strings.Contains(err.Error(), "Access denied") {
 		t.Errorf("the password before: %v", err)
 	}
 	var pod *corev1.Pod

@@ -194,7 +194,7 @@ func TestRotationLosesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	if err := enters(t, server, old, old.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
+	if err := enters(t.Context(), server, old, old.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
 		t.Errorf("the password before: %v", err)
 	}
 	bed.Eventually(t, patience, func(ctx context.Context) error { // the next rotation may be under way already
@@ -202,7 +202,7 @@ func TestRotationLosesNothing(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return enters(t, server, r.Login(r.Active), r.Database)
+		return enters(ctx, server, r.Login(r.Active), r.Database)
 	})
 
 	// The client goes on a little with the new one.

@@ -54,10 +54,10 @@ func TestNeighboursAreStrangers(t *testing.T) {
 		}
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 			login := record(t, v).Login(slot)
-			if err := enters(t, server, login, login.Database); err != nil {
+			if err := enters(t.Context(), server, login, login.Database); err != nil {
 				t.Errorf("login %s: %v", login.User, err)
 			}
-			if err := enters(t, server, login, record(t, other).Database); err == nil || !strings.Contains(err.Error(), "42501") {
+			if err := enters(t.Context(), server, login, record(t, other).Database); err == nil || !strings.Contains(err.Error(), "42501") {
 				t.Errorf("login %s, entering the neighbour's database: %v", login.User, err)
 			}
 		}

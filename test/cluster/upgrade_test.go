@@ -285,7 +285,7 @@ func TestUpgrade(t *testing.T) {
 	if d, err := v.Deployment(t.Context()); err != nil || d.Spec.Template.Annotations[generationAnnotation] != "2" {
 		t.Errorf("the rollout was not asked for: %v", err)
 	}
-	if err := enters(t, server, first.Login(first.Active), first.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
+	if err := enters(t.Context(), server, first.Login(first.Active), first.Database); err == nil || !strings.Contains(err.Error(), "28P01") {
 		t.Errorf("the password before: %v", err)
 	}
 	lap("upgraded")
