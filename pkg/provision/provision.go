@@ -206,10 +206,14 @@ func (r *run[S]) belongs(record *tenant.Record) error {
 	return nil
 }
 
-// guard turns "the database is not there" into the refusal that promise 2 asks for. Every other error passes.
+// guard turns "the database is not there" into the refusal that promise 2 asks for. Every other error passes. A database that
+// was never complete, and is dropped while it is set up, is made again.
 func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) error {
-	if !fault.Is(err, fault.NoDatabase) {
+	switch {
+	case !fault.Is(err, fault.NoDatabase):
 		return err
+	case !record.Provisioned():
+		return fault.New(fault.Unavailable, "database %q vanished while it was set up: %w", record.Database, err)
 	}
 	return fault.New(fault.Refused, "%s says that database %q was provisioned on %s, and it is not on %s: refusing to start on an empty one; "+
 		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin anew: %s",
@@ -336,13 +340,15 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
-	if record, err = r.settle(ctx, s, admin, record, &done); err != nil {
+	settled, err := r.settle(ctx, s, admin, record, &done)
+	if err != nil {
 		return Result{}, r.guard(record, c.Server, err)
 	}
+	record = settled
 	if record.DataSeen {
 		data, err := r.enter(ctx, s, record.Login(record.Active))
 		if err != nil {
-			return Result{}, err
+			return Result{}, r.guard(record, c.Server, err)
 		}
 		if !data {
 			return Result{}, r.empty(record, c.Server)

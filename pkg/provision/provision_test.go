@@ -233,6 +233,9 @@ func (a *admin) Ensure(_ context.Context, w tenant.Want) (done tenant.Done, err 
 		}
 	}
 	err = a.do(func() error {
+		if !a.database && w.Provisioned { // it may have gone meanwhile
+			return fault.New(fault.NoDatabase, "no database")
+		}
 		a.database, a.limit = true, w.ConnectionLimit
 		return nil
 	})
@@ -823,6 +826,50 @@ func TestGuards(t *testing.T) {
 		w.must("preparing")
 		w.must("moved", func(p *Init) { p.Namespace, p.TenantUID = "other", uid })
 	})
+}
+
+// TestDatabaseIsDroppedMeanwhile drops the database before each call of a run. What was provisioned is never made again, and
+// is a refusal wherever that is noticed; what never was complete is made again.
+func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			refusals := 0
+			for point, reached := 1, true; reached; point++ {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					scenarios[name](w)
+					w.handed = nil
+					calls, provisioned := 0, false
+					w.turn = func() {
+						if calls++; calls == point {
+							w.database, provisioned = false, w.record != nil && w.record.Provisioned()
+						}
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					defer cancel()
+					_, err := w.run(ctx)
+					reached = calls >= point
+					refused := fault.Is(err, fault.Refused) && strings.Contains(err.Error(), "refusing to start on an empty one")
+					switch {
+					case err != nil && (!refused || !provisioned):
+						t.Errorf("at call %d: got %v", point, err)
+					case err != nil && w.handed != nil:
+						t.Errorf("at call %d: refused, and handed over nevertheless", point)
+					case provisioned && w.database:
+						t.Errorf("at call %d: an empty database is in the place of the one that was there", point)
+					}
+					if refused {
+						refusals++
+					}
+				})
+			}
+			if refusals == 0 && name != "new" && !strings.HasPrefix(name, "record lost") {
+				t.Error("it was never noticed")
+			}
+		})
+	}
 }
 
 // Stopped on request is not the server's fault, and says so.
