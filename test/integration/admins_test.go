@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
@@ -194,4 +195,57 @@ func TestNeighbourIsBeingMade(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a rival has begun on the tenant's logins when init comes to them: a sidecar, or a person. PostgreSQL refuses the later
+// of two changes, and that is the moment's fault: it is tried again. (docs/failures.md B41)
+func TestRivals(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
+	db, err := superuser(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := admins(t, server)["cloud admin"]
+	// beside lets a rival begin, act run into him, and him end.
+	beside := func(t *testing.T, rival string, act func() error) error {
+		t.Helper()
+		tx, err := db.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback() }()
+		if _, err := tx.ExecContext(t.Context(), rival); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- act() }()
+		enginetest.Eventually(t, "a wait for the rival", func() bool {
+			got, err := lines(t.Context(), server, "", "SELECT 1 FROM pg_locks WHERE NOT granted")
+			return err == nil && len(got) > 0
+		})
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		return <-done
+	}
+
+	t.Run("changes a login whose password is set", func(t *testing.T) {
+		x := s.NewTenant()
+		x.Ensure(t)
+		x.WithAdmin(t, func(admin tenant.Admin) {
+			login := x.Login(tenant.A)
+			set := func() error { return admin.SetPassword(t.Context(), login.User, login.Password) }
+			if err := beside(t, x.SQL([]string{"ALTER ROLE {a} CONNECTION LIMIT 50"})[0], set); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "the server says: tuple concurrently updated") {
+				t.Errorf("got class %d: %v", fault.Of(err), err)
+			}
+			if err := set(); err != nil {
+				t.Errorf("again: %v", err)
+			}
+			// And an admin who may not do it is told what he lacks.
+			if err := admin.SetPassword(t.Context(), server.AdminUser, login.Password); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "may not do this") {
+				t.Errorf("without the right: got class %d: %v", fault.Of(err), err)
+			}
+		})
+	})
 }

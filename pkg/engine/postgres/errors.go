@@ -114,6 +114,16 @@ func classify(err error) error {
 	return fault.New(fault.Unknown, "%s", fault.Words(innermost(err).Error()))
 }
 
+// classifyChange is classify for the change of a password: there, these codes are about the new one.
+func classifyChange(err error) error {
+	classified := classify(err)
+	switch code(err) {
+	case "22023", invalidPassword: // what passwordcheck, credcheck and their like raise
+		return fault.New(fault.Rejected, "%w", classified)
+	}
+	return classified
+}
+
 func innermost(err error) error {
 	for {
 		next := errors.Unwrap(err)

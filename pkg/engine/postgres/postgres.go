@@ -550,7 +550,7 @@ func (a *Admin) SetPassword(ctx context.Context, user string, password connector
 		return err
 	}
 	if _, err := a.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(user), literal(v))); err != nil {
-		return fmt.Errorf("setting the password of login %q: %w", user, explain(err, a.session.user))
+		return fmt.Errorf("setting the password of login %q: %w", user, explain(classifyChange(err), a.session.user))
 	}
 	return nil
 }

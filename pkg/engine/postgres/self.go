@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"dbconnector/pkg/connector"
-	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
 
@@ -56,12 +55,7 @@ func (s *Self) SetPassword(ctx context.Context, password connector.Password) err
 		return err
 	}
 	if _, err := s.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(s.user), literal(v))); err != nil {
-		classified := classify(err)
-		switch code(err) {
-		case "22023", invalidPassword: // what passwordcheck, credcheck and their like raise
-			classified = fault.New(fault.Rejected, "%w", classified)
-		}
-		return fmt.Errorf("changing the password of login %q as itself: %w", s.user, classified)
+		return fmt.Errorf("changing the password of login %q as itself: %w", s.user, classifyChange(err))
 	}
 	return nil
 }
