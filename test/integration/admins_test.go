@@ -242,10 +242,28 @@ func TestRivals(t *testing.T) {
 			if err := set(); err != nil {
 				t.Errorf("again: %v", err)
 			}
+			if err := beside(t, x.SQL([]string{"DROP ROLE {a}"})[0], set); !fault.Is(err, fault.Unavailable) {
+				t.Errorf("dropped: got class %d: %v", fault.Of(err), err)
+			}
 			// And an admin who may not do it is told what he lacks.
 			if err := admin.SetPassword(t.Context(), server.AdminUser, login.Password); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "may not do this") {
 				t.Errorf("without the right: got class %d: %v", fault.Of(err), err)
 			}
 		})
+	})
+	t.Run("drops a login that is set right", func(t *testing.T) {
+		x := s.NewTenant()
+		x.Ensure(t)
+		x.MustExec(t, "", x.SQL([]string{"ALTER ROLE {a} RESET role"})...)
+		x.WithAdmin(t, func(admin tenant.Admin) {
+			ensure := func() error {
+				_, err := admin.Ensure(t.Context(), tenant.Want{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit, Provisioned: true})
+				return err
+			}
+			if err := beside(t, x.SQL([]string{"DROP ROLE {a}"})[0], ensure); err != nil {
+				t.Errorf("got class %d: %v", fault.Of(err), err)
+			}
+		})
+		x.Works(t)
 	})
 }

@@ -30,15 +30,16 @@ const (
 	readOnlyTransaction   = "25006"
 	duplicateDatabase     = "42P04"
 	duplicateObject       = "42710"
+	undefinedObject       = "42704" // a role that was there a moment ago
 	uniqueViolation       = "23505"
 	internalError         = "XX000" // "tuple concurrently updated" when two sessions change one catalog row
 )
 
-// lostRace says that somebody else did the same at the same time: whoever reads the catalog again finds it done, or can
+// lostRace says that somebody else did the same at the same time, or undid it: whoever reads the catalog again finds it done, or can
 // try again. The codes are those that PostgreSQL gives for concurrent DDL (docs/failures.md B40, B41).
 func lostRace(err error) bool {
 	switch code(err) {
-	case duplicateDatabase, duplicateObject, uniqueViolation, internalError, objectInUse, "40001", "40P01":
+	case duplicateDatabase, duplicateObject, undefinedObject, uniqueViolation, internalError, objectInUse, "40001", "40P01":
 		return true
 	}
 	return false
@@ -72,8 +73,8 @@ func classify(err error) error {
 			class = fault.NoAccess
 		case invalidAuthorization, readOnlyTransaction:
 			class = fault.Refused
-		case objectInUse, lockNotAvailable, internalError, duplicateDatabase, duplicateObject, uniqueViolation:
-			class = fault.Unavailable // somebody else does the same at this moment
+		case objectInUse, lockNotAvailable, internalError, duplicateDatabase, duplicateObject, undefinedObject, uniqueViolation:
+			class = fault.Unavailable // somebody else does the same at this moment, or the opposite
 		}
 		switch pg.Code[:min(2, len(pg.Code))] { // who else speaks the protocol may leave the code out
 		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback

@@ -44,6 +44,7 @@ func TestClassify(t *testing.T) {
 		"40P01":           {"a deadlock", server("40P01"), fault.Unavailable},
 		"XX000":           {"B41: tuple concurrently updated", server("XX000"), fault.Unavailable},
 		"42P04":           {"B40: somebody else created the database just now", server("42P04"), fault.Unavailable},
+		"42704":           {"somebody dropped the role just now", server("42704"), fault.Unavailable},
 		"42710":           {"B40: somebody else created the role just now", server("42710"), fault.Unavailable},
 		"23505":           {"B40: and in the same instant", server("23505"), fault.Unavailable},
 		"55006":           {"the database is in use just now", server("55006"), fault.Unavailable},
@@ -86,7 +87,7 @@ func TestClassify(t *testing.T) {
 // The codes of a lost race must survive classify, which comes before the question.
 func TestLostRace(t *testing.T) {
 	t.Parallel()
-	for _, code := range []string{"42P04", "42710", "23505", "XX000", "55006", "40001", "40P01"} {
+	for _, code := range []string{"42P04", "42704", "42710", "23505", "XX000", "55006", "40001", "40P01"} {
 		if err := fmt.Errorf("creating: %w", classify(&pgconn.PgError{Code: code})); !lostRace(err) {
 			t.Errorf("%s: not seen as a lost race", code)
 		}
