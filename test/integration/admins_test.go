@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -262,6 +264,25 @@ func TestRivals(t *testing.T) {
 			}
 			if err := beside(t, x.SQL([]string{"DROP ROLE {a}"})[0], ensure); err != nil {
 				t.Errorf("got class %d: %v", fault.Of(err), err)
+			}
+		})
+		x.Works(t)
+	})
+	t.Run("was interrupted while he dropped the database", func(t *testing.T) {
+		x := s.NewTenant()
+		x.Ensure(t)
+		x.MustExec(t, "", "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '"+x.Database+"'")
+		remedy := "DROP DATABASE " + pgx.Identifier{x.Database}.Sanitize()
+		x.WithAdmin(t, func(admin tenant.Admin) {
+			want := tenant.Want{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit}
+			for _, want.Provisioned = range []bool{true, false} {
+				if _, err := admin.Ensure(t.Context(), want); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), remedy) {
+					t.Errorf("provisioned %t: got class %d: %v", want.Provisioned, fault.Of(err), err)
+				}
+			}
+			x.MustExec(t, "", remedy)
+			if _, err := admin.Ensure(t.Context(), want); err != nil {
+				t.Errorf("dropped in full: got class %d: %v", fault.Of(err), err)
 			}
 		})
 		x.Works(t)

@@ -36,6 +36,9 @@ const maintenance = "postgres"
 // people, and poolers that do not keep a session.
 const attempts = 5
 
+// invalid is the connection limit of a database that is being dropped. It stays if that is interrupted.
+const invalid = -2
+
 // Server is a PostgreSQL server.
 type Server struct {
 	server  connector.Server
@@ -377,6 +380,9 @@ func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
 	case seen.database != nil && !seen.ours(want):
 		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
 			want.Database, quote(want.Database), literal(want.Marker))
+	case seen.database != nil && seen.database.limit == invalid:
+		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and nobody can enter it: DROP DATABASE %s, and restore it if it held data",
+			want.Database, quote(want.Database))
 	}
 	return seen, err
 }
