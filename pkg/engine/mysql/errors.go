@@ -28,6 +28,8 @@ const (
 	serverShutdown       = 1053
 	hostBlocked          = 1129
 	hostNotPrivileged    = 1130
+	noSuchUser           = 1133
+	noSuchGrant          = 1141
 	tableAccessDenied    = 1142
 	tooManyUserConns     = 1203
 	specificAccessDenied = 1227
@@ -36,6 +38,7 @@ const (
 	deadlock             = 1213
 	optionPrevents       = 1290 // --read-only, --super-read-only
 	cannotUser           = 1396 // CREATE USER/ROLE failed: it exists, or is gone
+	cannotCreateByGrant  = 1410 // the account is gone
 	rejectedPassword     = 1819
 	mustChangePassword   = 1820
 	passwordExpired      = 1862
@@ -72,7 +75,8 @@ func classify(err error) error {
 		case dbAccessDenied, tableAccessDenied, specificAccessDenied, roleAccessDenied:
 			class = fault.NoAccess
 		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread,
-			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong:
+			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong,
+			noSuchUser, noSuchGrant, cannotCreateByGrant:
 			class = fault.Unavailable
 		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword,
 			lockedMySQL, lockedMariaDB, insecureTransport:
