@@ -18,7 +18,7 @@ import (
 )
 
 // Engine is a database server. No method tries twice: repeating is the caller's business, by the class of the error
-// (package fault).
+// (package fault). But where a server is known to refuse right passwords at times, it is asked again before it is believed.
 type Engine interface {
 	// Login logs in as a tenant to its database and ends the session again: one connection. fault.WrongPassword means that
 	// the server said just that; fault.NoDatabase that the database is not there; fault.NoAccess that it is not open to

@@ -4,11 +4,14 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 
+	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
@@ -70,7 +73,77 @@ func TestLoginDroppedMeanwhile(t *testing.T) {
 	}
 }
 
-// overheard is a server whose superuser, and whose tenants, come through a front that calls heard with each question, and holds the
+// MariaDB refuses a right password where somebody has it read the privileges anew at that very moment. What would be done
+// about a wrong password, up to setting another one, is not done because of that. Here the password is another one for the
+// length of one login.
+func TestRefusedForAMoment(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		if v.Engine == bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			var connection atomic.Pointer[func()] // is called once for each
+			last := 0
+			s := overheard(t, v, func(q rig.Question) {
+				if q.Conn <= last {
+					return
+				}
+				last = q.Conn
+				if f := connection.Load(); f != nil {
+					(*f)()
+				}
+			})
+			x := s.NewTenant()
+			x.Ensure(t)
+			login := x.Login(tenant.A)
+			for name, c := range map[string]struct {
+				user     string
+				password connector.Password
+				try      func() error
+			}{
+				"Enter":  {login.User, login.Password, func() error { _, err := x.Engine.Enter(t.Context(), login); return err }},
+				"Verify": {login.User, login.Password, func() error { _, err := x.Engine.Verify(t.Context(), login, x.Names); return err }},
+				"Self": {login.User, login.Password, func() error {
+					self, err := x.Engine.Self(t.Context(), login)
+					if err == nil {
+						self.Close()
+					}
+					return err
+				}},
+				"Admin": {s.Connector.User, s.Connector.Password, func() error {
+					admin, err := x.Engine.Admin(t.Context(), s.Connector.User, s.Connector.Password)
+					if err == nil {
+						admin.Close()
+					}
+					return err
+				}},
+			} {
+				number := 0
+				change := func() {
+					password := c.password.Reveal()
+					if number++; number == 1 {
+						password = "Another-password1"
+					}
+					if err := x.Exec(t.Context(), "", fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY '%s'", c.user, password)); err != nil {
+						t.Error(err)
+					}
+				}
+				connection.Store(&change)
+				if err := c.try(); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				connection.Store(nil)
+				if number < 2 {
+					t.Fatalf("%s: %d logins: the first one was to be refused", name, number)
+				}
+			}
+		})
+	}
+}
+
+// overheard is a server whose admin, and whose tenants, come through a front that calls heard with each question, and holds the
 // question back so long. It is spoken to in clear text, so that a question can be told from another one.
 func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetest.Server {
 	t.Helper()
@@ -80,11 +153,18 @@ func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetes
 		t.Fatal(err)
 	}
 	t.Cleanup(front.Close)
+	var mu sync.Mutex
 	front.Name = func(q rig.Question) string {
+		mu.Lock()
+		defer mu.Unlock()
 		heard(q)
 		return ""
 	}
-	s := describe(server, server.AdminUser, server.AdminPassword)
+	user, password, err := server.CloudAdmin(t.Context(), "cloudadmin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := describe(server, user, password)
 	_, port, err := net.SplitHostPort(front.Addr)
 	if err != nil {
 		t.Fatal(err)

@@ -110,6 +110,17 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	return &session{db: db, conn: conn}, nil
 }
 
+// connectSure is connect for a password that should be right, where believing the server's no has consequences. While somebody
+// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. Login and
+// Ready do not come here: they are also how it is asked whether a password was set yet.
+func (s *Server) connectSure(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
+	session, err := s.connect(ctx, user, password, database, params)
+	if fault.Is(err, fault.WrongPassword) {
+		return s.connect(ctx, user, password, database, params)
+	}
+	return session, err
+}
+
 // halfOf is a context with half of the time that ctx has left; ctx without a deadline is left alone.
 func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
@@ -161,7 +172,7 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, _ tenant.Names) 
 
 // Enter is Login, and looks for kine's data; see package engine.
 func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
-	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	session, err := s.connectSure(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return false, err
 	}
@@ -183,7 +194,7 @@ func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
 // the answer is left behind.
 func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names) ([]string, error) {
-	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	session, err := s.connectSure(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +270,7 @@ type Admin struct {
 
 // Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	session, err := s.connect(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit, "lock_wait_timeout": idleLimit})
+	session, err := s.connectSure(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit, "lock_wait_timeout": idleLimit})
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ type Self struct {
 
 // Self logs in as a tenant, without a database: that is how Sessions tells us from a control plane.
 func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, error) {
-	session, err := s.connect(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode})
+	session, err := s.connectSure(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode})
 	if err != nil {
 		return nil, err
 	}
