@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -176,4 +177,53 @@ func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetes
 	s.Connector.Server.Port = uint16(n)
 	s.Engine = engine.Open(s.Connector.Server, program)
 	return s
+}
+
+// While somebody has the server read the privileges anew, MariaDB 10.5 tells whoever logs in that his host may not. Nothing
+// is wrong but the moment.
+func TestPrivilegesFlushed(t *testing.T) {
+	t.Parallel()
+	const clients, times = 4, 100
+	for _, v := range bed.Versions {
+		if v.Engine == bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := bed.NewServer(t, v.Engine, v.Version, bed.Options{NoTLS: true})
+			x := describe(server, server.AdminUser, server.AdminPassword).NewTenant()
+			x.Ensure(t)
+			try := func(_ any, err error) {
+				if err != nil && !fault.Is(err, fault.Unavailable) {
+					t.Errorf("class %d: %v", fault.Of(err), err)
+				}
+			}
+			var clientsEnd, flushesEnd sync.WaitGroup
+			defer flushesEnd.Wait()
+			done := make(chan struct{})
+			defer close(done)
+			flushesEnd.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					if err := x.Exec(t.Context(), "", slices.Repeat([]string{"FLUSH PRIVILEGES"}, 5)...); err != nil {
+						t.Error(err)
+						return
+					}
+					try(x.TryEnsure(t.Context()))
+				}
+			})
+			for range clients {
+				clientsEnd.Go(func() {
+					for range times {
+						try(x.Engine.Verify(t.Context(), x.Login(tenant.A), x.Names))
+					}
+				})
+			}
+			clientsEnd.Wait()
+		})
+	}
 }

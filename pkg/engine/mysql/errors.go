@@ -76,9 +76,10 @@ func classify(err error) error {
 			class = fault.NoAccess
 		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread,
 			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong,
-			noSuchUser, noSuchGrant, cannotCreateByGrant:
+			noSuchUser, noSuchGrant, cannotCreateByGrant,
+			hostNotPrivileged: // MariaDB tells so everybody who comes while somebody else has the privileges read anew
 			class = fault.Unavailable
-		case hostBlocked, hostNotPrivileged, optionPrevents, rejectedPassword,
+		case hostBlocked, optionPrevents, rejectedPassword,
 			lockedMySQL, lockedMariaDB, insecureTransport:
 			class = fault.Refused
 		}

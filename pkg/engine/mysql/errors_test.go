@@ -54,7 +54,7 @@ func TestClassify(t *testing.T) {
 		"3032":            {"a server that is offline for maintenance", server(3032), fault.Unavailable},
 		"4031":            {"the session was idle for too long", server(4031), fault.Unavailable},
 		"1129":            {"blocked until a human unblocks", server(1129), fault.Refused},
-		"1130":            {"the host may not connect", server(1130), fault.Refused},
+		"1130":            {"the host may not connect, or the privileges are just read anew", server(1130), fault.Unavailable},
 		"1133":            {"somebody else dropped the login just now", server(1133), fault.Unavailable},
 		"1141":            {"somebody else revoked the right just now", server(1141), fault.Unavailable},
 		"1410":            {"somebody else dropped the login just now, on MySQL", server(1410), fault.Unavailable},
