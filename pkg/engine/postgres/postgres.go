@@ -235,7 +235,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	case len(mighty) > 0:
 		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User, strings.Join(mighty, ", "))
 	case len(open) > 0:
-		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC", login.User, strings.Join(open, ", "))
+		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC, or from the role that it was granted to", login.User, strings.Join(open, ", "))
 	}
 	var warnings []string
 	if len(foreign) > 0 {
