@@ -144,14 +144,18 @@ func isMySQL(first []byte) bool {
 // waits for that much.
 type sniffer struct {
 	net.Conn
-	heard *greeting
+	heard   *greeting
+	mariadb *atomic.Bool
 }
 
 func (s *sniffer) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
-	if n > 0 && !s.heard.anything.Swap(true) && !isMySQL(p[:n]) {
-		s.heard.foreign.Store(true)
-		return 0, io.ErrUnexpectedEOF
+	if n > 0 && !s.heard.anything.Swap(true) {
+		if !isMySQL(p[:n]) {
+			s.heard.foreign.Store(true)
+			return 0, io.ErrUnexpectedEOF
+		}
+		s.mariadb.Store(dialectOf(string(p[:n])).hashes) // its version stands there
 	}
 	return n, err
 }

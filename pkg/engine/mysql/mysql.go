@@ -44,6 +44,7 @@ const idleLimit = "30"
 type Server struct {
 	server  connector.Server
 	program string
+	mariadb atomic.Bool // its greeting said so
 }
 
 // New prepares for a server; it does not connect. program is the name that performance_schema shows of our sessions.
@@ -77,7 +78,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 			return nil, err
 		}
 		connected.Store(true)
-		return &sniffer{conn, &heard}, nil
+		return &sniffer{conn, &heard, &s.mariadb}, nil
 	}
 	c, err := driver.NewConnector(config)
 	if err != nil {
@@ -111,11 +112,11 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 }
 
 // connectSure is connect for a password that should be right, where believing the server's no has consequences. While somebody
-// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. Login and
-// Ready do not come here: they are also how it is asked whether a password was set yet.
+// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment; MySQL does
+// not, and may count refusals and lock the account. Login and Ready do not come here: they are also how it is asked whether a password was set yet.
 func (s *Server) connectSure(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
 	session, err := s.connect(ctx, user, password, database, params)
-	if fault.Is(err, fault.WrongPassword) {
+	if s.mariadb.Load() && fault.Is(err, fault.WrongPassword) {
 		return s.connect(ctx, user, password, database, params)
 	}
 	return session, err
