@@ -194,8 +194,8 @@ func TestPrivilegesFlushed(t *testing.T) {
 			x := describe(server, server.AdminUser, server.AdminPassword).NewTenant()
 			x.Ensure(t)
 			try := func(_ any, err error) {
-				if err != nil && !fault.Is(err, fault.Unavailable) {
-					t.Errorf("class %d: %v", fault.Of(err), err)
+				if fault.Is(err, fault.Refused) { // a right password may be refused, too, if rarely twice: that is the test above
+					t.Error(err)
 				}
 			}
 			var clientsEnd, flushesEnd sync.WaitGroup

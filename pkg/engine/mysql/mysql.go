@@ -113,7 +113,8 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 
 // connectSure is connect for a password that should be right, where believing the server's no has consequences. While somebody
 // has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment; MySQL does
-// not, and may count refusals and lock the account. Login and Ready do not come here: they are also how it is asked whether a password was set yet.
+// not, and may count refusals and lock the account. Login and Ready do not come here: they are also how it is asked whether a
+// password was set yet.
 func (s *Server) connectSure(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
 	session, err := s.connect(ctx, user, password, database, params)
 	if s.mariadb.Load() && fault.Is(err, fault.WrongPassword) {
