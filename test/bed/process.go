@@ -43,8 +43,7 @@ func startProcess(log string, drop bool, argv ...string) (*process, error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = serverEnv()
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:   true, // a terminal's ^C is for us; we stop the server in order
-		Pdeathsig: syscall.SIGKILL,
+		Setpgid: true, // a terminal's ^C is for us; we stop the server in order
 	}
 	if drop {
 		if cmd.SysProcAttr.Credential, err = account(); err != nil {
@@ -52,22 +51,32 @@ func startProcess(log string, drop bool, argv ...string) (*process, error) {
 		}
 	}
 	p := &process{cmd: cmd, done: make(chan struct{}), log: log}
-	started := make(chan error)
-	go func() {
-		// The kernel sends Pdeathsig when the thread that forked ends, so that
-		// thread must live as long as the server: it is this goroutine's, and waits.
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = cmd.Wait()
-			close(p.done)
-		}
-	}()
-	if err := <-started; err != nil {
+	if err := StartTied(cmd, func(err error) { p.err = err; close(p.done) }); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", argv[0], err)
 	}
 	return p, nil
+}
+
+// StartTied starts a process that the kernel kills when this one ends, however that comes about. When the process itself has
+// ended, and if it was started at all, ended is called with what Wait says.
+func StartTied(cmd *exec.Cmd, ended func(error)) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started := make(chan error)
+	go func() {
+		// The kernel sends Pdeathsig when the thread that forked ends, and threads do end before the process, others' that
+		// were locked to a goroutine for one. So this one is the goroutine's own for as long as the child lives.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			ended(cmd.Wait())
+		}
+	}()
+	return <-started
 }
 
 // runAs runs a short command as the servers' account, with input from a string.

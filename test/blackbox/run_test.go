@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"dbconnector/test/bed"
 )
 
 // user is who the image runs as.
@@ -95,20 +97,22 @@ type child struct {
 	// argv and environ are what anybody on the node sees of it.
 	argv, environ string
 	began         time.Time
+	done          chan struct{} // is closed when it has ended
+	err           error         // what Wait says
 }
 
 // start runs the program with this environment and nothing else.
 func start(tb testing.TB, env map[string]string) *child {
 	tb.Helper()
-	c := &child{cmd: exec.CommandContext(tb.Context(), program), began: time.Now()}
+	c := &child{cmd: exec.CommandContext(tb.Context(), program), done: make(chan struct{}), began: time.Now()}
 	c.cmd.Dir = "/"
 	c.cmd.Env = []string{}
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		c.cmd.Env = append(c.cmd.Env, name+"="+env[name])
 	}
 	c.cmd.Stdout, c.cmd.Stderr = &c.stdout, &c.stderr
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(), Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential()}
+	if err := bed.StartTied(c.cmd, func(err error) { c.err = err; close(c.done) }); err != nil {
 		tb.Fatal(err)
 	}
 	proc := fmt.Sprintf("/proc/%d/", c.cmd.Process.Pid)
@@ -129,9 +133,9 @@ type outcome struct {
 
 func (c *child) wait(tb testing.TB) *outcome {
 	tb.Helper()
-	err := c.cmd.Wait()
-	if ended := (*exec.ExitError)(nil); err != nil && !errors.As(err, &ended) {
-		tb.Fatal(err)
+	<-c.done
+	if ended := (*exec.ExitError)(nil); c.err != nil && !errors.As(c.err, &ended) {
+		tb.Fatal(c.err)
 	}
 	o := &outcome{
 		code: c.cmd.ProcessState.ExitCode(), stdout: c.stdout.String(), stderr: c.stderr.String(),

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,20 +53,8 @@ func StartSidecar(ctx context.Context, binary string, env ...string) (*Sidecar, 
 	s := &Sidecar{cmd: exec.CommandContext(ctx, binary), done: make(chan struct{})}
 	s.cmd.Env = append([]string{"DBCONNECTOR_HTTP_ADDRESS=127.0.0.1:0"}, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s, s
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go func() {
-		// The kernel sends Pdeathsig when the thread that forked ends, which another server's end may bring about. So this
-		// thread is the sidecar's own, for as long as it lives.
-		runtime.LockOSThread()
-		err := s.cmd.Start()
-		started <- err
-		if err == nil {
-			_ = s.cmd.Wait() // Exit has it
-			close(s.done)
-		}
-	}()
-	if err := <-started; err != nil {
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := bed.StartTied(s.cmd, func(error) { close(s.done) }); err != nil { // Exit has what Wait says
 		return nil, fmt.Errorf("starting dbconnector-rotate: %w", err)
 	}
 	return s, nil
