@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -684,9 +683,7 @@ func TestStop(t *testing.T) {
 		working := rotate(t, through, hourly...)
 		proxy.KillAfter(n, func() {
 			defer close(asked)
-			if err := syscall.Kill(working.Pid(), syscall.SIGTERM); err != nil {
-				t.Error(err)
-			}
+			working.Terminate() // which may have been stopped below already, and asks once more before it ends
 		})
 		done := false
 		bed.Eventually(t, patience, func(ctx context.Context) error {

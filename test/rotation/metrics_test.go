@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -305,9 +304,7 @@ func TestLastEvents(t *testing.T) {
 			writes++
 		}
 		if writes == 2 { // staged, committed
-			if err := syscall.Kill((<-started).Pid(), syscall.SIGTERM); err != nil {
-				t.Error(err)
-			}
+			(<-started).Terminate()
 			counter.then = nil
 		}
 	}

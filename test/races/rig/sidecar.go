@@ -72,9 +72,12 @@ func (s *Sidecar) Kill() {
 	<-s.done
 }
 
+// Terminate asks the process to end, as the kubelet does, and does not wait for it. One that has ended is as good.
+func (s *Sidecar) Terminate() { _ = s.cmd.Process.Signal(syscall.SIGTERM) }
+
 // Stop asks the process to end and waits for it: 0 is how it should.
 func (s *Sidecar) Stop(ctx context.Context) (exit int, err error) {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	s.Terminate()
 	select {
 	case <-s.done:
 		return s.cmd.ProcessState.ExitCode(), nil
