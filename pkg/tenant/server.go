@@ -39,7 +39,8 @@ type Admin interface {
 	Ensure(ctx context.Context, want Want) (Done, error)
 	// InUse says whether a login has a session. If it cannot be told, that is an error and not a no.
 	InUse(ctx context.Context, user string) (bool, error)
-	// SetPassword sets the password of a login that exists.
+	// SetPassword sets the password of a login that exists. fault.Refused: a password policy refuses it, or the admin lacks
+	// a right. fault.Unavailable: try again.
 	SetPassword(ctx context.Context, user string, password connector.Password) error
 	// Close ends the session.
 	Close()

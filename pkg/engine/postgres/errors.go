@@ -35,8 +35,8 @@ const (
 	internalError         = "XX000" // "tuple concurrently updated" when two sessions change one catalog row
 )
 
-// lostRace says that somebody else did the same at the same time, or undid it: whoever reads the catalog again finds it done, or can
-// try again. The codes are those that PostgreSQL gives for concurrent DDL (docs/failures.md B40, B41).
+// lostRace says that somebody else did the same at the same time, or undid it: whoever reads the catalog again finds it done,
+// or can try again. The codes are those that PostgreSQL gives for concurrent DDL (docs/failures.md B40, B41).
 func lostRace(err error) bool {
 	switch code(err) {
 	case duplicateDatabase, duplicateObject, undefinedObject, uniqueViolation, internalError, objectInUse, "40001", "40P01":

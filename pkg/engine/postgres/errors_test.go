@@ -132,3 +132,16 @@ func TestSyntaxErrorRepeatsNothing(t *testing.T) {
 		t.Errorf("got %v (class %d)", err, fault.Of(err))
 	}
 }
+
+// What the server says to the admin about a new password: a policy's no needs a human, whatever code it comes with, and is
+// never a wrong password of the admin's.
+func TestAdminsNewPassword(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]fault.Class{
+		"22023": fault.Refused, "28P01": fault.Refused, "42501": fault.Refused, "XX000": fault.Unavailable, "42704": fault.Unavailable,
+	} {
+		if err := explain(classifyChange(&pgconn.PgError{Code: code}), "admin"); fault.Of(err) != want {
+			t.Errorf("%s: class %d, want %d: %v", code, fault.Of(err), want, err)
+		}
+	}
+}

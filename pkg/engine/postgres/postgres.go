@@ -389,8 +389,11 @@ func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
 func explain(err error, user string) error {
-	if fault.Is(err, fault.NoAccess) {
+	switch fault.Of(err) {
+	case fault.NoAccess:
 		return fault.New(fault.Refused, "the admin %q may not do this: %w; objects that another admin made have to be handed over to it", user, err)
+	case fault.Rejected:
+		return fault.New(fault.Refused, "%w", err) // init makes no second password for a change that is pending
 	}
 	return err
 }
