@@ -103,6 +103,25 @@ func newConnector(t *testing.T, name string) (*Cluster, *bed.Server) {
 	return c, server
 }
 
+// newServer returns a server of its own for a test, which a connector of that name leads to. It is made from an example,
+// "postgres" or "mysql".
+func newServer(t *testing.T, c *Cluster, engine bed.Engine, version, example, name string) *bed.Server {
+	t.Helper()
+	options, err := c.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := bed.NewServer(t, engine, version, options)
+	user, password, err := server.CloudAdmin(t.Context(), "platform")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Connect(t.Context(), example, name, server, user, password); err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
 // install makes a vCluster for the time of the test, with the shipped values of an example but for what change changes.
 func install(t *testing.T, c *Cluster, example string, names Names, change func(*Values), labels ...string) *VCluster {
 	t.Helper()

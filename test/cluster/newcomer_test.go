@@ -30,19 +30,8 @@ func TestNewcomer(t *testing.T) {
 		t.Run(test.connector, func(t *testing.T) {
 			c := newCluster(t)
 			lap := stopwatch(t)
-			options, err := c.Options()
-			if err != nil {
-				t.Fatal(err)
-			}
-			server := bed.NewServer(t, test.engine, test.version, options)
-			user, password, err := server.CloudAdmin(t.Context(), "platform")
-			if err != nil {
-				t.Fatal(err)
-			}
+			server := newServer(t, c, test.engine, test.version, test.connector, test.connector)
 			lap("server")
-			if err := c.Connect(t.Context(), test.connector, test.connector, server, user, password); err != nil {
-				t.Fatal(err)
-			}
 			v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "newcomer-" + test.connector, Connector: test.connector}, nil)
 			lap("installed")
 			ready(t, v)

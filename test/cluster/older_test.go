@@ -20,18 +20,7 @@ func TestOlderHost(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)
 	c := newCluster(t)
-	options, err := c.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := bed.NewServer(t, bed.MariaDB, "11.8", options)
-	user, password, err := server.CloudAdmin(t.Context(), "platform")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Connect(t.Context(), "mysql", "older", server, user, password); err != nil {
-		t.Fatal(err)
-	}
+	server := newServer(t, c, bed.MariaDB, "11.8", "mysql", "older")
 	values, err := c.PlainSidecar("open-source")
 	if err != nil {
 		t.Fatal(err)

@@ -52,12 +52,13 @@ func TestNeighboursAreStrangers(t *testing.T) {
 		if _, err := v.c.Kubectl(t.Context(), "", "get", "secrets", "--namespace", PlatformNamespace, account); err == nil || !strings.Contains(err.Error(), "Forbidden") {
 			t.Errorf("the ServiceAccount in %s, listing connectors: %v", v.Namespace, err)
 		}
+		mine, theirs := record(t, v), record(t, other)
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			login := record(t, v).Login(slot)
+			login := mine.Login(slot)
 			if err := enters(t.Context(), server, login, login.Database); err != nil {
 				t.Errorf("login %s: %v", login.User, err)
 			}
-			if err := enters(t.Context(), server, login, record(t, other).Database); err == nil || !strings.Contains(err.Error(), "42501") {
+			if err := enters(t.Context(), server, login, theirs.Database); err == nil || !strings.Contains(err.Error(), "42501") {
 				t.Errorf("login %s, entering the neighbour's database: %v", login.User, err)
 			}
 		}

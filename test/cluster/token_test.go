@@ -35,18 +35,7 @@ func TestTokenRenewed(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	options, err := c.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := bed.NewServer(t, bed.Postgres, "17", options)
-	user, password, err := server.CloudAdmin(t.Context(), "token")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Connect(t.Context(), "postgres", "token", server, user, password); err != nil {
-		t.Fatal(err)
-	}
+	newServer(t, c, bed.Postgres, "17", "postgres", "token")
 	lap("cluster and server")
 	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "token", Connector: "token"}, restrict)
 	ready(t, v)
