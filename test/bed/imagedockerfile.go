@@ -22,8 +22,8 @@ import (
 // shipped one in a user, an entry point or a file, because there is no second description of it.
 //
 // It knows as much of Dockerfiles as ours needs, and refuses what it does not know: a build stage in which `go build`
-// makes programs of what was copied there, and a last stage from scratch. The Go compiler is the machine's. What comes out of the build stage's base
-// image can only be the CA bundle, which is Debian's in both.
+// makes programs of what was copied there, and a last stage from scratch. The Go compiler is the machine's. What comes out
+// of the build stage's base image can only be the CA bundle, which is Debian's in both.
 func BuildDockerfile(ctx context.Context, file, name string, args map[string]string) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
