@@ -44,7 +44,8 @@ servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the 
 
 .PHONY: test
 test: cc $(if $(filter ./...,$(TEST_PACKAGES)),servers) ## Run all tests, on real servers, with the race detector
-	go test -race -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(TEST_PACKAGES)
+	@# Not from Go's cache, which does not see the sources of the programs that most of the tests build and run.
+	go test -race -count=1 -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(TEST_PACKAGES)
 
 .PHONY: test-cluster
 test-cluster: ## Run the tests in real pods, on a Kubernetes node of its own
