@@ -533,9 +533,9 @@ func TestAgentsListsTheLayerRules(t *testing.T) {
 // A number that a comment cites leads somewhere, and a rule that is stated is held by something.
 func TestCasesAreListed(t *testing.T) {
 	t.Parallel()
-	number := regexp.MustCompile(`\bB[1-9][0-9]?\b`)
+	number := regexp.MustCompile(`\b[BSF][1-9][0-9]?\b`)
 	listed := map[string]bool{}
-	for _, row := range regexp.MustCompile(`(?m)^\| (B[0-9]+) \|`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| ([BSF][0-9]+) \|`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1) {
 		listed[row[1]] = true
 	}
 	cited := map[string]bool{}
@@ -569,7 +569,7 @@ func TestCasesNameTheirTests(t *testing.T) {
 			sources[m[1]] += m[0]
 		}
 	}
-	rows := regexp.MustCompile(`(?m)^\| (B[0-9]+) \|.*\| ([^|]*) \|$`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1)
+	rows := regexp.MustCompile(`(?m)^\| ([BSF][0-9]+) \|.*\| ([^|]*) \|$`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1)
 	if len(rows) < 40 {
 		t.Fatalf("only %d cases found: this test looks in the wrong way", len(rows))
 	}
