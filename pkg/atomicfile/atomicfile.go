@@ -3,6 +3,9 @@
 // Package atomicfile replaces a file at once: a reader sees the old content or the new one, never a part of either, and
 // after a crash one of the two is on the disk.
 //
+// The directories are shared with programs that are not ours, and these may put anything there under any name. So nothing
+// here waits for a file: a FIFO is not opened for good, and no more is read than was asked for.
+//
 // The steps are the usual ones: (1) a temporary file in the same directory, since rename does not cross file systems;
 // (2) its mode; (3) its content; (4) fsync of the file, or a crash could leave the new name on empty blocks; (5) rename;
 // (6) fsync of the directory, or the rename itself could be lost. A process that is killed between (1) and (5) leaves the
@@ -13,6 +16,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -71,15 +75,44 @@ func Remove(path string) (changed bool, err error) {
 	return true, syncDir(filepath.Dir(path))
 }
 
+// ErrNotRegular is what Read says of a FIFO, a socket, a device or a directory.
+var ErrNotRegular = errors.New("not a regular file")
+
+// Read reads the regular file at path, which may be a symbolic link to one, and at most limit bytes of it: what is longer
+// is cut there, which the caller sees by its length. It does not wait for whoever should write into a FIFO.
+func Read(path string, limit int) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the caller's path
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close() //nolint:errcheck // it was only read
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "read", Path: path, Err: ErrNotRegular}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(file, int64(limit)))
+}
+
+// maxEntries is how many entries of a directory Sweep looks at: others can fill it faster than it can be read.
+const maxEntries = 10000
+
 // Sweep removes the temporary files that killed processes left in dir. The caller makes sure that nobody else is at work
-// in dir at that moment.
+// in dir at that moment. What has such a name and is no file is not ours.
 func Sweep(dir string) error {
-	entries, err := os.ReadDir(dir)
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0) //nolint:gosec // the caller's path
 	if err != nil {
 		return fmt.Errorf("looking for temporary files: %w", err)
 	}
+	defer d.Close() //nolint:errcheck // it was only read
+	entries, err := d.ReadDir(maxEntries)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("looking for temporary files: %w", err)
+	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), tempPrefix) {
+		if !strings.HasPrefix(e.Name(), tempPrefix) || e.IsDir() {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +136,7 @@ func is(path string, content []byte, mode fs.FileMode) (bool, error) {
 	case !info.Mode().IsRegular() || info.Mode().Perm() != mode.Perm() || info.Size() != int64(len(content)):
 		return false, nil
 	}
-	have, err := os.ReadFile(path) //nolint:gosec // the caller's path
+	have, err := Read(path, len(content)+1)
 	if err != nil {
 		return false, nil //nolint:nilerr // what cannot be read may still be replaced
 	}

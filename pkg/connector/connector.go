@@ -25,6 +25,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/fault"
 )
 
@@ -96,11 +97,7 @@ func ReadDir(dir string) (map[string][]byte, error) {
 		if !info.Mode().IsRegular() {
 			continue
 		}
-		if info.Size() > maxCA { // nothing that belongs to a connector is larger; do not read what does not
-			data[e.Name()] = bytes.Repeat([]byte{' '}, maxCA+1)
-			continue
-		}
-		if data[e.Name()], err = os.ReadFile(path); err != nil { //nolint:gosec // the directory is the operator's setting
+		if data[e.Name()], err = atomicfile.Read(path, maxCA+1); err != nil {
 			return nil, fault.New(fault.Refused, "reading the connector's directory: %w", err)
 		}
 	}

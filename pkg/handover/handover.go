@@ -11,10 +11,12 @@ package handover
 import (
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/connector"
@@ -74,7 +76,7 @@ func Write(dir string, mode fs.FileMode, files Files) (changed bool, err error) 
 		if !f.wanted {
 			continue
 		}
-		did, err := atomicfile.Replace(filepath.Join(dir, f.name), f.content, mode)
+		did, err := replace(filepath.Join(dir, f.name), f.content, mode)
 		if err != nil {
 			return changed, classify(dir, err)
 		}
@@ -93,27 +95,42 @@ func Write(dir string, mode fs.FileMode, files Files) (changed bool, err error) 
 	return changed, nil
 }
 
+// lockPatience is how long a writer waits for a sweeper of ours, which is done in milliseconds.
+const lockPatience = time.Second
+
 // enter announces a writer in dir and, where it is the only one, removes what killed ones left behind. Writers share a lock
-// on the directory itself; who sweeps needs it alone, so that no temporary file is swept away under its owner. A file
-// system without flock costs the sweeping, and nothing else.
+// on the directory itself; who sweeps needs it alone, so that no temporary file is swept away under its owner.
+//
+// The lock is a courtesy among our own programs. Any container that mounts the directory may hold it for ever, and a wait in
+// the kernel knows neither time limit nor SIGTERM: so it is asked for a while, and then done without. A file system without
+// flock, a lock that somebody holds, or a file that cannot be removed costs the sweeping, and nothing else.
 func enter(dir string) (leave func(), err error) {
-	d, err := os.Open(dir) //nolint:gosec // the directory is the operator's setting
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0) //nolint:gosec // the directory is the operator's setting
 	if err != nil {
 		return nil, err
 	}
-	leave = func() { _ = d.Close() } // lets go of the lock, too
-	if info, err := d.Stat(); err != nil || !info.IsDir() {
-		leave()
-		return nil, &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
-	}
 	if syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-		if err := atomicfile.Sweep(dir); err != nil {
-			leave()
-			return nil, err
+		_ = atomicfile.Sweep(dir)
+	}
+	const least = 5 * time.Millisecond
+	for end := time.Now().Add(lockPatience); time.Now().Before(end); {
+		if err := syscall.Flock(int(d.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			break
+		}
+		<-time.After(least + rand.N(least)) //nolint:gosec // jitter, no secret
+	}
+	return func() { _ = d.Close() }, nil // lets go of the lock, too
+}
+
+// replace is atomicfile.Replace for a writer that may be without the lock: a sweeper may take its temporary file, and then
+// it makes another.
+func replace(path string, content []byte, mode fs.FileMode) (changed bool, err error) {
+	for range 3 {
+		if changed, err = atomicfile.Replace(path, content, mode); !errors.Is(err, fs.ErrNotExist) {
+			break
 		}
 	}
-	_ = syscall.Flock(int(d.Fd()), syscall.LOCK_SH) // waits for nobody but a sweeper
-	return leave, nil
+	return changed, err
 }
 
 // classify names the setting and the rule, and says which errors a repetition cannot mend.

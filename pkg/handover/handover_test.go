@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"dbconnector/pkg/fault"
 )
@@ -105,6 +107,62 @@ func TestWriteSweeps(t *testing.T) {
 	slices.Sort(names)
 	if want := []string{".other", "dsn", "mine"}; !slices.Equal(names, want) {
 		t.Errorf("got %v, want %v", names, want)
+	}
+}
+
+// TestWriteUnderALock: another container holds the lock for as long as it likes, and sweeps what it likes. (S13)
+func TestWriteUnderALock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	lock, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if changed, err := Write(dir, 0o640, Files{DSN: "x"}); err != nil || !changed {
+		t.Errorf("got %t, %v", changed, err)
+	}
+	if took := time.Since(began); took > 10*lockPatience {
+		t.Errorf("waited for %s", took)
+	}
+}
+
+// TestReplaceSwept: a writer without the lock loses a temporary file to a sweeper, and makes another one. (S13)
+func TestReplaceSwept(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	stop, done := make(chan struct{}), make(chan struct{})
+	var swept atomic.Int32
+	go func() {
+		defer close(done)
+		for {
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				if strings.HasPrefix(e.Name(), ".dbconnector-tmp-") && swept.Load() < 2 && os.Remove(filepath.Join(dir, e.Name())) == nil {
+					swept.Add(1)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	for n := 0; n < 5000 && swept.Load() < 2; n++ {
+		if _, err := replace(filepath.Join(dir, "f"), []byte(strings.Repeat("x", n)), 0o600); err != nil {
+			t.Errorf("time %d: %v", n, err)
+			break
+		}
+	}
+	close(stop)
+	<-done
+	if swept.Load() < 2 {
+		t.Fatal("no temporary file was swept away: this test shows nothing")
 	}
 }
 

@@ -6,11 +6,11 @@ package publish
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine"
@@ -49,13 +49,9 @@ func New(cfg config.Common) (*Publisher, error) {
 
 // readConfig reads the vCluster's config; nil where there is none and the operator did not name one.
 func readConfig(cfg config.Common) (*handover.Config, error) {
-	file, err := os.Open(cfg.VClusterConfig)
+	source, err := atomicfile.Read(cfg.VClusterConfig, handover.MaxConfig+1)
 	if err == nil {
-		defer func() { _ = file.Close() }()
-		var source []byte
-		if source, err = io.ReadAll(io.LimitReader(file, handover.MaxConfig+1)); err == nil {
-			return handover.ParseConfig(source)
-		}
+		return handover.ParseConfig(source)
 	}
 	if errors.Is(err, fs.ErrNotExist) && !cfg.VClusterConfigSet {
 		return nil, nil
@@ -73,17 +69,17 @@ func (p *Publisher) Connector() (string, error) {
 
 // Published says whether a hand-over is there: written by this program or by one before it in the same pod.
 func (p *Publisher) Published() bool {
-	_, err := os.Stat(filepath.Join(p.dir, handover.DSNFile))
-	return err == nil
+	info, err := os.Lstat(filepath.Join(p.dir, handover.DSNFile))
+	return err == nil && info.Mode().IsRegular()
 }
 
 // Replaces says whether Publish would replace a DSN by another one. Where it cannot tell, it says yes.
 func (p *Publisher) Replaces(r *tenant.Record) bool {
-	old, err := os.ReadFile(filepath.Join(p.dir, handover.DSNFile))
+	dsn, failed := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+	old, err := atomicfile.Read(filepath.Join(p.dir, handover.DSNFile), len(dsn)+1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
-	dsn, failed := engine.Open(r.Server, "").DSN(r.Login(r.Active))
 	return err != nil || failed != nil || string(old) != dsn
 }
 

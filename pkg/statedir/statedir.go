@@ -30,6 +30,9 @@ import (
 const File = "record.json"
 
 const (
+	// maxRecord is what a Secret may hold, which a record must fit into as well.
+	maxRecord = 1 << 20
+
 	lockFile = ".lock"
 	variable = "DBCONNECTOR_STATE_DIR"
 )
@@ -95,12 +98,14 @@ func (s *Store) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant
 
 func (s *Store) read() (*tenant.Record, []byte, error) {
 	path := filepath.Join(s.dir, File)
-	data, err := os.ReadFile(path) //nolint:gosec // the directory is the operator's setting
+	data, err := atomicfile.Read(path, maxRecord+1)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, classify(s.dir, "reading the tenant's record", err)
+	case len(data) > maxRecord:
+		return nil, nil, fault.New(fault.Refused, "file %q has more than %d bytes, so it is not a tenant's record: restore it from a backup, or move it away", path, maxRecord)
 	}
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
@@ -149,6 +154,8 @@ func classify(dir, doing string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		class, rule = fault.Refused, ": must be a directory that this user can write to"
+	case errors.Is(err, atomicfile.ErrNotRegular):
+		class, rule = fault.Refused, ": the files in it must be regular files"
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR), errors.Is(err, fs.ErrExist):
 		class, rule = fault.Refused, ": must be a directory"
 	}

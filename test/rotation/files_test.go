@@ -157,6 +157,10 @@ var tamperings = map[string]func(dir string) error{
 		file := filepath.Join(dir, handover.CAFile)
 		return errors.Join(os.Remove(file), os.Symlink("/etc/hostname", file))
 	},
+	"a FIFO": func(dir string) error { // (S13)
+		file := filepath.Join(dir, handover.DSNFile)
+		return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o640))
+	},
 }
 
 // tampered tells how a hand-over differs from what it was, in content or mode.
@@ -173,9 +177,12 @@ func tampered(dir string, was map[string]string) error {
 		if err != nil {
 			return err
 		}
+		if info.Mode() != 0o640 {
+			return fmt.Errorf("%s has mode %s", name, info.Mode())
+		}
 		now, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil || string(now) != content || info.Mode() != 0o640 {
-			return fmt.Errorf("%s is not what it was, with mode %s: %w", name, info.Mode(), err)
+		if err != nil || string(now) != content {
+			return fmt.Errorf("%s is not what it was: %w", name, err)
 		}
 	}
 	return nil
@@ -205,6 +212,43 @@ func TestFilesChanged(t *testing.T) {
 	}
 	works(t, p, server)
 	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
+// TestDirectoryLocked: another container of the pod holds a lock on the output directory, and puts a FIFO where the hand-over
+// belongs. A rotation is handed over all the same, and a sidecar that is asked to end does. (S13)
+func TestDirectoryLocked(t *testing.T) {
+	t.Parallel()
+	p, server := plane(t, sharedCluster(t))
+	lock, err := os.Open(p.Out)
+	check(t, "opening the directory", err)
+	t.Cleanup(func() { lock.Close() })
+	sidecar := rotate(t, p, hourly...)
+	release := hold(t, server, p, sidecar)
+	check(t, "locking the directory", unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	for _, file := range []string{handover.DSNFile, handover.CAFile} {
+		check(t, "making a FIFO", errors.Join(os.Remove(filepath.Join(p.Out, file)), unix.Mkfifo(filepath.Join(p.Out, file), 0o640)))
+	}
+	release()
+	until(t, p, "generation 2", generation(2))
+	bed.Eventually(t, patience, func(context.Context) error {
+		if info, err := os.Lstat(filepath.Join(p.Out, handover.DSNFile)); err != nil || !info.Mode().IsRegular() {
+			return fmt.Errorf("there is no hand-over: %w", err)
+		}
+		return nil
+	})
+	handsOver(t, p, server)
+	gauge(t, sidecar, "dbconnector_failing", 0)
+
+	// A new sidecar begins under the lock, and both end while it is held.
+	second := rotate(t, p, hourly...)
+	gauge(t, second, "dbconnector_credential_generation", 2)
+	for _, s := range []*rig.Sidecar{sidecar, second} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		if exit, err := s.Stop(ctx); err != nil || exit != 0 {
+			t.Errorf("asked to end: exit code %d, %v", exit, err)
+		}
+		cancel()
+	}
 }
 
 // TestFilesAreLookedAfter: nothing happens to the record for weeks, and the files are looked at every minute all the same: by
