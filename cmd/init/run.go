@@ -88,7 +88,7 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 		Log: log,
 	}
 	if cfg.StateDir == "" {
-		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding)
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding).Own(cfg.VCluster, cfg.TenantUID, warner(log))
 		job.RecordName = "the record (secret " + cfg.Namespace + "/" + cfg.RecordSecret + ")"
 		job.ForgetCommand = "kubectl --namespace " + cfg.Namespace + " delete secret " + cfg.RecordSecret
 	} else {
@@ -102,6 +102,11 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 	limited, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	return provision.Run(limited, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+}
+
+// warner tells of what an operator should look at.
+func warner(log *zap.Logger) func(string) {
+	return func(warning string) { log.Warn("please look at this", zap.String("warning", warning)) }
 }
 
 // connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.

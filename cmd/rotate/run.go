@@ -60,7 +60,9 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 				log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
 			}
 		})
-		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding)
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding).Own(cfg.VCluster, cfg.TenantUID, func(warning string) {
+			log.Warn("please look at this", zap.String("warning", warning))
+		})
 		if job.Rollout {
 			job.Workload = client.Workload(cfg.Namespace, cfg.VCluster)
 		}

@@ -113,7 +113,9 @@ func (f *follower) follow(ctx context.Context) error {
 		version = now.ResourceVersion
 	}
 	if !f.troubled || version != f.last {
-		f.send(now)
+		if err := f.send(ctx, now); err != nil {
+			return err
+		}
 		f.troubled = false
 	}
 
@@ -139,7 +141,9 @@ func (f *follower) follow(ctx context.Context) error {
 	hung.Reset(limit.watch + limit.watch/10)
 	defer w.Stop()
 	if f.troubled {
-		f.send(now)
+		if err := f.send(ctx, now); err != nil {
+			return err
+		}
 	}
 	bookmarks := false
 	for {
@@ -165,9 +169,12 @@ func (f *follower) follow(ctx context.Context) error {
 			case !isSecret:
 				return classify(errForeign, call)
 			case event.Type == watch.Deleted:
-				f.send(nil)
+				secret = nil
+				fallthrough
 			default:
-				f.send(secret)
+				if err := f.send(ctx, secret); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -195,13 +202,18 @@ func (s *Records) selector() string {
 	return fields.OneTermEqualSelector(metav1.ObjectNameField, s.name).String()
 }
 
-// send decodes a Secret. A record that is damaged is an error, and never no record.
-func (f *follower) send(secret *apiSecret) {
+// send decodes a Secret. A record that is damaged, or a copy, is an error, and never no record. Its own error is why neither
+// can be told now.
+func (f *follower) send(ctx context.Context, secret *apiSecret) error {
+	r, _, err := f.decode(ctx, secret)
+	if err != nil && !fault.Is(err, fault.Refused) {
+		return err
+	}
 	f.see(secret)
 	f.last = ""
 	if secret != nil {
 		f.last = secret.ResourceVersion
 	}
-	r, _, err := f.decode(secret)
 	latest(f.out, tenant.News{Record: r, Err: err})
+	return nil
 }

@@ -48,6 +48,10 @@ type Client struct {
 	watcher   rest.Interface // like rest, but for requests that are meant to last
 	component string
 	waiting   func(err error, attempt int, next time.Duration)
+
+	mu sync.Mutex
+	// uids are the UIDs of namespaces that were read: none changes while this program runs in it.
+	uids map[string]string
 }
 
 // OnWaiting sets what is told of each try that failed for a reason of the moment, and how long the pause before the next
@@ -143,8 +147,14 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 	return secret.Data, nil
 }
 
-// NamespaceUID reads the UID of a Namespace.
+// NamespaceUID reads the UID of a Namespace, once.
 func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, error) {
+	c.mu.Lock()
+	uid := c.uids[namespace]
+	c.mu.Unlock()
+	if uid != "" {
+		return uid, nil
+	}
 	var object metav1.PartialObjectMetadata
 	call := call{
 		doing: "reading the namespace " + namespace, verb: "get", resource: "namespaces", namespace: namespace, name: namespace,
@@ -161,7 +171,13 @@ func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, er
 	case object.UID == "":
 		return "", fault.New(fault.Unknown, "reading the namespace %s: the API server gave it no UID", namespace)
 	}
-	return string(object.UID), nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.uids == nil {
+		c.uids = map[string]string{}
+	}
+	c.uids[namespace] = string(object.UID)
+	return c.uids[namespace], nil
 }
 
 // Pod is what an Event is about.

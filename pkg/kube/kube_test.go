@@ -127,6 +127,7 @@ func TestOnAnAPIServer(t *testing.T) {
 			"of many creators one wins":      testCreators,
 			"what others write there stays":  testForeignEdits,
 			"deleted between read and write": testDeleted,
+			"a copy is told from the record": testCopies,
 			"not a record":                   testNotARecord,
 			"the connector":                  testConnector,
 			"missing rights are named":       testRights,

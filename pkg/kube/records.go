@@ -30,6 +30,7 @@ type Records struct {
 	client          *Client
 	namespace, name string
 	binding         func(*tenant.Record) (map[string]string, error)
+	owner           *owner // nil: whose record it is, is not asked
 	patience        patience
 
 	mu sync.Mutex
@@ -51,7 +52,7 @@ func (s *Records) Load(ctx context.Context) (*tenant.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, _, err := s.decode(secret)
+	r, _, err := s.decode(ctx, secret)
 	return r, err
 }
 
@@ -64,7 +65,9 @@ func (s *Records) Load(ctx context.Context) (*tenant.Record, error) {
 // where fn wants none, it is asked again on what the API server has now.
 func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
 	secret, known := s.lastSeen()
-	var uncertain []byte // the record whose write ended without an answer that can be trusted
+	// The record whose write ended without an answer that can be trusted, and what lies beside it.
+	var uncertain []byte
+	var uncertainFacts tenant.Facts
 	for backoff := newConflictBackoff(); ; {
 		guess := known
 		known = false // whatever follows, another round reads
@@ -74,19 +77,22 @@ func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tena
 				return nil, err
 			}
 		}
-		old, had, err := s.decode(secret)
+		old, had, err := s.decode(ctx, secret)
 		if err != nil {
 			return nil, err
 		}
-		if uncertain != nil && bytes.Equal(had, uncertain) {
+		if uncertain != nil && bytes.Equal(had, uncertain) && old.Facts == uncertainFacts {
 			return old, nil
 		}
 		next, data, err := ask(fn, old)
-		if err != nil || bytes.Equal(data, had) {
+		if err != nil || bytes.Equal(data, had) && (next == nil || next.Facts == old.Facts) {
 			if guess {
 				continue
 			}
 			return old, err
+		}
+		if err := s.claim(ctx, secret, next); err != nil {
+			return nil, err
 		}
 		tries, err := s.write(ctx, secret, next, data)
 		switch {
@@ -96,7 +102,7 @@ func (s *Records) Update(ctx context.Context, fn func(old *tenant.Record) (*tena
 			return nil, err
 		case tries > 1:
 			// An earlier try was not answered. It may have been carried out all the same, and what conflicts may be our own.
-			uncertain = data
+			uncertain, uncertainFacts = data, next.Facts
 		}
 		if !guess && !pause(ctx, step(&backoff, err)) {
 			return nil, fault.New(fault.Unavailable, "writing the tenant's record, %s: others keep writing it: %w", s.source(), context.Cause(ctx))
@@ -151,9 +157,9 @@ func (s *Records) get(ctx context.Context) (*apiSecret, error) {
 	return secret, nil
 }
 
-// decode reads the record in a Secret; nil for nil. A Secret without a record that can be read is an error: to take it for
-// an empty one would give the tenant a second database.
-func (s *Records) decode(secret *apiSecret) (*tenant.Record, []byte, error) {
+// decode reads the record in a Secret and what lies beside it; nil for nil. A Secret without a record that can be read is an
+// error: to take it for an empty one would give the tenant a second database. So is a copy of another control plane's.
+func (s *Records) decode(ctx context.Context, secret *apiSecret) (*tenant.Record, []byte, error) {
 	if secret == nil {
 		return nil, nil, nil
 	}
@@ -164,6 +170,10 @@ func (s *Records) decode(secret *apiSecret) (*tenant.Record, []byte, error) {
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
 		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is set anew", s.source(), recordKey, err)
+	}
+	r.Facts = factsOf(secret)
+	if err := s.identify(ctx, secret, r); err != nil {
+		return nil, nil, err
 	}
 	return r, data, nil
 }
@@ -190,6 +200,7 @@ func (s *Records) write(ctx context.Context, old *apiSecret, next *tenant.Record
 		secret.Labels = map[string]string{}
 	}
 	secret.Labels[managedByLabel] = managedBy
+	annotate(secret, next.Facts)
 	if secret.Data == nil {
 		secret.Data = map[string][]byte{}
 	}

@@ -253,15 +253,16 @@ func (r *run[S]) warn(warnings []string) {
 // restart publishes a record whose login works. Where something is left to do for which only the admin has the right, it is
 // tried; a failure must not keep a control plane from coming up.
 func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) (Result, error) {
-	if data && !record.DataSeen {
-		// Once in a tenant's life. From now on an empty database is a loss.
+	if data && !record.DataSeen || record.Unclaimed {
+		// Once in a tenant's life: from now on an empty database is a loss. And once after a restore: from now on the record is
+		// known to be this one's.
 		limited, cancel := context.WithTimeout(ctx, r.Attempt) // the store would try as long as it may
-		seen, err := r.change(limited, func(old *tenant.Record) { old.DataSeen = true })
+		seen, err := r.change(limited, func(old *tenant.Record) { old.DataSeen, old.Unclaimed = old.DataSeen || data, false })
 		cancel()
 		if err == nil {
 			record = seen
 		} else {
-			r.Log.Warn("could not note that there is data (continuing)", zap.String("error", err.Error()))
+			r.Log.Warn("could not note what was found (continuing)", zap.String("error", err.Error()))
 		}
 	}
 	if todo := r.unfinished(record); todo != "" {
@@ -287,6 +288,8 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 // unfinished says what the admin path would still do for a tenant whose login works; "" where nothing.
 func (r *run[S]) unfinished(record *tenant.Record) string {
 	switch {
+	case record.Make < tenant.Make:
+		return "bring the tenant's objects up to date"
 	case record.ConnectionLimit != r.ConnectionLimit:
 		return "set the connection limit"
 	case record.Slots[record.Active.Other()].Password == "" || record.OtherRefused:
@@ -359,6 +362,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 			return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
 		}
 		old.Server, old.ConnectionLimit = c.Server, r.ConnectionLimit
+		old.Make = max(old.Make, tenant.Make) // what a later release made stays: Ensure takes nothing back
 		if !old.Provisioned() {
 			old.ProvisionedAt = r.Now().UTC().Truncate(time.Second)
 			old.RotatedAt = old.ProvisionedAt

@@ -719,6 +719,46 @@ func TestBothInUse(t *testing.T) {
 	})
 }
 
+// TestMake: a tenant that an earlier release made is brought up to date at its next start, by the admin path. Where that is not
+// to be had, the control plane starts all the same, and the next start tries again. What a later release made stays.
+func TestMake(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("first start")
+	if w.record.Make != tenant.Make {
+		t.Fatalf("a new tenant is of make %d, want %d", w.record.Make, tenant.Make)
+	}
+	ensured := func(change ...func(*Init)) bool {
+		w.limit = 0 // which only the admin path sets
+		w.must("restart", change...)
+		return w.limit != 0
+	}
+	if ensured() {
+		t.Error("a tenant that is up to date needed the admin")
+	}
+	away := func(p *Init) {
+		p.Connector = func(context.Context) (connector.Connector, error) {
+			return connector.Connector{}, fault.New(fault.Refused, "no connector")
+		}
+	}
+	for _, older := range []int{0, tenant.Make - 1} {
+		w.record.Make = older
+		if ensured(away) || w.record.Make != older {
+			t.Errorf("make %d without a connector became %d", older, w.record.Make)
+		}
+		if !ensured() || w.record.Make != tenant.Make {
+			t.Errorf("make %d became %d", older, w.record.Make)
+		}
+	}
+	w.record.Make = tenant.Make + 1
+	if ensured() || w.record.Make != tenant.Make+1 {
+		t.Errorf("what a later release made was touched; it is of make %d now", w.record.Make)
+	}
+	if !ensured(func(p *Init) { p.ConnectionLimit = 11 }) || w.record.Make != tenant.Make+1 {
+		t.Errorf("the admin path made it one of make %d", w.record.Make)
+	}
+}
+
 // TestRestartNeedsNoAdmin is promise 7.
 func TestRestartNeedsNoAdmin(t *testing.T) {
 	t.Parallel()

@@ -12,6 +12,7 @@ package statedir
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,9 +30,16 @@ import (
 // File is the name of the record in the directory.
 const File = "record.json"
 
+// ApplyFile is the name of the file by which an operator asks for the connector to be applied; what is in it does not matter.
+const ApplyFile = "apply-connector"
+
 const (
 	// maxRecord is what a Secret may hold, which a record must fit into as well.
 	maxRecord = 1 << 20
+
+	// factsFile holds what is known beside the record (tenant.Facts).
+	factsFile = "facts.json"
+	maxFacts  = 4096
 
 	lockFile = ".lock"
 	variable = "DBCONNECTOR_STATE_DIR"
@@ -87,11 +95,20 @@ func (s *Store) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant
 	if err != nil {
 		return nil, err
 	}
-	if bytes.Equal(data, had) {
+	if bytes.Equal(data, had) && (old == nil || next.Facts == old.Facts) {
 		return old, nil
+	}
+	// First the facts: each was true before the record was to be written, and stays true where a kill comes in between.
+	if err := s.writeFacts(next.Facts); err != nil {
+		return nil, err
 	}
 	if _, err := atomicfile.Replace(filepath.Join(s.dir, File), data, 0o600); err != nil {
 		return nil, classify(s.dir, "writing the tenant's record", err)
+	}
+	if old != nil && old.Apply != "" && next.Apply == "" { // and what was asked for is done only now
+		if _, err := atomicfile.Remove(filepath.Join(s.dir, ApplyFile)); err != nil {
+			return nil, classify(s.dir, "writing the tenant's record", err)
+		}
 	}
 	return next.Clone(), nil
 }
@@ -111,7 +128,40 @@ func (s *Store) read() (*tenant.Record, []byte, error) {
 	if err != nil {
 		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set anew", path, err)
 	}
+	r.Facts = s.readFacts()
 	return r, data, nil
+}
+
+// readFacts reads what lies beside the record. What is not there, or cannot be read, is not known.
+func (s *Store) readFacts() tenant.Facts {
+	stored := map[string]string{}
+	data, err := atomicfile.Read(filepath.Join(s.dir, factsFile), maxFacts)
+	if err != nil || json.Unmarshal(data, &stored) != nil {
+		stored = map[string]string{}
+	}
+	delete(stored, tenant.ApplyFact)
+	if info, err := os.Lstat(filepath.Join(s.dir, ApplyFile)); err == nil { //nolint:gosec // as above
+		stored[tenant.ApplyFact] = info.ModTime().UTC().Format(time.RFC3339Nano)
+	}
+	return tenant.DecodeFacts(stored)
+}
+
+// writeFacts stores what lies beside the record.
+func (s *Store) writeFacts(facts tenant.Facts) error {
+	path := filepath.Join(s.dir, factsFile)
+	stored := facts.Encode()
+	delete(stored, tenant.ApplyFact)
+	if _, err := os.Lstat(path); len(stored) == 0 && errors.Is(err, fs.ErrNotExist) { //nolint:gosec // as above
+		return nil
+	}
+	data, err := json.Marshal(stored)
+	if err != nil {
+		return fmt.Errorf("writing the tenant's record: %w", err)
+	}
+	if _, err := atomicfile.Replace(path, data, 0o600); err != nil {
+		return classify(s.dir, "writing the tenant's record", err)
+	}
+	return nil
 }
 
 // The wait between two attempts to get the lock: short, since nobody holds it for longer than a few writes to the disk.

@@ -132,6 +132,74 @@ func TestLifeOfARecord(t *testing.T) {
 	}
 }
 
+// TestFactsBesideTheRecord: they are written with the record, and neither they nor what has become of their file changes
+// whether it can be read.
+func TestFactsBesideTheRecord(t *testing.T) {
+	t.Parallel()
+	s, dir := open(t)
+	store := func(change func(*tenant.Record)) {
+		t.Helper()
+		if _, err := s.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
+			if old == nil {
+				old = record()
+			}
+			change(old)
+			return old, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func() tenant.Facts {
+		t.Helper()
+		r, err := s.Load(t.Context())
+		if err != nil || r == nil {
+			t.Fatalf("the record became unreadable: %v", err)
+		}
+		return r.Facts
+	}
+	store(func(*tenant.Record) {})
+	if got := load(); got != (tenant.Facts{}) {
+		t.Errorf("facts of a record that has none: %+v", got)
+	}
+	plain, _ := os.ReadFile(filepath.Join(dir, File))
+	store(func(r *tenant.Record) { r.Make = tenant.Make }) // and nothing else
+	if got := load(); got != (tenant.Facts{Make: tenant.Make}) {
+		t.Errorf("got %+v", got)
+	}
+	if now, _ := os.ReadFile(filepath.Join(dir, File)); string(now) != string(plain) {
+		t.Error("the record itself changed: an earlier release would refuse it")
+	}
+	for name, content := range map[string]string{"empty": "", "rubbish": "{", "another form": `{"make":2}`, "endless": `{"make":"2","x":"` + strings.Repeat("x", 1<<20) + `"}`} {
+		if err := os.WriteFile(filepath.Join(dir, "facts.json"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := load(); got.Make != 0 {
+			t.Errorf("%s: got %+v", name, got)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "facts.json")); err != nil {
+		t.Fatal(err)
+	}
+	if got := load(); got.Make != 0 {
+		t.Errorf("got %+v", got)
+	}
+
+	if err := os.WriteFile(filepath.Join(dir, ApplyFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if load().Apply == "" {
+		t.Error("the request is not seen")
+	}
+	store(func(r *tenant.Record) { r.Make = 1 })
+	if load().Apply == "" {
+		t.Error("a write that has nothing to do with it ended the request")
+	}
+	store(func(r *tenant.Record) { r.Apply = "" })
+	if load().Apply != "" {
+		t.Error("the request outlived what was done")
+	}
+}
+
 func TestErrorsOfTheCallerAreItsOwn(t *testing.T) {
 	t.Parallel()
 	s, _ := open(t)

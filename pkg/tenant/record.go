@@ -55,6 +55,9 @@ type Record struct {
 	DataSeen bool `json:"dataSeen,omitempty"`
 	// RotatedAt is when the active credential became active.
 	RotatedAt time.Time `json:"rotatedAt,omitzero"`
+
+	// Facts lie beside the record: see facts.go.
+	Facts `json:"-"`
 }
 
 // Credential is what is kept of a slot.

@@ -545,6 +545,9 @@ func mark(v reflect.Value, path string, fields map[string]bool) {
 			return
 		}
 		for i := range v.NumField() {
+			if v.Type().Field(i).Tag.Get("json") == "-" { // what lies beside the record: of that nothing is needed
+				continue
+			}
 			mark(v.Field(i), path+"."+v.Type().Field(i).Name, fields)
 		}
 	}
