@@ -6,8 +6,9 @@
 //
 // # How it works
 //
-// Nothing is installed on the machine and no container runtime is needed. Each
-// thing that is downloaded or built is an item of a cache outside the checkout
+// No container runtime is needed, and nothing is installed on the machine but a few
+// tools of Debian where they are missing (npm, buildah). Each thing that is
+// downloaded or built is an item of a cache outside the checkout
 // ($DBCONNECTOR_TEST_CACHE, see [CacheDir]); an item appears there by one rename, under a
 // lock, so processes that want it at the same time fetch it once and an
 // interrupted fetch leaves nothing. The sources are
@@ -20,7 +21,9 @@
 //     chroot, mounts and root unnecessary;
 //   - kine and Kubernetes: the Go module proxy;
 //   - what a [Node] runs pods with: packages of one Debian release, unpacked into a
-//     root file system that is the node's alone. A node needs root.
+//     root file system that is the node's alone. A node needs root;
+//   - our own image: built from the Dockerfile by buildah, without a network
+//     ([BuildDockerfile]).
 //
 // A database item also holds an initialised data directory with an admin that may
 // log in over TCP; [Start] copies it, which is why a start takes a second.

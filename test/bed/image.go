@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -31,6 +32,10 @@ type Image struct {
 	Entrypoint, Cmd []string
 	Env             []string
 	Labels          map[string]string
+
+	// archive has all of it as another builder wrote it. Then that is the image, byte by byte, and the rest tells what is
+	// in it.
+	archive []byte
 }
 
 // ImageFile is a file of an image. It belongs to root.
@@ -69,6 +74,9 @@ func (i *Image) WriteArchive(file string) (err error) {
 			err = fmt.Errorf("writing image %s: %w", i.Name, err)
 		}
 	}()
+	if i.archive != nil {
+		return os.WriteFile(file, i.archive, 0o600)
+	}
 	// The layer's hash is in the config, and its size comes before it: it is written twice.
 	sum, size := sha256.New(), counter(0)
 	if err := i.writeLayer(io.MultiWriter(sum, &size)); err != nil {
@@ -123,6 +131,82 @@ func (i *Image) WriteArchive(file string) (err error) {
 		return err
 	}
 	return out.Close()
+}
+
+// readArchive reads an image of one platform that `docker save` or another builder wrote.
+func readArchive(name string, archive []byte) (_ *Image, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("reading image %s: %w", name, err)
+		}
+	}()
+	i := &Image{Name: name, Files: map[string]ImageFile{}, archive: archive}
+	parts := map[string]ImageFile{}
+	if err := readTar(archive, parts); err != nil {
+		return nil, err
+	}
+	var manifests []struct {
+		Config           string
+		RepoTags, Layers []string
+	}
+	if err := json.Unmarshal(parts["/manifest.json"].Content, &manifests); err != nil {
+		return nil, err
+	}
+	if len(manifests) != 1 || !slices.Equal(manifests[0].RepoTags, []string{name}) {
+		return nil, fmt.Errorf("the archive has %+v", manifests)
+	}
+	var described struct {
+		Config struct {
+			User                 string
+			Entrypoint, Cmd, Env []string
+			Labels               map[string]string
+		} `json:"config"`
+	}
+	if err := json.Unmarshal(parts[path.Join("/", manifests[0].Config)].Content, &described); err != nil {
+		return nil, err
+	}
+	config := described.Config
+	i.User, i.Entrypoint, i.Cmd, i.Env, i.Labels = config.User, config.Entrypoint, config.Cmd, config.Env, config.Labels
+	for _, layer := range manifests[0].Layers {
+		if err := readTar(parts[path.Join("/", layer)].Content, i.Files); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
+}
+
+// readTar reads the files of an archive.
+func readTar(archive []byte, into map[string]ImageFile) error {
+	r := tar.NewReader(bytes.NewReader(archive))
+	for {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		file := ImageFile{Mode: header.FileInfo().Mode().Perm()}
+		switch header.Typeflag {
+		case tar.TypeDir:
+			continue
+		case tar.TypeSymlink:
+			file.Link = header.Linkname
+		case tar.TypeReg:
+			if file.Content, err = io.ReadAll(r); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("%s is neither file nor link", header.Name)
+		}
+		if strings.HasPrefix(path.Base(header.Name), ".wh.") {
+			return fmt.Errorf("%s takes a file away again, which the bed does not know", header.Name)
+		}
+		if header.Uid != 0 || header.Gid != 0 {
+			return fmt.Errorf("%s belongs to %d:%d, and an image's files are root's", header.Name, header.Uid, header.Gid)
+		}
+		into[path.Join("/", header.Name)] = file
+	}
 }
 
 // counter counts what is written to it.

@@ -4,247 +4,146 @@ package bed
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 )
 
-// BuildDockerfile makes the image that a Dockerfile describes, without Docker: the tested image cannot differ from the
-// shipped one in a user, an entry point or a file, because there is no second description of it.
+// caBundle is where Debian has its CA bundle.
+const caBundle = "/etc/ssl/certs/ca-certificates.crt"
+
+// What the build stage sees of the machine. Both caches are the machine's own, so that a build compiles only what has
+// changed, and asks no one for a module.
+const (
+	builderGo      = "/usr/local/go"
+	builderModules = "/machine/modules"
+	builderCache   = "/machine/build"
+)
+
+// BuildDockerfile builds the image of a Dockerfile with buildah, as a release is built, but for the base image of the build
+// stage. That cannot be pulled without a registry: a shell, the machine's Go and a CA bundle stand for it, under its name.
+// Nothing is pulled, and no module is downloaded within. The same sources make the same image.
 //
-// It knows as much of Dockerfiles as ours needs, and refuses what it does not know: a build stage in which `go build`
-// makes programs of what was copied there, and a last stage from scratch. The Go compiler is the machine's. What comes out
-// of the build stage's base image can only be the CA bundle, which is Debian's in both.
+// It needs root, for the build stage runs in a root file system of its own, and Debian's package buildah, which it installs.
 func BuildDockerfile(ctx context.Context, file, name string, args map[string]string) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("building image %s from %s: %w", name, file, err)
 		}
 	}()
+	if os.Geteuid() != 0 {
+		return nil, errors.New("only root can build images here")
+	}
+	if err := need(ctx, func() bool { _, err := exec.LookPath("buildah"); return err == nil }, "buildah"); err != nil {
+		return nil, err
+	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
+	}
+	base := regexp.MustCompile(`(?m)^FROM (?:--\S+ )?(golang:\S+) AS `).FindSubmatch(text)
+	if base == nil {
+		return nil, errors.New("no build stage is FROM golang")
 	}
 	dir, remove, err := TempDir("image")
 	if err != nil {
 		return nil, err
 	}
 	defer remove()
-	b := &dockerfile{
-		context: filepath.Dir(file), args: map[string]string{}, src: filepath.Join(dir, "src"), out: filepath.Join(dir, "out"), tmp: dir,
-		image: &Image{Name: name, Files: map[string]ImageFile{}, Labels: map[string]string{}},
+	// buildah's layers and all that it writes are in the directory, so that builds side by side do not meet.
+	buildah := func(args ...string) error {
+		cmd := exec.CommandContext(ctx, "buildah", append([]string{
+			"--root", filepath.Join(dir, "storage"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs",
+		}, args...)...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET} // with nothing in it: a build asks no one
+		_, err := output(cmd)
+		return err
 	}
-	for _, dir := range []string{b.src, b.out} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return nil, err
-		}
+	if err := baseImage(ctx, dir, "docker.io/library/"+string(base[1])); err != nil {
+		return nil, err
 	}
-	maps.Copy(b.args, args)
-	for _, line := range instructions(string(text)) {
-		instruction, rest, _ := strings.Cut(line, " ")
-		if err := b.do(ctx, instruction, strings.TrimSpace(rest)); err != nil {
-			return nil, fmt.Errorf("%s: %w", line, err)
-		}
+	if err := buildah("pull", "--quiet", "docker-archive:"+filepath.Join(dir, "base.tar")); err != nil {
+		return nil, err
 	}
-	if b.stage != "scratch" {
-		return nil, errors.New("the last stage is not from scratch")
+	mounts, err := builderMounts(ctx, filepath.Dir(file))
+	if err != nil {
+		return nil, err
 	}
-	// The files move in with the image, so that the directory can go.
-	for name, file := range b.image.Files {
-		if file.Content, err = os.ReadFile(file.Source); err != nil {
-			return nil, err
-		}
-		b.image.Files[name] = ImageFile{Content: file.Content, Mode: file.Mode}
+	build := append([]string{
+		// Platform: without it, buildah 1.28 leaves TARGETOS and TARGETARCH empty.
+		"build", "--isolation", "chroot", "--pull-never", "--platform", "linux/" + runtime.GOARCH,
+		"--timestamp", "0", "--identity-label=false", "--file", file, "--tag", name,
+	}, mounts...)
+	for _, key := range slices.Sorted(maps.Keys(args)) {
+		build = append(build, "--build-arg", key+"="+args[key])
 	}
-	return b.image, nil
+	if err := buildah(append(build, filepath.Dir(file))...); err != nil {
+		return nil, err
+	}
+	archive := filepath.Join(dir, "image.tar")
+	if err := buildah("push", "--quiet", name, "docker-archive:"+archive+":"+name); err != nil {
+		return nil, err
+	}
+	content, err := os.ReadFile(archive)
+	if err != nil {
+		return nil, err
+	}
+	return readArchive(name, content)
 }
 
-// dockerfile is a build under way.
-type dockerfile struct {
-	context string            // where the Dockerfile is
-	src     string            // stands for the build stage's WORKDIR: it has what was copied there, and nothing else
-	out     string            // stands for the build stage's /out
-	tmp     string            // has both
-	args    map[string]string // of the build
-	known   []string          // arguments that this stage has declared
-	stage   string            // what it is from
-	env     []string          // of the build stage
-	image   *Image
-}
-
-// instructions returns a Dockerfile's instructions, each on one line, without comments.
-func instructions(text string) []string {
-	var list []string
-	var open strings.Builder
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		part, more := strings.CutSuffix(line, "\\")
-		open.WriteString(part)
-		if !more {
-			list = append(list, open.String())
-			open.Reset()
-		}
-	}
-	return list
-}
-
-// buildOut is where the build stage puts its programs.
-const buildOut = "/out/"
-
-func (b *dockerfile) do(ctx context.Context, instruction, rest string) error {
-	scratch := b.stage == "scratch"
-	switch {
-	case instruction == "FROM":
-		field := strings.Fields(regexp.MustCompile(`--\w+=\S+`).ReplaceAllString(rest, ""))
-		b.stage, b.known = field[0], nil
-		return nil
-	case instruction == "ARG":
-		key, value, _ := strings.Cut(rest, "=")
-		b.known = append(b.known, key)
-		if _, given := b.args[key]; !given {
-			b.args[key] = value
-		}
-		return nil
-
-	case !scratch && instruction == "WORKDIR":
-		return nil // src stands for it
-	case !scratch && instruction == "COPY":
-		return b.copySources(strings.Fields(rest))
-	case !scratch && instruction == "ENV":
-		for assignment := range strings.FieldsSeq(b.expand(rest)) {
-			if !strings.HasSuffix(assignment, "=") { // TARGETOS and the like: this machine's
-				b.env = append(b.env, assignment)
-			}
-		}
-		return nil
-	case !scratch && instruction == "RUN":
-		return b.runBuild(ctx, rest)
-
-	case scratch && instruction == "LABEL":
-		for _, m := range regexp.MustCompile(`([\w.-]+)="([^"]*)"`).FindAllStringSubmatch(rest, -1) {
-			b.image.Labels[m[1]] = b.expand(m[2])
-		}
-		return nil
-	case scratch && instruction == "COPY":
-		return b.copy(ctx, strings.Fields(rest))
-	case scratch && instruction == "USER":
-		b.image.User = rest
-		return nil
-	case scratch && instruction == "ENTRYPOINT":
-		return json.Unmarshal([]byte(rest), &b.image.Entrypoint)
-	case scratch && instruction == "CMD":
-		return json.Unmarshal([]byte(rest), &b.image.Cmd)
-	}
-	return errors.New("the bed does not know this instruction")
-}
-
-// expand replaces the arguments that the stage has declared.
-func (b *dockerfile) expand(text string) string {
-	return os.Expand(text, func(name string) string {
-		if slices.Contains(b.known, name) {
-			return b.args[name]
-		}
-		return ""
-	})
-}
-
-// copySources copies files and directories of the context into the build stage, as far as go build reads them.
-func (b *dockerfile) copySources(field []string) error {
-	if len(field) < 2 {
-		return errors.New("the bed copies sources to a destination")
-	}
-	to := field[len(field)-1]
-	for _, from := range field[:len(field)-1] {
-		source := filepath.Join(b.context, from)
-		info, err := os.Stat(source)
-		switch {
-		case err != nil:
-		case info.IsDir(): // its content, as COPY has it
-			err = os.CopyFS(filepath.Join(b.src, to), os.DirFS(source))
-		case to == "./":
-			var content []byte
-			if content, err = os.ReadFile(source); err == nil {
-				err = os.WriteFile(filepath.Join(b.src, filepath.Base(from)), content, 0o600)
-			}
-		default:
-			err = errors.New("the bed copies files to ./ only")
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// runBuild runs what a RUN of the build stage compiles.
-func (b *dockerfile) runBuild(ctx context.Context, script string) error {
-	script = regexp.MustCompile(`--mount=\S+`).ReplaceAllString(script, "")
-	for command := range strings.SplitSeq(script, "&&") {
-		command = strings.TrimSpace(command)
-		if command == "go mod download" {
-			continue // the machine has its own cache
-		}
-		if !strings.HasPrefix(command, "go build ") {
-			return errors.New("the bed runs nothing but go build")
-		}
-		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", strings.ReplaceAll(command, buildOut, b.out+"/"))
-		cmd.Dir = b.src
-		// What go build leaves there when it is interrupted, goes with the rest.
-		cmd.Env = append(append(os.Environ(), "GOWORK=off", "GOTMPDIR="+b.tmp), b.env...)
-		if _, err := output(cmd); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// caBundle is where Debian has its CA bundle.
-const caBundle = "/etc/ssl/certs/ca-certificates.crt"
-
-// copy copies from the build stage into the image.
-func (b *dockerfile) copy(ctx context.Context, field []string) error {
-	if len(field) != 3 || field[0] != "--from=build" {
-		return errors.New("the bed copies one path from the stage build")
-	}
-	from, to := field[1], field[2]
-	if from == caBundle {
-		file := filepath.Join(b.tmp, "ca")
-		if err := writeCABundle(ctx, file); err != nil {
-			return err
-		}
-		b.image.Files[to] = ImageFile{Source: file, Mode: 0o644}
-		return nil
-	}
-	if from != buildOut || !strings.HasSuffix(to, "/") {
-		return errors.New("the bed copies the CA bundle and the directory of the programs")
-	}
-	entries, err := os.ReadDir(b.out)
+// baseImage writes the archive base.tar of what stands for the build stage's base image.
+func baseImage(ctx context.Context, dir, name string) error {
+	image, err := Busybox(ctx)
 	if err != nil {
 		return err
 	}
-	for _, entry := range entries {
-		b.image.Files[path.Join(to, entry.Name())] = ImageFile{Source: filepath.Join(b.out, entry.Name()), Mode: 0o755}
+	bundle, err := debianCABundle(ctx)
+	if err != nil {
+		return err
 	}
-	return nil
+	image.Name = name
+	image.Files[caBundle] = ImageFile{Content: bundle}
+	image.Files["/tmp/.keep"] = ImageFile{} // go build wants the directory
+	image.Env = []string{
+		"PATH=" + builderGo + "/bin:/bin", "GOROOT=" + builderGo, "GOTOOLCHAIN=local", "GOPROXY=off",
+		"GOMODCACHE=" + builderModules, "GOCACHE=" + builderCache,
+	}
+	return image.WriteArchive(filepath.Join(dir, "base.tar"))
 }
 
-// writeCABundle does what Debian's update-ca-certificates does when nobody has configured anything.
-func writeCABundle(ctx context.Context, file string) error {
+// builderMounts are buildah's options that show the build stage the machine's Go, with the modules of a source tree.
+func builderMounts(ctx context.Context, source string) ([]string, error) {
+	if _, err := run(ctx, source, "go", "mod", "download"); err != nil {
+		return nil, err
+	}
+	out, err := run(ctx, source, "go", "env", "GOROOT", "GOMODCACHE", "GOCACHE")
+	if err != nil {
+		return nil, err
+	}
+	dirs := strings.Fields(out)
+	if len(dirs) != 3 {
+		return nil, fmt.Errorf("go env says %q", out)
+	}
+	return []string{
+		"--volume", dirs[0] + ":" + builderGo + ":ro", "--volume", dirs[1] + ":" + builderModules, "--volume", dirs[2] + ":" + builderCache,
+	}, nil
+}
+
+// debianCABundle returns what Debian's update-ca-certificates makes where no certificate was added or taken away.
+func debianCABundle(ctx context.Context) ([]byte, error) {
 	dir, err := cached(ctx, items()["node"])
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var bundle []byte
 	err = filepath.WalkDir(filepath.Join(dir, "root/usr/share/ca-certificates"), func(name string, entry fs.DirEntry, err error) error {
@@ -256,7 +155,7 @@ func writeCABundle(ctx context.Context, file string) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("collecting CA certificates: %w", err)
+		return nil, fmt.Errorf("collecting CA certificates: %w", err)
 	}
-	return os.WriteFile(file, bundle, 0o644)
+	return bundle, nil
 }

@@ -2,7 +2,7 @@
 
 // Package cluster runs the shipped image and the shipped manifests in real pods, on the bed's node.
 //
-// What it takes from this repository: the image from the Dockerfile, the Helm values, the connectors and the Roles from
+// What it takes from this repository: the image built from the Dockerfile, the Helm values, the connectors and the Roles from
 // deploy. What it stands in for: the chart ([Values.Render]) and the control plane (vcluster, kubernetes).
 package cluster
 
@@ -90,24 +90,24 @@ func allImages(ctx context.Context) ([]*bed.Image, error) {
 	return append(standIns, ours, busybox), err
 }
 
-// Image makes the image that the Dockerfile describes, under the name that the shipped Helm values call it.
+// Image builds the image of the Dockerfile, under the name that the shipped Helm values call it.
 func Image(ctx context.Context) (*bed.Image, error) {
 	root, err := deploy.Root()
 	if err != nil {
 		return nil, err
 	}
-	return imageOf(ctx, root)
+	return imageOf(ctx, root, "")
 }
 
-// imageOf is [Image] for the source tree in a directory.
-func imageOf(ctx context.Context, root string) (*bed.Image, error) {
+// imageOf is [Image] for the source tree in a directory, with an addition to the image's name.
+func imageOf(ctx context.Context, root, addition string) (*bed.Image, error) {
 	values, err := readValues(filepath.Join(root, "deploy", "kustomize"), "open-source", "values.yaml")
 	if err != nil {
 		return nil, err
 	}
 	name, _ := values.ControlPlane.StatefulSet.InitContainers[0]["image"].(string)
 	_, tag, _ := strings.Cut(filepath.Base(name), ":")
-	return bed.BuildDockerfile(ctx, filepath.Join(root, "Dockerfile"), name, map[string]string{"VERSION": tag})
+	return bed.BuildDockerfile(ctx, filepath.Join(root, "Dockerfile"), name+addition, map[string]string{"VERSION": tag})
 }
 
 // standIns makes the images of the control plane.

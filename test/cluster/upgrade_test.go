@@ -154,11 +154,10 @@ func TestUpgrade(t *testing.T) {
 	c, server := newConnector(t, "upgrade")
 	source := sourceBefore(t)
 	before := &Cluster{Node: c.Node, kustomize: filepath.Join(source, "deploy", "kustomize")}
-	image, err := imageOf(t.Context(), source)
+	image, err := imageOf(t.Context(), source, "-before")
 	if err != nil {
 		t.Fatal(err)
 	}
-	image.Name += "-before"
 	if err := c.Import(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}

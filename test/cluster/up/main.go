@@ -103,7 +103,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	fmt.Printf(`
-A Kubernetes node is ready, with the image that the Dockerfile describes. The connector "postgres" leads to a PostgreSQL 17
+A Kubernetes node is ready, with the image of the Dockerfile. The connector "postgres" leads to a PostgreSQL 17
 on 127.0.0.1:%d. There is no registry, no name service and no way out. In another shell, from this directory:
 
   export KUBECONFIG=%s PATH=%s:$PATH
