@@ -24,6 +24,13 @@ const (
 	connectorPath = database + ".external.connector"
 )
 
+// Placeholder is the dataSource of the shipped values, which Edit replaces. A control plane that is started without the
+// hand-over finds it in its own config. With no dataSource there it would start on an empty SQLite, report ready, and its
+// syncer would delete the tenant's workloads, of which an empty store knows nothing. With this one kine ends, of whatever
+// version: each knows the scheme, none gets beyond parsing the rest, and the error repeats the text. (A scheme that kine
+// does not know gives an error without the text, and older ones take it for an etcd, and dial for ever.)
+const Placeholder = "postgres://started without the hand-over of dbconnector (see controlPlane.statefulSet.args)"
+
 // stores are the stores that can be enabled, the ones that take a DSN first.
 var stores = []string{
 	database + ".external", database + ".embedded",
@@ -114,16 +121,8 @@ func (c *Config) prepare() error {
 		return err
 	}
 	store := fields[len(fields)-1]
-	if value := deref(find(store, "dataSource")); value != nil {
-		switch {
-		case value.Kind != yaml.ScalarNode:
-			return refuse("%s.dataSource: must be a string", path)
-		case strings.Contains(value.Value, "://"):
-			return refuse("%s.dataSource: is set and names a store already: a control plane with data there would start on an empty database; remove it if this is what you want", path)
-		}
-	}
-	if value := deref(find(store, "identityProvider")); value != nil && !isNull(value) && (value.Kind != yaml.ScalarNode || value.Value != "") {
-		return refuse("%s.identityProvider: is set: kine would log in with the provider's tokens in place of the tenant's password; remove it", path)
+	if err := checkStore(store, path); err != nil {
+		return err
 	}
 	// What is about to change or to vanish, and what contains it, must not be shared.
 	changing := fields
@@ -136,6 +135,35 @@ func (c *Config) prepare() error {
 	unshare(c.doc, changing)
 	flatten(store)
 	c.path, c.store = path, store
+	return nil
+}
+
+// checkStore refuses what would lead kine elsewhere than to the tenant's database, or away from a store that has data.
+func checkStore(store *yaml.Node, path string) error {
+	if value := deref(find(store, "dataSource")); value != nil && !isNull(value) {
+		switch {
+		case value.Kind != yaml.ScalarNode:
+			return refuse("%s.dataSource: must be a string", path)
+		case value.Value != "" && value.Value != Placeholder: // which may be a DSN with a password
+			return refuse("%s.dataSource: names a store of its own: a control plane with data there would start on an empty database; if this is what you want, write %q", path, Placeholder)
+		}
+	}
+	if value := deref(find(store, "identityProvider")); value != nil && !isNull(value) && (value.Kind != yaml.ScalarNode || value.Value != "") {
+		return refuse("%s.identityProvider: is set: kine would log in with the provider's tokens in place of the tenant's password; remove it", path)
+	}
+	args := deref(find(store, "extraArgs"))
+	if args == nil || isNull(args) {
+		return nil
+	}
+	if args.Kind != yaml.SequenceNode {
+		return refuse("%s.extraArgs: must be a list of strings", path)
+	}
+	for _, arg := range args.Content {
+		name, _, _ := strings.Cut(deref(arg).Value, "=")
+		if dashes := strings.TrimLeft(name, "-"); dashes == "endpoint" && name != dashes {
+			return refuse("%s.extraArgs: has --endpoint, which outweighs dataSource: kine would not use the tenant's database; remove it", path)
+		}
+	}
 	return nil
 }
 
@@ -234,7 +262,7 @@ func checkCase(doc *yaml.Node) error {
 }
 
 // known are the keys that matter here.
-var known = append(strings.Split(strings.Join(stores, "."), "."), "enabled", "dataSource", "connector", "caFile", "identityProvider")
+var known = append(strings.Split(strings.Join(stores, "."), "."), "enabled", "dataSource", "connector", "caFile", "identityProvider", "extraArgs")
 
 func checkKeys(mapping *yaml.Node, path string) error {
 	for i := 0; i+1 < len(mapping.Content); i += 2 {

@@ -47,12 +47,16 @@ func TestEditConfig(t *testing.T) {
 		},
 		"placeholder and caFile are replaced where they are, comments stay": {
 			caFile: testCA,
-			source: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: /old # ca\n        dataSource: placeholder # ds\n        enabled: true\n",
+			source: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: /old # ca\n        dataSource: PLACEHOLDER # ds\n        enabled: true\n",
 			want:   "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: \"/var/run/dbconnector/ca.crt\" # ca\n        dataSource: \"DSN\" # ds\n        enabled: true\n",
 		},
 		"without a CA of ours, the user's stays": {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine}}}}\n",
 			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine, dataSource: \"DSN\"}}}}\n",
+		},
+		"no data source, in so many words": {
+			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: ''}, external: {dataSource: ~}}}}\n",
+			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"DSN\"}, external: {dataSource: ~}}}}\n",
 		},
 		"no identity provider": {
 			source: "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: ''}}}}\n",
@@ -93,7 +97,7 @@ func TestEditConfig(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := edit([]byte(test.source), testDSN, test.caFile)
+			got, err := edit([]byte(strings.ReplaceAll(test.source, "PLACEHOLDER", Placeholder)), testDSN, test.caFile)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,9 +143,24 @@ func TestEditConfigRefusals(t *testing.T) {
 		"unknown anchor":    {embedded + "x: *hunter2\n", "is not YAML"},
 		"alias of itself":   {embedded + "x: &a [*a]\n", "more than 100 levels"},
 		"billion laughs":    {laughs() + embedded, "more than 8000 values"},
-		// A control plane with data there would start on an empty database.
-		"store is named":        {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: is set and names a store already"},
-		"store is named merged": {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "dataSource: is set and names a store already"},
+		// F1. A control plane with data there would start on an empty database. Only what is shipped is no such store.
+		"store is named":            {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: names a store of its own"},
+		"store is named merged":     {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "dataSource: names a store of its own"},
+		"store without a scheme":    {embedded + "        dataSource: hunter2\n", "dataSource: names a store of its own"},
+		"store is a number":         {embedded + "        dataSource: 12\n", "dataSource: names a store of its own"},
+		"store is white space":      {embedded + "        dataSource: ' '\n", "dataSource: names a store of its own"},
+		"SQLite is named":           {embedded + "        dataSource: sqlite:///data/hunter2.db\n", "dataSource: names a store of its own"},
+		"placeholder with an end":   {embedded + "        dataSource: '" + Placeholder + "/hunter2'\n", "dataSource: names a store of its own"},
+		"placeholder in upper case": {embedded + "        dataSource: '" + strings.ToUpper(Placeholder) + "'\n", "dataSource: names a store of its own"},
+		"external store is named":   {head + "      external: {enabled: true, dataSource: hunter2}\n", "external.dataSource: names a store of its own"},
+		// F1. vCluster lets extraArgs outweigh what it says itself, and kine takes one dash for two.
+		"endpoint as an argument":     {embedded + "        extraArgs: [--log-format=json, --endpoint=sqlite://hunter2]\n", "embedded.extraArgs: has --endpoint"},
+		"endpoint, then its value":    {embedded + "        extraArgs: [--endpoint, hunter2]\n", "extraArgs: has --endpoint"},
+		"endpoint with one dash":      {embedded + "        extraArgs: [-endpoint=hunter2]\n", "extraArgs: has --endpoint"},
+		"endpoint as an alias":        {"a: &a --endpoint=hunter2\n" + embedded + "        extraArgs: [*a]\n", "extraArgs: has --endpoint"},
+		"endpoint, merged":            {"a: &a {extraArgs: [--endpoint=hunter2]}\n" + embedded + "        <<: *a\n", "extraArgs: has --endpoint"},
+		"arguments that are no list":  {embedded + "        extraArgs: --endpoint=hunter2\n", "extraArgs: must be a list"},
+		"arguments of another's case": {embedded + "        ExtraArgs: [--endpoint=hunter2]\n", "embedded.ExtraArgs: must be written extraArgs"},
 		// vCluster reads a key without regard to its case, and of two the last one.
 		"second data source":  {head + "      embedded: {enabled: true, DataSource: 'mysql://root:hunter2@tcp(db)/x'}\n", "controlPlane.backingStore.database.embedded.DataSource: must be written dataSource"},
 		"case, enabled":       {head + "      embedded: {enabled: true}\n      external: {Enabled: true}\n", "controlPlane.backingStore.database.external.Enabled: must be written enabled"},

@@ -403,7 +403,7 @@ var badOutputs = []badInput{
 	{name: "no store enabled", reason: "as above", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: false}}}}\n"), want: []string{"vCluster config", "no store is enabled", "embedded"}},
 	{name: "two stores enabled", reason: "vCluster refuses it as well", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: true}, external: {enabled: true}}}}\n"), want: []string{"vCluster config", "more than one store"}},
 	{name: "etcd enabled", reason: "it takes no database", change: config("controlPlane: {backingStore: {etcd: {deploy: {enabled: true}}}}\n"), want: []string{"vCluster config", "takes no database"}},
-	{name: "dataSource is set", reason: "promise 2: the data there would be gone; it may hold a password, too", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"mysql://u:" + chosen + "@tcp(db)/d\"}}}}\n"), want: []string{"dataSource", "is set", "remove it"}},
+	{name: "dataSource is set", reason: "promise 2: the data there would be gone; it may hold a password, too", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"mysql://u:" + chosen + "@tcp(db)/d\"}}}}\n"), want: []string{"dataSource", "names a store of its own", "if this is what you want"}},
 	{name: "enabled is a word", reason: "a typing error must not choose a store", change: config("controlPlane: {backingStore: {database: {embedded: {enabled: treu}}}}\n"), want: []string{"embedded.enabled", "true or false"}},
 	{name: "connector is a list", reason: "not a name", change: config("controlPlane: {backingStore: {database: {external: {enabled: [true]}}}}\n"), want: []string{"external.enabled"}},
 }

@@ -71,14 +71,8 @@ func (v *Values) SetEnv(name, value string) {
 	}
 }
 
-// SetConnector names the connector, in the one place or the other.
-func (v *Values) SetConnector(name string) {
-	if external := v.ControlPlane.BackingStore.Database.External; external != nil {
-		external["connector"] = name
-		return
-	}
-	v.SetEnv("DBCONNECTOR_CONNECTOR", name)
-}
+// SetConnector names the connector.
+func (v *Values) SetConnector(name string) { v.SetEnv("DBCONNECTOR_CONNECTOR", name) }
 
 // ParseValues reads a file of values.
 func ParseValues(text []byte) (*Values, error) {

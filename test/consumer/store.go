@@ -29,9 +29,10 @@ type Store struct {
 	ExtraArgs        []string `json:"extraArgs"`
 }
 
-// ReadConfig finds the enabled store of a vCluster config. It is as strict as vCluster:
-// a key that appears twice and a field of a store that vCluster does not know are errors,
-// and so is a connector, which vCluster would act on by itself.
+// ReadConfig finds the store that vCluster would use with a config. It is as strict as vCluster: a key that appears twice
+// and a field of a store that vCluster does not know are errors, and so are a connector, which vCluster would act on by
+// itself, and an external store without a dataSource. And it is as lax: an embedded store needs none, for without it is
+// SQLite, and where no store is enabled it is the embedded one (F1).
 func ReadConfig(config []byte) (Store, error) {
 	asJSON, err := yaml.YAMLToJSONStrict(config)
 	if err != nil {
@@ -52,30 +53,30 @@ func ReadConfig(config []byte) (Store, error) {
 			Connector *string `json:"connector"`
 		} `json:"external"`
 	}
-	decoder := json.NewDecoder(bytes.NewReader(outer.ControlPlane.BackingStore.Database))
+	raw := outer.ControlPlane.BackingStore.Database
+	if raw == nil {
+		raw = json.RawMessage("{}")
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&database); err != nil {
 		return Store{}, fmt.Errorf("reading database of vCluster config: %w", err)
 	}
-	var store Store
 	switch {
 	case database.External.Connector != nil:
 		return Store{}, errors.New("reading vCluster config: it still names a connector")
-	case database.Embedded.Enabled == database.External.Enabled:
-		return Store{}, errors.New("reading vCluster config: not exactly one database store is enabled")
-	case database.Embedded.Enabled:
-		store = database.Embedded
-	default:
-		store = database.External.Store
+	case database.Embedded.Enabled && database.External.Enabled:
+		return Store{}, errors.New("reading vCluster config: two database stores are enabled")
+	case database.External.Enabled && database.External.DataSource == "":
+		return Store{}, errors.New("reading vCluster config: the external store has no dataSource")
+	case database.External.Enabled:
+		return database.External.Store, nil
 	}
-	if store.DataSource == "" {
-		return Store{}, errors.New("reading vCluster config: the enabled store has no dataSource")
-	}
-	return store, nil
+	return database.Embedded, nil
 }
 
-// StartKine starts kine as vCluster does: with what the store says, and arguments
-// that the caller adds.
+// StartKine starts kine as vCluster does: with what the store says, or on SQLite where it
+// says nothing, and arguments that the caller adds.
 func (s Store) StartKine(ctx context.Context, args ...string) (*bed.Kine, error) {
 	return bed.StartKine(ctx, s.DataSource, s.CAFile, append(append([]string{}, s.ExtraArgs...), args...)...)
 }

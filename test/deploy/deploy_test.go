@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/pkg/config"
+	"dbconnector/pkg/handover"
 	"dbconnector/test/deploy"
 )
 
@@ -67,9 +68,9 @@ type values struct {
 }
 
 type store struct {
-	Enabled   bool     `json:"enabled"`
-	Connector string   `json:"connector"` // of external only
-	ExtraArgs []string `json:"extraArgs"`
+	Enabled    bool     `json:"enabled"`
+	DataSource string   `json:"dataSource"`
+	ExtraArgs  []string `json:"extraArgs"`
 }
 
 func root(t *testing.T) string {
@@ -387,24 +388,22 @@ func pool(t *testing.T, v values) int {
 	return 0
 }
 
-// checkStore: one store is enabled, the connector is named once, and it is the one that RBAC allows.
+// checkStore: one store is enabled, which leads nowhere without dbconnector (F1), and the connector is the one that RBAC
+// allows. It is named to dbconnector alone: with external.connector, vCluster Platform would make a database by itself.
 func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, connector string) {
 	t.Helper()
 	db := v.ControlPlane.BackingStore.Database
-	used, other, named := db.Embedded, db.External, env["DBCONNECTOR_CONNECTOR"].Value
+	used, other := db.Embedded, db.External
 	if example == "licensed" {
-		used, other, named = db.External, db.Embedded, db.External.Connector
-		if _, twice := env["DBCONNECTOR_CONNECTOR"]; twice {
-			t.Error("the connector is named twice: DBCONNECTOR_CONNECTOR and external.connector")
-		}
+		used, other = db.External, db.Embedded
 	}
 	if !used.Enabled || !reflect.DeepEqual(other, store{}) {
 		t.Errorf("stores %+v: want one of them, and nothing said of the other", db)
 	}
-	if db.Embedded.Connector != "" {
-		t.Error("the embedded store has no key `connector`: the chart refuses it")
+	if used.DataSource != handover.Placeholder {
+		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on what is there", used.DataSource, handover.Placeholder)
 	}
-	if named != connector {
+	if named := env["DBCONNECTOR_CONNECTOR"].Value; named != connector {
 		t.Errorf("values name the connector %q, vcluster.yaml allows to read %q", named, connector)
 	}
 	for _, flag := range []string{"--datastore-max-open-connections=", "--datastore-connection-max-lifetime="} {
