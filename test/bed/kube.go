@@ -26,9 +26,9 @@ import (
 
 // What the bed builds. kubeVersion is the version that test/tools/go.mod requires,
 // which a build checks. kine is of the line that vCluster 0.37 carries: the consumer
-// is what users run, and not the newest. (From 0.17.3 to 0.17.5 kine on PostgreSQL
-// stands still when as many clients write as its pool has connections, since each
-// write holds one and waits for another.)
+// is what users run, and not the newest. (0.16.6, and 0.17.3 to 0.17.5, stand still on
+// PostgreSQL when as many clients write as the pool has connections, since each write
+// holds one and waits for another: F20.)
 const (
 	kubeVersion = "v1.37.2"
 	kineVersion = "v0.16.4"
