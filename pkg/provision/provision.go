@@ -48,7 +48,7 @@ type Init struct {
 	Namespace, VCluster string
 	// TenantUID is the operator's choice; empty means that it is derived.
 	TenantUID string
-	// UID derives the tenant UID. It is called only for a tenant without a record and without a TenantUID.
+	// UID derives the tenant UID. It is called only on the admin path, and only without a TenantUID.
 	UID func(ctx context.Context) (string, error)
 	// ConnectionLimit is for the tenant's database or accounts.
 	ConnectionLimit int
@@ -141,6 +141,8 @@ type run[S server] struct {
 	began  time.Time
 	open   func(connector.Server) S
 	warned map[string]bool
+	// tenant is the UID that this attempt is for. A record that says another one has been put in its place meanwhile.
+	tenant string
 }
 
 func (r *run[S]) attempt(ctx context.Context) (Result, error) {
@@ -150,6 +152,10 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	}
 	if err := r.belongs(record); err != nil {
 		return Result{}, err
+	}
+	r.tenant = ""
+	if record != nil {
+		r.tenant = record.UID
 	}
 
 	// The restart path.
@@ -275,7 +281,7 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 		limited, cancel := context.WithTimeout(ctx, r.Attempt)
 		now, err := r.Store.Load(limited)
 		cancel()
-		if err == nil && now != nil {
+		if err == nil && now != nil && r.same(now) == nil {
 			record = now
 		}
 	}
@@ -319,6 +325,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err != nil {
 		return Result{}, err
 	}
+	r.tenant = uid
 	s := r.open(c.Server)
 	admin, err := r.admin(ctx, s, c)
 	if err != nil {
@@ -358,8 +365,8 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 		}
 	}
 	record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
-		if old == nil {
-			return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+		if err := r.same(old); err != nil {
+			return nil, err
 		}
 		old.Server, old.ConnectionLimit = c.Server, r.ConnectionLimit
 		old.Make = max(old.Make, tenant.Make) // what a later release made stays: Ensure takes nothing back
@@ -378,15 +385,32 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	return Result{Record: record, Done: done}, nil
 }
 
-// uid is the tenant's, from its record where there is one.
+// uid is the tenant's, and never what the record alone says: who may write Secrets in one namespace could write another
+// tenant's UID into the record there, and have the admin open that tenant's database (S2).
 func (r *run[S]) uid(ctx context.Context, record *tenant.Record) (string, error) {
-	switch {
-	case record != nil:
-		return record.UID, nil
-	case r.TenantUID != "":
-		return r.TenantUID, nil
+	uid := r.TenantUID
+	if uid == "" {
+		var err error
+		if uid, err = r.UID(ctx); err != nil {
+			return "", err
+		}
 	}
-	return r.UID(ctx)
+	if record != nil && record.UID != uid {
+		return "", fault.New(fault.Refused, "%s names another tenant than this namespace and vCluster are, and with the admin's credential only the own one may be touched: if its database was moved here for good, set DBCONNECTOR_TENANT_UID=%s; if not, somebody has edited it: restore it from a backup, or delete it: %s",
+			r.RecordName, connector.Show(record.UID), r.ForgetCommand)
+	}
+	return uid, nil
+}
+
+// same refuses a record that is gone, or is another tenant's than that of this attempt.
+func (r *run[S]) same(record *tenant.Record) error {
+	switch {
+	case record == nil:
+		return fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+	case record.UID != r.tenant: // and so it is not this tenant's lock that is held
+		return fault.New(fault.Unavailable, "%s was replaced while it was in use", r.RecordName)
+	}
+	return nil
 }
 
 // intent reads the record, and writes it where there was none: the passwords are in it before any server learns them, and
@@ -404,19 +428,13 @@ func (r *run[S]) intent(ctx context.Context, record *tenant.Record, uid string, 
 			return old, nil
 		})
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case record == nil:
-		return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
 	}
 	if err := r.belongs(record); err != nil {
 		return nil, err
 	}
-	if record.UID != uid { // and so it is not this tenant's lock that is held
-		return nil, fault.New(fault.Unavailable, "%s was replaced while it was in use", r.RecordName)
-	}
-	return record, nil
+	return record, r.same(record)
 }
 
 // passwords are for logins that have to be created; a slot whose password nobody knows gets one that nobody will, until
@@ -632,11 +650,11 @@ func (r *run[S]) inUse(ctx context.Context, admin tenant.Admin, user string) (bo
 	}
 }
 
-// change is Update for a record that is there.
+// change is Update for a record that is there, and still the same tenant's.
 func (r *run[S]) change(ctx context.Context, fn func(old *tenant.Record)) (*tenant.Record, error) {
 	return r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
-		if old == nil {
-			return nil, fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
+		if err := r.same(old); err != nil {
+			return nil, err
 		}
 		fn(old)
 		return old, nil

@@ -719,6 +719,76 @@ func TestBothInUse(t *testing.T) {
 	})
 }
 
+// TestAnotherTenantsRecord: a record that names another tenant reaches the admin neither when it is read nor when it is put in
+// the place of the own one at any later moment (S2).
+func TestAnotherTenantsRecord(t *testing.T) {
+	t.Parallel()
+	victim := tenant.NamesOf("victim")
+	planted := func(provisioned bool) *tenant.Record {
+		r := tenant.NewRecord("victim", "ns", "vc", here, 10)
+		if provisioned {
+			r.ProvisionedAt = time.Now()
+		}
+		r.Pending = &tenant.Change{Slot: tenant.A, Password: tenant.NewPassword(), Purpose: tenant.Activate, Admin: true}
+		return r
+	}
+	begin := func() *world {
+		w := newWorld(t)
+		w.must("first start")
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			w.users[victim.User(slot)] = "the victim's own"
+		}
+		return w
+	}
+	unharmed := func(w *world, what string) {
+		t.Helper()
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			if w.users[victim.User(slot)] != "the victim's own" {
+				t.Errorf("%s: the victim's login %s got another password", what, slot)
+			}
+		}
+		if w.handed != nil && w.handed.UID == "victim" {
+			t.Errorf("%s: the victim's database was handed over", what)
+		}
+	}
+	for _, provisioned := range []bool{false, true} {
+		w := begin()
+		w.record, w.handed = planted(provisioned), nil
+		_, err := w.run(t.Context(), func(p *Init) {
+			inner := p.Publish
+			p.Publish = func(r *tenant.Record) error { t.Error("something was handed over"); return inner(r) }
+		})
+		if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "names another tenant") {
+			t.Errorf("class %v: %v", fault.Of(err), err)
+		}
+		unharmed(w, "planted")
+	}
+	for at := 1; ; at++ {
+		w := begin()
+		w.handed = nil
+		for user := range w.users { // nothing that the record says works any more: every step of a repair is needed
+			if user != victim.User(tenant.A) && user != victim.User(tenant.B) {
+				w.users[user] = tenant.NewPassword()
+			}
+		}
+		w.rivalAt = at
+		w.rival = func(r *tenant.Record) { *r = *planted(true) }
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, err := w.run(ctx)
+		cancel()
+		unharmed(w, fmt.Sprintf("planted before write %d", at))
+		if w.rivalAt > 0 { // there are not so many writes
+			if at < 4 || err != nil {
+				t.Fatalf("%d writes, %v: this test looks in the wrong way", at, err)
+			}
+			return
+		}
+		if err == nil {
+			t.Errorf("planted before write %d: it succeeded", at)
+		}
+	}
+}
+
 // TestMake: a tenant that an earlier release made is brought up to date at its next start, by the admin path. Where that is not
 // to be had, the control plane starts all the same, and the next start tries again. What a later release made stays.
 func TestMake(t *testing.T) {
