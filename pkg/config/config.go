@@ -2,7 +2,8 @@
 
 // Package config is the environment of the programs: every variable, its default and its refusals.
 //
-// Names of variables live here and nowhere else, in full, so that a search for one finds it. Whoever mends a manifest wants
+// Variables are read here and nowhere else, by their full names, so that a search for one finds it; messages elsewhere repeat a
+// name where they say what to correct. Whoever mends a manifest wants
 // to know all that is wrong with it at once, so nothing is parsed by envconfig itself, which ends at the first value that
 // it cannot convert: it only collects strings, and validate says what they mean. No variable holds a secret (a variable is
 // seen in the pod's spec), so an error may repeat its value. A variable that is set to nothing counts as not set.
@@ -336,24 +337,65 @@ const prefix = "DBCONNECTOR_"
 // dbconnector or dbconnector-something (Kubernetes: "Accessing the Service", environment variables), and what our tests use.
 var foreign = regexp.MustCompile(`^DBCONNECTOR_(TEST_.*|(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?))$`)
 
-// unknown warns of variables that nobody reads, which is how a typing error shows. It is no refusal, since a pod's
-// environment is not made by one hand.
+// unknown warns of variables that nobody reads: a pod's environment is not made by one hand, and may be that of a later release.
+// A name that is almost one of ours is a typing error, though, and a refusal: the setting that it was to be is not in force, and
+// the log of a container that has ended is no place to find out.
 func (v *validator) unknown() {
-	known := map[string]bool{}
+	var known, names []string
 	for _, variable := range Variables() {
-		known[variable.Name] = true
+		known = append(known, variable.Name)
 	}
-	var names []string
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, prefix) && !known[name] && !foreign.MatchString(name) {
+		if len(name) <= longestName && !slices.Contains(known, name) && !foreign.MatchString(name) {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		v.warn(connector.Show(name), "is not a variable of this program and is ignored")
+		near := slices.IndexFunc(known, func(k string) bool { return distance(strings.ToUpper(name), k) <= typo })
+		switch {
+		case near >= 0:
+			v.refusals = append(v.refusals, fmt.Sprintf("%s is not a variable of this program: %s is meant, or the name has to be another one", connector.Show(name), known[near]))
+		case strings.HasPrefix(name, prefix):
+			v.warn(connector.Show(name), "is not a variable of this program and is ignored")
+		}
 	}
+}
+
+const (
+	// typo is how many letters a typing error changes. Two variables must differ by more, or an older release would refuse what
+	// a later one reads.
+	typo = 2
+	// longestName bounds the work for what others put into an environment.
+	longestName = 256
+)
+
+// distance is how many letters have to be inserted, removed, changed or swapped with their neighbour to make b of a ("optimal
+// string alignment").
+func distance(a, b string) int {
+	if d := len(a) - len(b); d > typo || -d > typo {
+		return typo + 1 // at least
+	}
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range row {
+		last[j] = j
+	}
+	for i := range a {
+		row[0] = i + 1
+		for j := range b {
+			change := 1
+			if a[i] == b[j] {
+				change = 0
+			}
+			row[j+1] = min(last[j]+change, last[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
+		}
+		before, last, row = last, row, before
+	}
+	return last[len(b)]
 }
 
 // Variable is a variable as the documentation lists it.

@@ -246,7 +246,7 @@ func TestNamespaceOfTheServiceAccount(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	environment(t, with(standalone, map[string]string{
-		"DBCONNECTOR_TIMEOUTS": "1m", "DBCONNECTOR_RECORD_SECRET": "unused", "DBCONNECTOR_ADOPTION": "none", "DBCONNECTOR_GRACE": "1m",
+		"DBCONNECTOR_TIME_LIMIT": "1m", "DBCONNECTOR_RECORD_SECRET": "unused", "DBCONNECTOR_ADOPTION": "none", "DBCONNECTOR_GRACE": "1m",
 		// What the kubelet sets for Services called dbconnector and dbconnector-pg.
 		"DBCONNECTOR_SERVICE_HOST": "10.0.0.1", "DBCONNECTOR_SERVICE_PORT": "5432", "DBCONNECTOR_SERVICE_PORT_SQL": "5432",
 		"DBCONNECTOR_PORT": "tcp://10.0.0.1:5432", "DBCONNECTOR_PORT_5432_TCP": "tcp://10.0.0.1:5432",
@@ -261,7 +261,7 @@ func TestWarnings(t *testing.T) {
 	want := []string{
 		"DBCONNECTOR_RECORD_SECRET has no effect: DBCONNECTOR_STATE_DIR is set",
 		`"DBCONNECTOR_ADOPTION" is not a variable of this program and is ignored`,
-		`"DBCONNECTOR_TIMEOUTS" is not a variable of this program and is ignored`,
+		`"DBCONNECTOR_TIME_LIMIT" is not a variable of this program and is ignored`,
 	}
 	if !slices.Equal(warnings, want) {
 		t.Errorf("got %q\nwant %q", warnings, want)
@@ -312,5 +312,65 @@ func TestDocumentation(t *testing.T) {
 	}
 	if want := Variables(); !slices.Equal(got, want) {
 		t.Errorf("the table says %v\nthe code says  %v", got, want)
+	}
+}
+
+// TestTypingErrors: a name that is almost one of ours is refused, and both names are said. (F39)
+func TestTypingErrors(t *testing.T) {
+	for typed, meant := range map[string]string{
+		"DBCONNECTOR_CONECTOR":        "DBCONNECTOR_CONNECTOR",
+		"DBCONNECTOR_CONNETCOR":       "DBCONNECTOR_CONNECTOR",
+		"DBCONNECTOR_CONNECTORS":      "DBCONNECTOR_CONNECTOR",
+		"DBCONNECTOR_TENENT_UDI":      "DBCONNECTOR_TENANT_UID",
+		"DBCONECTOR_TENANT_UID":       "DBCONNECTOR_TENANT_UID",
+		"DB_CONNECTOR_TENANT_UID":     "DBCONNECTOR_TENANT_UID",
+		"DBCONNECTOR-TENANT-UID":      "DBCONNECTOR_TENANT_UID",
+		"dbconnector_tenant_uid":      "DBCONNECTOR_TENANT_UID",
+		"DBCONNECTOR_ADOP":            "DBCONNECTOR_ADOPT",
+		"DBCONNECTOR_ROTATION_PERIDO": "DBCONNECTOR_ROTATION_PERIOD",
+	} {
+		t.Run(typed, func(t *testing.T) {
+			environment(t, with(minimal, map[string]string{typed: "x"}))
+			want := `"` + typed + `" is not a variable of this program: ` + meant + " is meant"
+			if _, _, err := load(serviceAccount(t, "a")); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {
+				t.Errorf("init: got %v, want %s", err, want)
+			}
+			if _, _, err := loadRotate(serviceAccount(t, "a")); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {
+				t.Errorf("rotate: got %v, want %s", err, want)
+			}
+		})
+	}
+	for _, other := range []string{
+		"DBCONNECTOR_BROKER", "DBCONNECTOR_GRACE_SERVICE_HOST", "DBCONNECTOR_ADOP_PORT", "DBCONNECTOR_TEST_ADOPT", "ADOPT", "CONNECTOR",
+		"MY_DBCONNECTOR_ADOPT", strings.Repeat("DBCONNECTOR_", 10000),
+	} {
+		t.Run(other[:min(40, len(other))], func(t *testing.T) {
+			environment(t, with(minimal, map[string]string{other: "x"}))
+			if _, _, err := load(serviceAccount(t, "a")); err != nil {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// TestVariablesAreFarApart: a variable of a later release must be no typing error to an earlier one, which would then refuse to
+// start after a rollback. (F39)
+func TestVariablesAreFarApart(t *testing.T) {
+	t.Parallel()
+	list := Variables()
+	for i, a := range list {
+		for _, b := range list[i+1:] {
+			if d := distance(a.Name, b.Name); d <= typo {
+				t.Errorf("%s and %s differ by %d letters: a typing error changes as many", a.Name, b.Name, d)
+			}
+		}
+	}
+	for _, test := range []struct {
+		a, b string
+		want int
+	}{{"ab", "ab", 0}, {"ab", "ba", 1}, {"abc", "ac", 1}, {"ac", "abc", 1}, {"abcd", "badc", 2}, {"", "ab", 2}, {"abc", "xyz", 3}, {"a", "abcd", 3}} {
+		if got := distance(test.a, test.b); got != test.want {
+			t.Errorf("distance of %q and %q: %d, want %d", test.a, test.b, got, test.want)
+		}
 	}
 }

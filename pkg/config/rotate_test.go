@@ -97,8 +97,8 @@ func TestRotateRefusals(t *testing.T) {
 
 // TestSharedEnvironment: what only the other program reads is no typing error.
 func TestSharedEnvironment(t *testing.T) {
-	environment(t, with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "pg", "DBCONNECTOR_TIMEOUT": "1m", "DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_GRACES": "1m"}))
-	want := []string{`"DBCONNECTOR_GRACES" is not a variable of this program and is ignored`}
+	environment(t, with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "pg", "DBCONNECTOR_TIMEOUT": "1m", "DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_GRACE_OF": "1m"}))
+	want := []string{`"DBCONNECTOR_GRACE_OF" is not a variable of this program and is ignored`}
 	if _, warnings, err := loadRotate(serviceAccount(t, "a")); err != nil || !slices.Equal(warnings, want) {
 		t.Errorf("rotate: %v, %q", err, warnings)
 	}

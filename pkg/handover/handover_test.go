@@ -250,8 +250,8 @@ func TestWriteRefusals(t *testing.T) {
 	}
 }
 
-// TestClassify: what this test's user (root, perhaps) or file system cannot be brought to answer.
-func TestClassify(t *testing.T) {
+// TestClassifyWriting: what this test's user (root, perhaps) or file system cannot be brought to answer.
+func TestClassifyWriting(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		err   error

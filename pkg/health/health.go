@@ -14,9 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -101,22 +103,38 @@ func (m *Metrics) Handler() http.Handler {
 		_, _ = io.WriteString(w, "ok\n")
 	})
 	// Not compressed: a few kilobytes gain nothing, and a compressor would stay in memory beside every control plane.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true}))
+	// Few at once: to gather them is the one thing here that takes time and memory.
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{DisableCompression: true, MaxRequestsInFlight: 8}))
 	return mux
 }
 
 // Listen takes the address. It is apart from Serve so that nothing is begun by a program that is going to fail for this.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { // connections inherit it
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
+		})
+		return errors.Join(err, failed)
+	}}
+	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", connector.Show(address), err)
 	}
-	return listener, nil
+	return &limited{Listener: listener}, nil
 }
 
-// Serve serves until ctx ends, which is no error.
+// exchange bounds a request and its answer. The kubelet gives a probe 5 s in the shipped values.
+const exchange = 5 * time.Second
+
+// Serve serves until ctx ends, which is no error. Anybody who reaches the pod reaches this port, so a connection is for one
+// request, and lasts for seconds.
 func (m *Metrics) Serve(ctx context.Context, listener net.Listener) error {
-	server := &http.Server{Handler: m.Handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10}
+	server := &http.Server{
+		Handler: m.Handler(), ReadHeaderTimeout: exchange, ReadTimeout: exchange, WriteTimeout: exchange, MaxHeaderBytes: 4 << 10,
+		ErrorLog: log.New(io.Discard, "", 0), // lines of another format, written as often as a client likes
+	}
+	server.SetKeepAlivesEnabled(false)
 	stop := context.AfterFunc(ctx, func() {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()

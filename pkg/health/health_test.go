@@ -81,3 +81,38 @@ func TestServe(t *testing.T) {
 		t.Error("what cannot be served any more is no error")
 	}
 }
+
+// TestAdmit: a newcomer whose address has its share is turned away, any other gets in, and where there are too many in all, the
+// address that has the most loses its oldest one. (S8)
+func TestAdmit(t *testing.T) {
+	t.Parallel()
+	l := &limited{}
+	come := func(from string) (conn, victim *limitedConn) {
+		conn = &limitedConn{listener: l, from: from}
+		if victim = l.admit(conn); victim != nil {
+			l.forget(victim)
+		}
+		return conn, victim
+	}
+	var first *limitedConn
+	for i := range 2 * maxFromOne {
+		conn, victim := come("attacker")
+		if i == 0 {
+			first = conn
+		}
+		if turned := victim == conn; turned != (i >= maxFromOne) || (!turned && victim != nil) {
+			t.Fatalf("connection %d: turned away %t, %v", i, turned, victim)
+		}
+	}
+	for i := range maxConnections - maxFromOne {
+		if _, victim := come(string(rune('a' + i))); victim != nil {
+			t.Fatalf("%d are open, and %s had to go", len(l.open), victim.from)
+		}
+	}
+	if _, victim := come("kubelet"); victim != first {
+		t.Errorf("for the kubelet had to go %+v, want the oldest of the attacker", victim)
+	}
+	if conn, victim := come("attacker"); victim == conn || victim == nil || len(l.open) != maxConnections {
+		t.Errorf("%d are open, victim %+v", len(l.open), victim)
+	}
+}

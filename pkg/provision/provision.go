@@ -42,7 +42,7 @@ type Store interface {
 	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
 }
 
-// Init provisions one tenant. All fields but Now are required.
+// Init provisions one tenant. A field is required unless it says what its zero value means.
 type Init struct {
 	// Namespace and VCluster name the control plane.
 	Namespace, VCluster string
@@ -70,6 +70,7 @@ type Init struct {
 	Publish func(r *tenant.Record) error
 
 	Log *zap.Logger
+	// Now is the clock; nil: the real one.
 	Now func() time.Time
 }
 

@@ -451,9 +451,9 @@ func (w *world) pend(slot tenant.Slot, purpose tenant.Purpose, applied bool) {
 	}
 }
 
-// TestKill is promise 3: killed at any call, before or after its effect, and killed again in the run after that, init
+// TestKillInit is promise 3: killed at any call, before or after its effect, and killed again in the run after that, init
 // converges, and whoever is logged in stays so. The points are counted, not listed.
-func TestKill(t *testing.T) {
+func TestKillInit(t *testing.T) {
 	t.Parallel()
 	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
 		t.Run(name, func(t *testing.T) {
@@ -983,7 +983,7 @@ func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
 }
 
 // Stopped on request is not the server's fault, and says so.
-func TestStop(t *testing.T) {
+func TestStopInit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.down = true

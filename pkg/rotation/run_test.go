@@ -738,9 +738,9 @@ func (s lateStore) Follow(ctx context.Context) <-chan tenant.News {
 	return out
 }
 
-// TestStop: asked to end at any call of a rotation, the loop ends without an error and in time, no step is begun any more,
+// TestStopLoop: asked to end at any call of a rotation, the loop ends without an error and in time, no step is begun any more,
 // and the next one goes on.
-func TestStop(t *testing.T) {
+func TestStopLoop(t *testing.T) {
 	t.Parallel()
 	for n := 1; n < 40; n++ {
 		run(t, fmt.Sprint("at call ", n), Policy{Period: time.Minute, Grace: 5 * time.Second}, func(t *testing.T, b *bench) {

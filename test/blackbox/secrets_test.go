@@ -10,9 +10,9 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestSecrets is promise 5, over a tenant's life: whatever becomes of a run, with the most talkative log, the passwords of
+// TestSecretsOfInit is promise 5, over a tenant's life: whatever becomes of a run, with the most talkative log, the passwords of
 // admin and tenant are in nothing that anybody but the record's and the hand-over's readers gets to see (B18 to B21).
-func TestSecrets(t *testing.T) {
+func TestSecretsOfInit(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {

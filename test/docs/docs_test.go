@@ -181,6 +181,24 @@ func TestNamedTestsExist(t *testing.T) {
 	}
 }
 
+// TestNamesOfTestsAreUnique: a document names a test by its function alone, so there is one of that name. (F30)
+func TestNamesOfTestsAreUnique(t *testing.T) {
+	t.Parallel()
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)[A-Z][A-Za-z0-9_]*)\(`)
+	where := map[string]string{}
+	for _, path := range files(t, "_test.go", "cmd", "pkg", "test") {
+		for _, m := range function.FindAllStringSubmatch(read(t, path), -1) {
+			if other := where[m[1]]; other != "" && m[1] != "TestMain" {
+				t.Errorf("%s and %s both have a %s: give one of them a name of its own", other, path, m[1])
+			}
+			where[m[1]] = path
+		}
+	}
+	if len(where) < 100 {
+		t.Fatalf("only %d tests found: this test looks in the wrong way", len(where))
+	}
+}
+
 // TestNamedFilesExist: a path of ours in backquotes is a path that exists.
 func TestNamedFilesExist(t *testing.T) {
 	t.Parallel()
@@ -191,6 +209,28 @@ func TestNamedFilesExist(t *testing.T) {
 				t.Errorf("%s names %s, which does not exist", document, m[1])
 			}
 		}
+	}
+}
+
+// TestTablesAreWhole: a row that a blank line cuts off from its table is not rendered as one. (F30)
+func TestTablesAreWhole(t *testing.T) {
+	t.Parallel()
+	rows := 0
+	for _, document := range documents(t) {
+		inside, lines := false, strings.Split(fence.ReplaceAllString(read(t, document), ""), "\n")
+		for i, line := range lines {
+			is := strings.HasPrefix(line, "|")
+			if is {
+				rows++
+			}
+			if is && !inside && (i+1 == len(lines) || !strings.HasPrefix(lines[i+1], "|--")) {
+				t.Errorf("%s: this row belongs to no table: %s", document, line)
+			}
+			inside = is
+		}
+	}
+	if rows < 100 {
+		t.Fatalf("only %d rows found: this test looks in the wrong way", rows)
 	}
 }
 

@@ -16,10 +16,10 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// TestHerd has the passwords of 200 tenants of one server become due at the same instant, where the server takes 50
+// TestHerdOfSidecars has the passwords of 200 tenants of one server become due at the same instant, where the server takes 50
 // connections. None may fail: whoever is turned away comes again. Each tenant has a sidecar of its own, as it is shipped.
 // make bench does the same on MySQL and MariaDB, with records in Secrets.
-func TestHerd(t *testing.T) {
+func TestHerdOfSidecars(t *testing.T) {
 	t.Parallel()
 	server := bed.NewServer(t, bed.Postgres, "17", bed.Options{MaxConnections: rig.HerdLimit})
 	herd := provisionHerd(t, server)

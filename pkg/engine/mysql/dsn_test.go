@@ -12,7 +12,7 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-func TestDSN(t *testing.T) {
+func TestDSNMySQL(t *testing.T) {
 	t.Parallel()
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
@@ -36,8 +36,8 @@ func TestDSN(t *testing.T) {
 	}
 }
 
-// FuzzDSN renders and reads back as kine does: it cuts off the scheme and gives the rest to the driver.
-func FuzzDSN(f *testing.F) {
+// FuzzDSNMySQL renders and reads back as kine does: it cuts off the scheme and gives the rest to the driver.
+func FuzzDSNMySQL(f *testing.F) {
 	f.Add("db.example", uint16(3306), "vcxa", "aB3-_.~x", "vcx")
 	f.Add("2001:db8::1", uint16(1), "u", "p", "d")
 	f.Add("h", uint16(1), "u:v", "p@/)", "d?x=y")
@@ -63,7 +63,7 @@ func FuzzDSN(f *testing.F) {
 }
 
 // Whatever password and names we make, there is a DSN.
-func TestDSNOfOurs(t *testing.T) {
+func TestDSNOfOursMySQL(t *testing.T) {
 	t.Parallel()
 	for range 1000 {
 		names := tenant.NamesOf(string(tenant.NewPassword()))

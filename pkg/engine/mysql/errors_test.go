@@ -21,7 +21,7 @@ import (
 	"dbconnector/pkg/fault"
 )
 
-func TestClassify(t *testing.T) {
+func TestClassifyMySQL(t *testing.T) {
 	t.Parallel()
 	server := func(number uint16) error {
 		return fmt.Errorf("driver: %w", &mysqldriver.MySQLError{Number: number, Message: "said\nso"})
@@ -105,7 +105,7 @@ func TestClassify(t *testing.T) {
 }
 
 // B18: a server that is not quite what it says repeats what it does not understand.
-func TestSyntaxErrorRepeatsNothing(t *testing.T) {
+func TestSyntaxErrorMySQL(t *testing.T) {
 	t.Parallel()
 	err := classify(&mysqldriver.MySQLError{Number: 1064, Message: "You have an error in your SQL syntax; … near 'BY 'hunter2' REQUIRE SSL' at line 1"})
 	if fault.Of(err) != fault.Unknown || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "1064") {

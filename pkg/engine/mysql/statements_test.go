@@ -136,7 +136,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-func TestOurs(t *testing.T) {
+func TestOursMySQL(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		reason string
@@ -193,7 +193,7 @@ func TestPrivilegeOf(t *testing.T) {
 	}
 }
 
-func FuzzQuote(f *testing.F) {
+func FuzzQuoteMySQL(f *testing.F) {
 	for _, seed := range []string{"", "vcx", "a`b", "``", "a\\`", "a\x00b", "`; DROP DATABASE x; --"} {
 		f.Add(seed)
 	}

@@ -30,7 +30,7 @@ func kine(endpoint string) (*pgx.ConnConfig, url.Values, error) {
 	return config, query, err
 }
 
-func TestDSN(t *testing.T) {
+func TestDSNPostgres(t *testing.T) {
 	t.Parallel()
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
@@ -77,7 +77,7 @@ func TestDSNOfMixedCase(t *testing.T) {
 	}
 }
 
-func FuzzDSN(f *testing.F) {
+func FuzzDSNPostgres(f *testing.F) {
 	f.Add("db.example", uint16(5432), "vcxa", "aB3-_.~x", "vcx")
 	f.Add("2001:db8::1", uint16(1), "u", "p", "d")
 	f.Add("h", uint16(1), "u:v", "p@/?#%", "d?x=y")
@@ -103,7 +103,7 @@ func FuzzDSN(f *testing.F) {
 }
 
 // Whatever password and names we make, there is a DSN.
-func TestDSNOfOurs(t *testing.T) {
+func TestDSNOfOursPostgres(t *testing.T) {
 	t.Parallel()
 	for range 1000 {
 		names := tenant.NamesOf(string(tenant.NewPassword()))

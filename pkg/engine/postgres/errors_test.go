@@ -20,7 +20,7 @@ import (
 	"dbconnector/pkg/fault"
 )
 
-func TestClassify(t *testing.T) {
+func TestClassifyPostgres(t *testing.T) {
 	t.Parallel()
 	server := func(code string) error {
 		return fmt.Errorf("driver: %w", &pgconn.PgError{Code: code, Message: "said\nso"})
@@ -125,7 +125,7 @@ func TestVerdict(t *testing.T) {
 }
 
 // B18: a server that is not quite what it says repeats what it does not understand.
-func TestSyntaxErrorRepeatsNothing(t *testing.T) {
+func TestSyntaxErrorPostgres(t *testing.T) {
 	t.Parallel()
 	err := classify(&pgconn.PgError{Code: "42601", Message: `syntax error at or near "'SCRAM-SHA-256$4096:x'"`})
 	if fault.Of(err) != fault.Unknown || strings.Contains(err.Error(), "SCRAM") || !strings.Contains(err.Error(), "42601") {

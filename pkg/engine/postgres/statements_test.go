@@ -198,7 +198,7 @@ func TestPlanSchema(t *testing.T) {
 	}
 }
 
-func TestOurs(t *testing.T) {
+func TestOursPostgres(t *testing.T) {
 	t.Parallel()
 	closed := &database{exists: true}
 	owner := map[string]role{"vcxo": {marker: want().Marker}}
@@ -224,7 +224,7 @@ func TestOurs(t *testing.T) {
 	}
 }
 
-func FuzzQuote(f *testing.F) {
+func FuzzQuotePostgres(f *testing.F) {
 	for _, seed := range []string{"", "vcx", `a"b`, `""`, `a\"`, "a\x00b", `"; DROP DATABASE x; --`} {
 		f.Add(seed)
 	}
