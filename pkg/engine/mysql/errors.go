@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"time"
 
 	mysqldriver "github.com/go-sql-driver/mysql"
 
@@ -132,7 +133,13 @@ var errForeign = fault.New(fault.Refused, `the server does not speak MySQL's pro
 
 // greeting is what is known of the first bytes from a server. A MySQL server speaks first; one that stays silent may be
 // waiting to be spoken to.
-type greeting struct{ anything, foreign atomic.Bool }
+type greeting struct {
+	patience time.Time // when a silent server is asked what it is; zero for never
+	anything atomic.Bool
+	verdict  atomic.Pointer[error] // why this is no MySQL server
+}
+
+func (g *greeting) judge(err error) { g.verdict.Store(&err) }
 
 // isMySQL says whether bytes are the beginning of a MySQL server's greeting: three bytes of length, sequence number 0, and
 // then the protocol version or an error. Fewer than five bytes say nothing, and may be.
@@ -149,15 +156,46 @@ type sniffer struct {
 }
 
 func (s *sniffer) Read(p []byte) (int, error) {
-	n, err := s.Conn.Read(p)
-	if n > 0 && !s.heard.anything.Swap(true) {
+	if s.heard.anything.Load() {
+		return s.Conn.Read(p)
+	}
+	n, err := s.first(p)
+	if n > 0 {
+		s.heard.anything.Store(true)
 		if !isMySQL(p[:n]) {
-			s.heard.foreign.Store(true)
+			s.heard.judge(errForeign)
 			return 0, io.ErrUnexpectedEOF
 		}
 		s.mariadb.Store(dialectOf(string(p[:n])).hashes) // its version stands there
 	}
 	return n, err
+}
+
+// first waits for the greeting. Where there is none in time, the server is asked PostgreSQL's first question (SSLRequest, "Message
+// Formats" in its manual), over this very connection: it is lost by then, and a server that counts broken connections and
+// blocks a host for them (max_connect_errors) has one less to count.
+func (s *sniffer) first(p []byte) (int, error) {
+	if s.heard.patience.IsZero() {
+		return s.Conn.Read(p)
+	}
+	_ = s.Conn.SetReadDeadline(s.heard.patience)
+	n, err := s.Conn.Read(p)
+	_ = s.Conn.SetReadDeadline(time.Time{}) // from here on the driver ends the connection when its context ends
+	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	if _, werr := s.Conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); werr != nil {
+		return 0, err
+	}
+	answer := make([]byte, 64)
+	n, _ = s.Conn.Read(answer)
+	switch answer = answer[:n]; {
+	case n == 1 && (answer[0] == 'S' || answer[0] == 'N'):
+		s.heard.judge(fault.New(fault.Refused, `the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`))
+	case !isMySQL(answer): // a MySQL server that was merely late is none of these
+		s.heard.judge(errForeign)
+	}
+	return 0, err
 }
 
 // careful turns the driver's panic on a greeting that is cut short into an error.
@@ -170,29 +208,4 @@ func (c careful) Connect(ctx context.Context) (conn driver.Conn, err error) {
 		}
 	}()
 	return c.Connector.Connect(ctx)
-}
-
-// ask asks a silent server PostgreSQL's first question (SSLRequest, "Message Formats" in its manual), and says what it is
-// if that tells; else nil.
-func ask(ctx context.Context, address string) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return nil
-	}
-	defer conn.Close() //nolint:errcheck // nothing was written that counts
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline)
-	}
-	if _, err := conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); err != nil {
-		return nil
-	}
-	answer := make([]byte, 64)
-	n, _ := conn.Read(answer)
-	switch answer = answer[:n]; {
-	case n == 1 && (answer[0] == 'S' || answer[0] == 'N'):
-		return fault.New(fault.Refused, `the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`)
-	case !isMySQL(answer): // a MySQL server that was merely late is none of these
-		return errForeign
-	}
-	return nil
 }

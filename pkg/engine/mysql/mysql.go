@@ -69,15 +69,13 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	if config.TLS, err = s.server.TLSConfig(); err != nil {
 		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
 	}
-	var heard greeting
-	var connected atomic.Bool
+	heard := greeting{patience: patience(ctx)}
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		connected.Store(true)
 		return &sniffer{conn, &heard, &s.mariadb}, nil
 	}
 	c, err := driver.NewConnector(config)
@@ -86,20 +84,11 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	}
 	db := sql.OpenDB(careful{c})
 	db.SetMaxOpenConns(1)
-	// The driver waits for the greeting as long as the context lets it. A PostgreSQL server waits as well: half of the time
-	// is for the greeting, the rest for finding out what answers there.
-	attempt, cancel := halfOf(ctx)
-	defer cancel()
-	conn, err := db.Conn(attempt)
+	conn, err := db.Conn(ctx)
 	if err != nil {
 		_ = db.Close() // nothing is open
-		switch silent := connected.Load() && !heard.anything.Load(); {
-		case heard.foreign.Load():
-			return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), errForeign)
-		case silent:
-			if verdict := ask(ctx, s.server.Address()); verdict != nil {
-				return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), verdict)
-			}
+		if verdict := heard.verdict.Load(); verdict != nil {
+			return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), *verdict)
 		}
 		err = fmt.Errorf("logging in to %s as %q: %w", s.server.Address(), user, classify(err))
 		if config.TLS == nil && (fault.Is(err, fault.WrongPassword) || fault.Is(err, fault.Refused)) {
@@ -123,13 +112,15 @@ func (s *Server) connectSure(ctx context.Context, user string, password connecto
 	return session, err
 }
 
-// halfOf is a context with half of the time that ctx has left; ctx without a deadline is left alone.
-func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
+// patience is until when a server may keep silent before it is asked what it is: nearly as long as ctx lasts, for a server that
+// resolves the names of its clients may need many seconds for its greeting. Zero where ctx has no deadline.
+func patience(ctx context.Context) time.Time {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		return context.WithCancel(ctx)
+		return time.Time{}
 	}
-	return context.WithTimeout(ctx, time.Until(deadline)/2)
+	const toAsk = 2 * time.Second // PostgreSQL starts a process before it answers
+	return deadline.Add(-min(toAsk, time.Until(deadline)/4))
 }
 
 // session is one connection and the pool that database/sql wants around it.

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+)
+
+// (F7) A server that resolves the names of its clients speaks seconds after it was connected to. It is waited for nearly as long as
+// an attempt lasts, over one connection: each that init breaks off counts against the host (max_connect_errors).
+func TestSlowGreeting(t *testing.T) {
+	t.Parallel()
+	const attempt, greeting = 10 * time.Second, 6 * time.Second // init's own limit, and what was reported
+	for _, v := range bed.Versions {
+		if v.Engine == bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			s := describe(server, server.AdminUser, server.AdminPassword)
+			x := s.NewTenant()
+			x.Ensure(t)
+			proxy := bed.NewProxy(t, server.Addr())
+			far := s.Connector.Server
+			far.Port = uint16(proxy.Port())
+			try := func(limit time.Duration) (error, int) { //nolint:revive // the error is what is asked for
+				before := proxy.Connections()
+				ctx, cancel := context.WithTimeout(t.Context(), limit)
+				defer cancel()
+				_, err := engine.Open(far, program).Enter(ctx, x.Login(tenant.A))
+				return err, proxy.Connections() - before
+			}
+			proxy.BlackHole()
+			late := time.AfterFunc(greeting, proxy.Pass)
+			defer late.Stop()
+			if err, connections := try(attempt); err != nil || connections != 1 {
+				t.Errorf("a greeting after %s: %d connections, %v", greeting, connections, err)
+			}
+			proxy.BlackHole() // now for good
+			if err, connections := try(time.Second); !fault.Is(err, fault.Unavailable) || connections != 1 {
+				t.Errorf("no greeting: %d connections, class %d: %v", connections, fault.Of(err), err)
+			}
+		})
+	}
+}
+
+// (F7) The same silence is what a PostgreSQL server answers that is taken for MySQL; and that is still told, over the one
+// connection.
+func TestSilentPostgres(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
+	proxy := bed.NewProxy(t, server.Addr())
+	wrong := connector.Server{Engine: connector.MySQL, Host: proxy.Host(), Port: uint16(proxy.Port()), SSLMode: connector.Require}
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	_, err := engine.Open(wrong, program).Admin(ctx, server.AdminUser, connector.Password(server.AdminPassword))
+	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), `"postgres"`) || proxy.Connections() != 1 {
+		t.Errorf("%d connections, class %d: %v", proxy.Connections(), fault.Of(err), err)
+	}
+}
