@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -88,7 +89,7 @@ type Result struct {
 // It repeats what failed for lack of the moment (fault.Unavailable), with backoff and jitter, until ctx ends; any other
 // failure ends it at once. Nothing is published unless all of it succeeded.
 func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (Result, error) {
-	r := run[S]{Init: p, began: time.Now(), open: open, warned: map[string]bool{}}
+	r := run[S]{Init: p, began: time.Now(), open: open, warned: map[string]bool{}, refusals: map[tenant.Login][]error{}}
 	if r.Now == nil {
 		r.Now = time.Now
 	}
@@ -144,6 +145,8 @@ type run[S server] struct {
 	warned map[string]bool
 	// tenant is the UID that this attempt is for. A record that says another one has been put in its place meanwhile.
 	tenant string
+	// refusals are the server's answers to active logins whose password it calls wrong.
+	refusals map[tenant.Login][]error
 }
 
 func (r *run[S]) attempt(ctx context.Context) (Result, error) {
@@ -179,6 +182,11 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	if err != nil {
 		switch fault.Of(refused) {
 		case fault.WrongPassword, fault.NoAccess:
+			// Some servers refuse a right password for a moment (MariaDB, FLUSH PRIVILEGES). Where there is a connector, the admin path
+			// asks again before it believes that.
+			if data, err := r.enter(ctx, r.open(record.Server), record.Login(record.Active)); err == nil && (data || !record.DataSeen) {
+				return r.restart(ctx, record, data)
+			}
 			return Result{}, fmt.Errorf("the record's login is refused (%s), and to repair it the connector is needed: %w", refused.Error(), err)
 		}
 		if refused != nil {
@@ -235,10 +243,31 @@ func (r *run[S]) empty(record *tenant.Record, at connector.Server) error {
 		r.RecordName, record.Database, at.Address(), r.ForgetCommand)
 }
 
-func (r *run[S]) enter(ctx context.Context, s S, login tenant.Login) (bool, error) {
+// tries is how often a run presents an active login that the server refuses for its password. Servers count that and block the
+// account (MariaDB's max_password_errors, MySQL's FAILED_LOGIN_ATTEMPTS), and with it a control plane that uses it with another
+// password, while init waits for a login that is free.
+const tries = 2
+
+// asActive limits what logs in with the active login, in time and in number.
+func (r *run[S]) asActive(ctx context.Context, login tenant.Login, do func(context.Context) error) error {
+	if refusals := r.refusals[login]; len(refusals) >= tries {
+		return refusals[tries-1]
+	}
 	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
 	defer cancel()
-	return s.Enter(ctx, login)
+	err := do(ctx)
+	if fault.Is(err, fault.WrongPassword) {
+		r.refusals[login] = append(r.refusals[login], err)
+	}
+	return err
+}
+
+func (r *run[S]) enter(ctx context.Context, s S, login tenant.Login) (data bool, err error) {
+	err = r.asActive(ctx, login, func(ctx context.Context) error {
+		data, err = s.Enter(ctx, login)
+		return err
+	})
+	return data, err
 }
 
 func (r *run[S]) login(ctx context.Context, s S, login tenant.Login) error {
@@ -472,13 +501,13 @@ func (r *run[S]) admin(ctx context.Context, s S, c connector.Connector) (tenant.
 // settle makes the active slot's login work, under the tenant's lock, and checks what the tenant can do with it.
 func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
 	verify := func() error {
-		ctx, cancel := context.WithTimeout(ctx, r.Attempt)
-		defer cancel()
-		warnings, err := s.Verify(ctx, record.Login(record.Active), record.Names())
-		if err == nil {
-			done.Warnings = append(done.Warnings, warnings...)
-		}
-		return err
+		return r.asActive(ctx, record.Login(record.Active), func(ctx context.Context) error {
+			warnings, err := s.Verify(ctx, record.Login(record.Active), record.Names())
+			if err == nil {
+				done.Warnings = append(done.Warnings, warnings...)
+			}
+			return err
+		})
 	}
 	err := verify()
 	if err == nil {
@@ -511,7 +540,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	if err != nil {
 		return nil, err
 	}
-	if record, err = r.reset(ctx, s, admin, slot, tenant.Activate, done); err != nil {
+	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, done); err != nil {
 		return nil, err
 	}
 	if err := verify(); fault.Is(err, fault.WrongPassword) {
@@ -554,19 +583,24 @@ func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, recor
 	if err != nil || used {
 		return record, err
 	}
-	return r.reset(ctx, s, admin, other, tenant.Retire, done)
+	return r.reset(ctx, s, admin, record, other, tenant.Retire, done)
 }
 
-// reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed.
-func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
+// reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed. seen is the
+// record that this was decided on. Where servers have no lock for us, another init may have come to the end of the same repair
+// since: its control plane is about to use what it was handed.
+func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, seen *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
 	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose, Admin: true}
 	record, err := r.change(ctx, func(old *tenant.Record) {
-		if old.Pending == nil { // never a second one
+		if old.Pending == nil && old.Active == seen.Active && maps.Equal(old.Slots, seen.Slots) { // never a second one
 			old.Pending = change
 		}
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case record.Pending == nil:
+		return nil, fault.New(fault.Unavailable, "%s was put right by somebody else at the same time", r.RecordName)
 	}
 	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, done)
 }
@@ -612,7 +646,9 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 			return nil, err
 		}
 		done.Changes = append(done.Changes, "set password of login "+string(pending.Slot))
-		if err := r.login(ctx, s, login); err != nil {
+		if err := r.login(ctx, s, login); fault.Is(err, fault.WrongPassword) {
+			return nil, fault.New(fault.Unavailable, "login %q was given a new password, and is refused: %w", login.User, err)
+		} else if err != nil {
 			return nil, err
 		}
 	} else if err != nil {
