@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -99,13 +100,20 @@ func TestRefusedForAMoment(t *testing.T) {
 			x := s.NewTenant()
 			x.Ensure(t)
 			login := x.Login(tenant.A)
+			j := newJob(t, s)
+			r := j.run(t)
+			lonely := r.Login(r.Active)
+			j.Connector = func(context.Context) (connector.Connector, error) {
+				return connector.Connector{}, fault.New(fault.Refused, "there is none")
+			}
 			for name, c := range map[string]struct {
 				user     string
 				password connector.Password
 				try      func() error
 			}{
-				"Enter":  {login.User, login.Password, func() error { _, err := x.Engine.Enter(t.Context(), login); return err }},
-				"Verify": {login.User, login.Password, func() error { _, err := x.Engine.Verify(t.Context(), login, x.Names); return err }},
+				// Where there is a connector, Verify comes after it and is the second try.
+				"a restart without a connector": {lonely.User, lonely.Password, func() error { _, err := j.try(t); return err }},
+				"Verify":                        {login.User, login.Password, func() error { _, err := x.Engine.Verify(t.Context(), login, x.Names); return err }},
 				"Self": {login.User, login.Password, func() error {
 					self, err := x.Engine.Self(t.Context(), login)
 					if err == nil {

@@ -33,21 +33,21 @@ func TestSlowGreeting(t *testing.T) {
 			proxy := bed.NewProxy(t, server.Addr())
 			far := s.Connector.Server
 			far.Port = uint16(proxy.Port())
-			try := func(limit time.Duration) (error, int) { //nolint:revive // the error is what is asked for
+			try := func(limit time.Duration) (int, error) {
 				before := proxy.Connections()
 				ctx, cancel := context.WithTimeout(t.Context(), limit)
 				defer cancel()
 				_, err := engine.Open(far, program).Enter(ctx, x.Login(tenant.A))
-				return err, proxy.Connections() - before
+				return proxy.Connections() - before, err
 			}
 			proxy.BlackHole()
 			late := time.AfterFunc(greeting, proxy.Pass)
 			defer late.Stop()
-			if err, connections := try(attempt); err != nil || connections != 1 {
+			if connections, err := try(attempt); err != nil || connections != 1 {
 				t.Errorf("a greeting after %s: %d connections, %v", greeting, connections, err)
 			}
 			proxy.BlackHole() // now for good
-			if err, connections := try(time.Second); !fault.Is(err, fault.Unavailable) || connections != 1 {
+			if connections, err := try(time.Second); !fault.Is(err, fault.Unavailable) || connections != 1 {
 				t.Errorf("no greeting: %d connections, class %d: %v", connections, fault.Of(err), err)
 			}
 		})

@@ -4,6 +4,7 @@ package mysql
 
 import (
 	"errors"
+	"maps"
 	"strings"
 
 	driver "github.com/go-sql-driver/mysql"
@@ -14,6 +15,27 @@ import (
 
 // scheme is what kine cuts off before it hands the rest to the driver.
 const scheme = "mysql://"
+
+// sessionSettings are what kine's sessions depend on and a server may have set otherwise for all (docs/failures.md F9, F10). The driver
+// sends them in one SET right after the login, before the control plane's first statement, and after the server's init_connect. No
+// privilege is needed for any of them.
+//
+// Some stand in comments that only those servers execute that know the variable: MySQL from 8.0.18 on lets everybody set the
+// increment, MariaDB skips comments that are for MySQL 8, and innodb_snapshot_isolation is on by default from MariaDB 11.6.2
+// on, where kine's compaction fails with error 1020 beside any other writer.
+func sessionSettings() map[string]string {
+	return map[string]string{
+		"autocommit": "1 /*!80018 , auto_increment_increment = 1 */ /*M!100500 , auto_increment_increment = 1 */" +
+			" /*M!110602 , innodb_snapshot_isolation = 0 */",
+		"completion_type":        "0",      // COMMIT begins no other transaction, and does not end the session
+		"default_storage_engine": "InnoDB", // the others have no transactions
+		"sql_big_selects":        "1",
+		"sql_mode":               "'" + modes + "'", // a key that is too long is an error, and not cut off
+		"sql_safe_updates":       "0",
+		"sql_select_limit":       "18446744073709551615", // a list that ends early would be a list of deleted objects
+		"unique_checks":          "1",
+	}
+}
 
 // DSN renders kine's endpoint for a login, and reads it back in the way kine does (pkg/drivers/mysql: the driver's
 // ParseDSN) before anybody sees it. Nothing in it is percent-encoded, for nothing is decoded. Its error never contains the
@@ -27,6 +49,7 @@ func DSN(server connector.Server, login tenant.Login) (string, error) {
 	config := driver.NewConfig()
 	config.User, config.Passwd, config.DBName = login.User, login.Password.Reveal(), login.Database
 	config.Net, config.Addr = "tcp", server.Address()
+	config.Params = sessionSettings()
 	switch {
 	case server.SSLMode == connector.Disable:
 		config.TLSConfig = "false"
@@ -43,7 +66,7 @@ func DSN(server connector.Server, login tenant.Login) (string, error) {
 		return "", errors.New("rendering the DSN: the MySQL driver does not read it")
 	}
 	if back.Addr != server.Address() || back.User != login.User || back.Passwd != login.Password.Reveal() ||
-		back.DBName != login.Database || back.TLSConfig != config.TLSConfig || (server.CA != "" && back.TLS != nil) {
+		back.DBName != login.Database || back.TLSConfig != config.TLSConfig || !maps.Equal(back.Params, config.Params) || (server.CA != "" && back.TLS != nil) {
 		return "", errors.New("rendering the DSN: it does not read back as it was written")
 	}
 	return dsn, nil

@@ -13,6 +13,13 @@ import (
 )
 
 func TestDSNMySQL(t *testing.T) {
+// (F9, F10) What is set for a session, as the driver writes it.
+const set = "autocommit=1+%2F%2A%2180018+%2C+auto_increment_increment+%3D+1+%2A%2F+%2F%2AM%21100500+%2C+auto_increment_increment+%3D+1+%2A%2F" +
+	"+%2F%2AM%21110602+%2C+innodb_snapshot_isolation+%3D+0+%2A%2F&completion_type=0&default_storage_engine=InnoDB&sql_big_selects=1" +
+	"&sql_mode=%27STRICT_ALL_TABLES%2CERROR_FOR_DIVISION_BY_ZERO%2CNO_ENGINE_SUBSTITUTION%27&sql_safe_updates=0" +
+	"&sql_select_limit=18446744073709551615&unique_checks=1"
+
+func TestDSN(t *testing.T) {
 	t.Parallel()
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
@@ -20,14 +27,14 @@ func TestDSNMySQL(t *testing.T) {
 		server connector.Server
 		want   string
 	}{
-		{"a name", connector.Server{Host: "db.example", Port: 3306, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true"},
-		{"an IPv4 address", connector.Server{Host: "192.0.2.7", Port: 1, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true"},
-		{"an IPv6 address", connector.Server{Host: "2001:db8::1", Port: 65535, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true"},
-		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false"},
-		{"encrypted, not verified", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify"},
-		{"the driver does not know verify-ca: upwards", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
-		{"kine's --ca-file decides, and would not if anything stood here", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx"},
-		{"a mode that does not exist is not clear text", connector.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true"},
+		{"a name", connector.Server{Host: "db.example", Port: 3306, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true&" + set},
+		{"an IPv4 address", connector.Server{Host: "192.0.2.7", Port: 1, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true&" + set},
+		{"an IPv6 address", connector.Server{Host: "2001:db8::1", Port: 65535, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true&" + set},
+		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false&" + set},
+		{"encrypted, not verified", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify&" + set},
+		{"the driver does not know verify-ca: upwards", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
+		{"kine's --ca-file decides, and would not if anything stood here", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?" + set},
+		{"a mode that does not exist is not clear text", connector.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
 	} {
 		got, err := DSN(tc.server, login)
 		if err != nil || got != tc.want {

@@ -18,47 +18,156 @@ import (
 	"dbconnector/pkg/fault"
 )
 
-// Error numbers that have a meaning for us (MySQL: mysqld_error.h; MariaDB: "MariaDB Error Codes"; where the two give one
-// number two meanings, both names stand here).
+// Error numbers that more than their class is decided by.
 const (
-	conCountError        = 1040 // too many connections
-	dbAccessDenied       = 1044
-	accessDenied         = 1045
-	dbCreateExists       = 1007
-	badDB                = 1049
-	serverShutdown       = 1053
-	hostBlocked          = 1129
-	hostNotPrivileged    = 1130
-	noSuchUser           = 1133
-	noSuchGrant          = 1141
-	tableAccessDenied    = 1142
-	tooManyUserConns     = 1203
-	specificAccessDenied = 1227
-	userLimitReached     = 1226
-	lockWaitTimeout      = 1205
-	deadlock             = 1213
-	optionPrevents       = 1290 // --read-only, --super-read-only
-	cannotUser           = 1396 // CREATE USER/ROLE failed: it exists, or is gone
-	cannotCreateByGrant  = 1410 // the account is gone
-	rejectedPassword     = 1819
-	mustChangePassword   = 1820
-	passwordExpired      = 1862
-	lockedMySQL          = 3118
-	insecureTransport    = 3159
-	rejectedByHistory    = 3638 // password_history, password_reuse_interval
-	roleAccessDenied     = 3879
-	rejectedAsSimilar    = 4165 // validate_password.changed_characters_percentage
-	lockedMariaDB        = 4151
-	noSuchThread         = 1094
-	parseError           = 1064
-	notReady             = 1047 // of a Galera node; elsewhere an unknown command
-	queryInterrupted     = 1317
-	killedMariaDB        = 1927
-	timedOutMariaDB      = 1969 // max_statement_time
-	timedOutMySQL        = 3024 // max_execution_time
-	offline              = 3032 // offline_mode
-	idleTooLong          = 4031 // wait_timeout
+	accessDenied        = 1045
+	optionPrevents      = 1290
+	noPlugin            = 1524
+	parseError          = 1064
+	rejectedPassword    = 1819
+	mustChangePassword  = 1820
+	passwordExpired     = 1862
+	rejectedByHistory   = 3638 // password_history, password_reuse_interval
+	rejectedAsSimilar   = 4165 // validate_password.changed_characters_percentage
+	tablesNeedUpgrade   = 1558
+	tablesNeedUpgrade2  = 1805
+	initConnectFails    = 1184
+	pluginTakesNone     = 1699 // MariaDB: the account's plugin has no password to be changed
+	pluginTakesNoneToo  = 4102 // MySQL
+	schemaReadOnly      = 3989
+	readOnlyTransaction = 1792
 )
+
+// noLocks are what servers say that have no GET_LOCK to offer: Percona XtraDB Cluster with pxc_strict_mode=ENFORCING (1105), Galera
+// of older MariaDB (1235), and what only resembles MySQL (1289, 1305).
+var noLocks = []uint16{1105, 1235, 1289, 1305}
+
+// classes are those of the servers' errors (docs/failures.md F18: mysqld_error.h of MySQL 9.7 and errmsg.sys of MariaDB 11.8 were gone
+// through for what a login and our statements can meet). Where the two give one number two meanings, ours can be met and the other
+// one not. What is not here is Unknown: it is told with its number, and ends the run.
+var classes = map[uint16]fault.Class{
+	// The login cannot be used with what we have, and a new password cures it.
+	accessDenied:       fault.WrongPassword,
+	mustChangePassword: fault.WrongPassword,
+	passwordExpired:    fault.WrongPassword,
+	1251:               fault.WrongPassword, // ER_NOT_SUPPORTED_AUTH_MODE: a plugin that no client of today speaks
+	1275:               fault.WrongPassword, // ER_SERVER_IS_IN_SECURE_AUTH_MODE: a hash of before 4.1
+	noPlugin:           fault.WrongPassword, // ER_PLUGIN_IS_NOT_LOADED: the account's (F6)
+	1698:               fault.WrongPassword, // ER_ACCESS_DENIED_NO_PASSWORD_ERROR: the account takes no password (unix_socket)
+	3955:               fault.WrongPassword, // blocked after failed logins, MySQL
+	4150:               fault.WrongPassword, // ER_USER_IS_BLOCKED: blocked after failed logins, MariaDB (F13)
+
+	1049: fault.NoDatabase, // ER_BAD_DB_ERROR
+
+	1044:               fault.NoAccess, // ER_DBACCESS_DENIED_ERROR
+	1132:               fault.NoAccess, // ER_PASSWORD_NOT_ALLOWED
+	1142:               fault.NoAccess, // ER_TABLEACCESS_DENIED_ERROR
+	1143:               fault.NoAccess, // ER_COLUMNACCESS_DENIED_ERROR
+	1211:               fault.NoAccess, // ER_NO_PERMISSION_TO_CREATE_USER
+	1227:               fault.NoAccess, // ER_SPECIFIC_ACCESS_DENIED_ERROR
+	3554:               fault.NoAccess, // ER_NO_SYSTEM_TABLE_ACCESS
+	3879:               fault.NoAccess, // ER_DB_ACCESS_DENIED
+	6038:               fault.NoAccess, // ER_SPECIFIC_ACCESS_DENIED
+	pluginTakesNone:    fault.NoAccess, // of a login that changes its own password
+	pluginTakesNoneToo: fault.NoAccess,
+
+	// The server is short of something, or on its way up or down.
+	1006: fault.Unavailable, // ER_CANT_CREATE_DB, with the system's reason
+	1021: fault.Unavailable, // ER_DISK_FULL
+	1037: fault.Unavailable, // ER_OUTOFMEMORY
+	1038: fault.Unavailable, // ER_OUT_OF_SORTMEMORY
+	1040: fault.Unavailable, // ER_CON_COUNT_ERROR
+	1041: fault.Unavailable, // ER_OUT_OF_RESOURCES
+	1042: fault.Unavailable, // ER_BAD_HOST_ERROR: it could not resolve our address
+	1047: fault.Unavailable, // a node of Galera that is not ready; elsewhere an unknown command
+	1053: fault.Unavailable, // ER_SERVER_SHUTDOWN
+	1079: fault.Unavailable, // ER_SHUTDOWN_COMPLETE
+	1114: fault.Unavailable, // ER_RECORD_FILE_FULL
+	1135: fault.Unavailable, // ER_CANT_CREATE_THREAD
+	1203: fault.Unavailable, // ER_TOO_MANY_USER_CONNECTIONS
+	1226: fault.Unavailable, // ER_USER_LIMIT_REACHED
+	1297: fault.Unavailable, // ER_GET_TEMPORARY_ERRMSG
+	1637: fault.Unavailable, // ER_TOO_MANY_CONCURRENT_TRXS
+	3015: fault.Unavailable, // ER_ENGINE_OUT_OF_MEMORY
+	3032: fault.Unavailable, // ER_SERVER_OFFLINE_MODE
+	3100: fault.Unavailable, // ER_RUN_HOOK_ERROR: a member of a replication group that may not commit now
+	3168: fault.Unavailable, // ER_SERVER_ISNT_AVAILABLE
+	4081: fault.Unavailable, // ER_DA_GLOBAL_CONN_LIMIT: memory of all connections
+	4082: fault.Unavailable, // ER_DA_CONN_LIMIT
+	6400: fault.Unavailable, // ER_SERVER_OFFLINE_MODE_REASON
+
+	// A session or a statement was ended.
+	1080: fault.Unavailable, // ER_FORCING_CLOSE
+	1094: fault.Unavailable, // ER_NO_SUCH_THREAD
+	1158: fault.Unavailable, // ER_NET_READ_ERROR
+	1159: fault.Unavailable, // ER_NET_READ_INTERRUPTED: connect_timeout among them
+	1160: fault.Unavailable, // ER_NET_ERROR_ON_WRITE
+	1161: fault.Unavailable, // ER_NET_WRITE_INTERRUPTED
+	1317: fault.Unavailable, // ER_QUERY_INTERRUPTED
+	1927: fault.Unavailable, // ER_CONNECTION_KILLED, MariaDB
+	1969: fault.Unavailable, // ER_STATEMENT_TIMEOUT: max_statement_time, MariaDB
+	3024: fault.Unavailable, // ER_QUERY_TIMEOUT: max_execution_time, MySQL
+	3169: fault.Unavailable, // ER_SESSION_WAS_KILLED
+	4031: fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
+
+	// Somebody else was faster, or is in the way.
+	1007: fault.Unavailable, // ER_DB_CREATE_EXISTS
+	1020: fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
+	1133: fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
+	1141: fault.Unavailable, // ER_NONEXISTING_GRANT
+	1180: fault.Unavailable, // ER_ERROR_DURING_COMMIT
+	1205: fault.Unavailable, // ER_LOCK_WAIT_TIMEOUT
+	1213: fault.Unavailable, // ER_LOCK_DEADLOCK
+	1396: fault.Unavailable, // ER_CANNOT_USER: it exists, or is gone
+	1410: fault.Unavailable, // ER_CANT_CREATE_USER_WITH_GRANT: it is gone, MySQL
+	1689: fault.Unavailable, // ER_LOCK_ABORTED
+	3058: fault.Unavailable, // ER_USER_LOCK_DEADLOCK
+	3101: fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
+	3547: fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
+	3891: fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
+	1130: fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so everybody who comes while somebody else has the privileges read anew
+
+	1043:                fault.Refused, // ER_HANDSHAKE_ERROR: a proxy in between
+	1129:                fault.Refused, // ER_HOST_IS_BLOCKED
+	1131:                fault.Refused, // ER_PASSWORD_ANONYMOUS_USER: taken for somebody else
+	initConnectFails:    fault.Refused, // ER_NEW_ABORTING_CONNECTION
+	optionPrevents:      fault.Refused, // ER_OPTION_PREVENTS_STATEMENT: --read-only, --super-read-only, --skip-grant-tables
+	1372:                fault.Refused, // ER_PASSWD_LENGTH: it takes no hash of ours
+	tablesNeedUpgrade:   fault.Refused, // ER_COL_COUNT_DOESNT_MATCH_PLEASE_UPDATE
+	1728:                fault.Refused, // ER_CANNOT_LOAD_FROM_TABLE_V2
+	readOnlyTransaction: fault.Refused, // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION (F12)
+	tablesNeedUpgrade2:  fault.Refused, // ER_COL_COUNT_DOESNT_MATCH_CORRUPTED_V2
+	rejectedPassword:    fault.Refused, // ER_NOT_VALID_PASSWORD
+	1827:                fault.Refused, // ER_PASSWORD_FORMAT
+	1836:                fault.Refused, // ER_READ_ONLY_MODE: of InnoDB
+	3118:                fault.Refused, // ER_ACCOUNT_HAS_BEEN_LOCKED, MySQL
+	3159:                fault.Refused, // ER_SECURE_TRANSPORT_REQUIRED
+	rejectedByHistory:   fault.Refused, // ER_CREDENTIALS_CONTRADICT_TO_HISTORY
+	3892:                fault.Refused, // ER_MISSING_CURRENT_PASSWORD
+	schemaReadOnly:      fault.Refused, // ER_SCHEMA_READ_ONLY
+	4058:                fault.Refused, // ER_AUTHENTICATION_POLICY_MISMATCH
+	4151:                fault.Refused, // ER_ACCOUNT_HAS_BEEN_LOCKED, MariaDB
+	6444:                fault.Refused, // ER_ACCESS_DENIED_FIREWALL
+}
+
+// hints say what the server's words leave open.
+var hints = map[uint16]string{
+	mustChangePassword:  ": the password of this login has expired, set a new one",
+	passwordExpired:     ": the password of this login has expired, set a new one",
+	initConnectFails:    ": what the server runs for each new session (init_connect) fails, and ends it: SET GLOBAL init_connect = ''",
+	readOnlyTransaction: ": the server is read-only (transaction_read_only): point the connector at the primary",
+	tablesNeedUpgrade:   ": the server's own tables are of another version: run mariadb-upgrade or mysql_upgrade",
+	tablesNeedUpgrade2:  ": the server's own tables are of another version: run mariadb-upgrade or mysql_upgrade",
+}
+
+// numberOf is the number of a server's error; 0 for every other error.
+func numberOf(err error) uint16 {
+	var server *mysqldriver.MySQLError
+	if errors.As(err, &server) {
+		return server.Number
+	}
+	return 0
+}
 
 // classify gives a driver's error its class and a message of one line. A statement is never part of it.
 func classify(err error) error {
@@ -67,31 +176,11 @@ func classify(err error) error {
 	}
 	var server *mysqldriver.MySQLError
 	if errors.As(err, &server) {
-		class := fault.Unknown
-		switch server.Number {
-		case accessDenied, mustChangePassword, passwordExpired: // a new password mends them all
-			class = fault.WrongPassword
-		case badDB:
-			class = fault.NoDatabase
-		case dbAccessDenied, tableAccessDenied, specificAccessDenied, roleAccessDenied:
-			class = fault.NoAccess
-		case conCountError, serverShutdown, tooManyUserConns, userLimitReached, lockWaitTimeout, deadlock, dbCreateExists, cannotUser, noSuchThread,
-			notReady, queryInterrupted, killedMariaDB, timedOutMariaDB, timedOutMySQL, offline, idleTooLong,
-			noSuchUser, noSuchGrant, cannotCreateByGrant,
-			hostNotPrivileged: // MariaDB tells so everybody who comes while somebody else has the privileges read anew
-			class = fault.Unavailable
-		case hostBlocked, optionPrevents, rejectedPassword,
-			lockedMySQL, lockedMariaDB, insecureTransport:
-			class = fault.Refused
-		}
-		said, hint := fault.Words(server.Message), ""
+		said := fault.Words(server.Message)
 		if server.Number == parseError {
 			said = "it does not understand a statement" // its own words repeat 80 characters of it, and these may hold a password
 		}
-		if server.Number == mustChangePassword || server.Number == passwordExpired {
-			hint = ": the password of this login has expired, set a new one"
-		}
-		return fault.Translate(class, server, "the server says: %s (error %d)%s", said, server.Number, hint)
+		return fault.Translate(classes[server.Number], server, "the server says: %s (error %d)%s", said, server.Number, hints[server.Number])
 	}
 	var (
 		verification *tls.CertificateVerificationError
@@ -178,13 +267,13 @@ func (s *sniffer) first(p []byte) (int, error) {
 	if s.heard.patience.IsZero() {
 		return s.Conn.Read(p)
 	}
-	_ = s.Conn.SetReadDeadline(s.heard.patience)
+	_ = s.SetReadDeadline(s.heard.patience)
 	n, err := s.Conn.Read(p)
-	_ = s.Conn.SetReadDeadline(time.Time{}) // from here on the driver ends the connection when its context ends
+	_ = s.SetReadDeadline(time.Time{}) // from here on the driver ends the connection when its context ends
 	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, err
 	}
-	if _, werr := s.Conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); werr != nil {
+	if _, werr := s.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); werr != nil {
 		return 0, err
 	}
 	answer := make([]byte, 64)

@@ -45,6 +45,7 @@ type Server struct {
 	server  connector.Server
 	program string
 	mariadb atomic.Bool // its greeting said so
+	strict  atomic.Bool // it counts refused passwords and blocks accounts for them; known once an admin was there
 }
 
 // New prepares for a server; it does not connect. program is the name that performance_schema shows of our sessions.
@@ -101,12 +102,12 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 }
 
 // connectSure is connect for a password that should be right, where believing the server's no has consequences. While somebody
-// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment; MySQL does
-// not, and may count refusals and lock the account. Login and Ready do not come here: they are also how it is asked whether a
-// password was set yet.
+// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. MySQL does
+// not; and a server that blocks accounts for refused passwords is not asked twice. Login, Ready and Enter do not come here: they are
+// also how it is asked whether a password was set yet, and what follows on Enter's no begins with Verify.
 func (s *Server) connectSure(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
 	session, err := s.connect(ctx, user, password, database, params)
-	if s.mariadb.Load() && fault.Is(err, fault.WrongPassword) {
+	if s.mariadb.Load() && !s.strict.Load() && numberOf(err) == accessDenied {
 		return s.connect(ctx, user, password, database, params)
 	}
 	return session, err
@@ -163,18 +164,29 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, _ tenant.Names) 
 	return nil
 }
 
-// Enter is Login, and looks for kine's data; see package engine.
+// Enter is Login, and looks for kine's data; see package engine. The question whether the server takes writes rides along.
 func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
-	session, err := s.connectSure(ctx, login.User, login.Password, login.Database, nil)
+	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return false, err
 	}
 	defer session.close()
+	d := dialectMySQL
+	if s.mariadb.Load() {
+		d = dialectMariaDB
+	}
 	var n int
-	if err := session.conn.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'kine'").Scan(&n); err != nil {
+	var readOnly, closed bool
+	if err := session.conn.QueryRowContext(ctx, "SELECT COUNT(*), "+d.readOnly+", "+d.databaseReadOnly+
+		" FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'kine'").Scan(&n, &readOnly, &closed); err != nil {
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
-	if n == 0 {
+	switch {
+	case readOnly:
+		return false, fault.New(fault.Refused, "login %q finds the server read-only: point the connector at the primary (%s)", login.User, d.readOnlyName)
+	case closed:
+		return false, fault.New(fault.Refused, "database %q is read-only, and a control plane cannot work on it: ALTER DATABASE %s READ ONLY = 0", login.Database, quote(login.Database))
+	case n == 0:
 		return false, nil
 	}
 	var data bool
@@ -187,7 +199,8 @@ func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
 // the answer is left behind.
 func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names) ([]string, error) {
-	session, err := s.connectSure(ctx, login.User, login.Password, login.Database, nil)
+	// As kine does it: a server that refuses what the DSN sets is found here.
+	session, err := s.connectSure(ctx, login.User, login.Password, login.Database, sessionSettings())
 	if err != nil {
 		return nil, err
 	}
@@ -258,12 +271,18 @@ type Admin struct {
 	server  *Server
 	session *session
 	user    string
+	account string // as the server knows it, quoted
 	dialect dialect
+	// flushes: a blocked account is not unblocked by a new password.
+	flushes  bool
+	warnings []string
 }
 
 // Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	session, err := s.connectSure(ctx, user, password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": idleLimit, "lock_wait_timeout": idleLimit})
+	params := sessionSettings()
+	params["sql_mode"], params["wait_timeout"], params["lock_wait_timeout"] = sqlMode, idleLimit, idleLimit
+	session, err := s.connectSure(ctx, user, password, "", params)
 	if err != nil {
 		return nil, err
 	}
@@ -281,10 +300,14 @@ func (a *Admin) introduce(ctx context.Context) error {
 		return fmt.Errorf("asking for the server's version: %w", classify(err))
 	}
 	a.dialect = dialectOf(version)
-	var readOnly bool
-	if err := a.session.conn.QueryRowContext(ctx, "SELECT "+a.dialect.readOnly).Scan(&readOnly); err != nil {
+	var readOnly, strict bool
+	var policy, user, host string
+	if err := a.session.conn.QueryRowContext(ctx, "SELECT "+a.dialect.readOnly+", "+a.dialect.policies+
+		", LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - LOCATE('@', REVERSE(CURRENT_USER()))), SUBSTRING_INDEX(CURRENT_USER(), '@', -1)").Scan(&readOnly, &strict, &a.flushes, &policy, &user, &host); err != nil {
 		return fmt.Errorf("asking whether the server is read-only: %w", classify(err))
 	}
+	a.server.strict.Store(strict)
+	a.dialect, a.account = a.dialect.under(policy), quote(user)+"@"+quote(host)
 	if readOnly {
 		return fault.New(fault.Refused, "the server is read-only (%s): point the connector at the primary", a.dialect.readOnlyName)
 	}
@@ -295,7 +318,8 @@ func (a *Admin) introduce(ctx context.Context) error {
 func (a *Admin) Close() { a.session.close() }
 
 // Lock waits for the tenant's lock on the server. It lasts until Close. On a Galera cluster it covers one node only, which is
-// why the statements survive a race without it.
+// why the statements survive a race without it; and where a server forbids GET_LOCK, init goes on, with a warning in what Ensure
+// returns.
 func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 	wait := time.Hour // for a context without a deadline
 	if deadline, ok := ctx.Deadline(); ok {
@@ -303,6 +327,11 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 	}
 	var got sql.NullInt64
 	if err := a.session.conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, ?)", names.Lock, int(wait.Seconds())).Scan(&got); err != nil {
+		if slices.Contains(noLocks, numberOf(err)) {
+			a.warnings = append(a.warnings, fmt.Sprintf("GET_LOCK is not to be had (%v): inits of one tenant that run at the same time are not kept apart; "+
+				"their statements survive that, and some of them have to try again", classify(err)))
+			return nil
+		}
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
 	}
 	if got.Int64 != 1 {
@@ -313,7 +342,7 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 
 // Ensure brings about what is wanted; see package engine.
 func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
-	var done tenant.Done
+	done := tenant.Done{Warnings: slices.Clone(a.warnings)}
 	seen, err := a.catalog(ctx, want.Names)
 	if err != nil {
 		return done, fmt.Errorf("ensuring the tenant's database: %w", a.explain(err))
@@ -338,14 +367,17 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 func (a *Admin) explain(err error) error {
 	var server *driver.MySQLError
 	err = classify(err)
-	if a.dialect.hashes && errors.As(err, &server) && server.Number == optionPrevents && strings.Contains(server.Message, "strict-password-validation") {
+	if a.dialect.hashes && numberOf(err) == optionPrevents && errors.As(err, &server) && strings.Contains(server.Message, "strict-password-validation") {
 		// In force where a password plugin is loaded, it takes no hash. To send clear text instead would silently put
 		// passwords into the server's logs. The number alone also stands for other options; their names are not translated.
 		return fault.New(fault.Refused, "%w; passwords travel as hashes, so that the server's logs do not show them: SET GLOBAL strict_password_validation = OFF (the passwords have 40 characters of all classes)", err)
 	}
+	if numberOf(err) == noPlugin { // at a login this would be for a new password to cure
+		return fault.New(fault.Refused, "%w", err)
+	}
 	if fault.Is(err, fault.NoAccess) || fault.Is(err, fault.WrongPassword) { // a GRANT beyond one's own rights is answered with 1045
-		return fault.New(fault.Refused, "the admin %q may not do this: %w; it needs CREATE USER, SELECT on mysql.*, and %s WITH GRANT OPTION, on *.*",
-			a.user, err, strings.Join(privileges, ", "))
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; what it needs: GRANT CREATE USER, PROCESS ON *.* TO %s; GRANT %s ON *.* TO %[3]s WITH GRANT OPTION",
+			a.user, err, a.account, strings.Join(privileges, ", "))
 	}
 	return err
 }
@@ -484,7 +516,7 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 		return false, fmt.Errorf("looking for sessions of login %q: %w", user, err)
 	}
 	if len(process) == 0 {
-		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* to it", a.user)
+		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* TO %s", a.user, a.account)
 	}
 	if err := oneNode(ctx, a.session.conn, user); err != nil {
 		return false, err
@@ -507,11 +539,15 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 	}
 }
 
-// SetPassword sets the password of a login that exists.
+// SetPassword sets the password of a login that exists, and lets in who was blocked for too many wrong ones.
 func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
 	s := setPassword(a.dialect, user, password)
 	if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
 		return fmt.Errorf("setting the password of login %q: %w", user, a.explain(err))
+	}
+	if a.flushes {
+		// An admin without RELOAD may not; the next login then says that the account is blocked, and what ends it.
+		_, _ = a.session.conn.ExecContext(ctx, "FLUSH PRIVILEGES")
 	}
 	return nil
 }

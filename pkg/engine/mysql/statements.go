@@ -30,6 +30,11 @@ type dialect struct {
 	name string
 	// readOnly are the expressions that are 1 when the server takes no writes, and how an error names them.
 	readOnly, readOnlyName string
+	// databaseReadOnly is 1 where the session's database alone takes no writes.
+	databaseReadOnly string
+	// policies are expressions: whether the server blocks accounts for refused passwords, whether FLUSH PRIVILEGES alone ends that,
+	// and which plugins accounts may have.
+	policies string
 	// roleHost is the Host under which mysql.user keeps a role.
 	roleHost string
 	// identified is the clause that sets a password, and secret what goes into its placeholder. MySQL writes <secret> into
@@ -48,12 +53,20 @@ type dialect struct {
 
 var (
 	dialectMySQL = dialect{ //nolint:gosec // statements, no passwords
-		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only", readOnlyName: "read_only, super_read_only, innodb_read_only", roleHost: "%",
-		identified: "IDENTIFIED BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
+		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only OR @@transaction_read_only",
+		readOnlyName:     "read_only, super_read_only, innodb_read_only, transaction_read_only",
+		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
+		policies:         "FALSE, FALSE, CONCAT('' /*!80027 , @@global.authentication_policy */)",
+		roleHost:         "%",
+		identified:       "IDENTIFIED WITH caching_sha2_password BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
 	dialectMariaDB = dialect{
-		name: "MariaDB", readOnly: "@@global.read_only OR @@global.innodb_read_only", readOnlyName: "read_only, innodb_read_only", roleHost: "",
-		identified: "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true, ownPassword: "SET PASSWORD = ?",
+		name: "MariaDB", readOnlyName: "read_only, innodb_read_only, tx_read_only", roleHost: "",
+		readOnly: "@@global.read_only OR @@global.innodb_read_only OR " + // 11.1 renamed the variable, and keeps the old name for now
+			"(SELECT MAX(VARIABLE_VALUE = 'ON') FROM information_schema.SESSION_VARIABLES WHERE VARIABLE_NAME IN ('TX_READ_ONLY', 'TRANSACTION_READ_ONLY'))",
+		databaseReadOnly: "FALSE",
+		policies:         "@@global.max_password_errors < 4294967295, @@global.max_password_errors < 4294967295 /*M!101100 AND FALSE */, ''",
+		identified:       "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true, ownPassword: "SET PASSWORD = ?",
 	}
 )
 
@@ -141,7 +154,24 @@ func without(a, b []string) []string {
 }
 
 // setPassword is the admin's way. Rotation decides how old a password gets, and not default_password_lifetime, which would
-// stop a control plane one day without a word.
+// stop a control plane one day without a word. On MySQL it also ends, once and for all, that refused passwords block the login:
+// with such a rule everybody who reaches the server's port could lock a control plane out.
 func setPassword(d dialect, user string, password connector.Password) statement {
-	return statement{"set password", "ALTER USER ?@'%' " + d.identified + " PASSWORD EXPIRE NEVER", []any{user, d.secret(password)}}
+	sql := "ALTER USER ?@'%' " + d.identified + " PASSWORD EXPIRE NEVER"
+	if !d.hashes {
+		sql += " /*!80019 FAILED_LOGIN_ATTEMPTS 0 PASSWORD_LOCK_TIME 0 */"
+	}
+	return statement{"set password", sql, []any{user, d.secret(password)}}
+}
+
+// under is the dialect where the server says what plugins accounts may have (authentication_policy, "sha256_password,," or the like).
+// Where it leaves the choice, it is the plugin that every MySQL from 8.0 on has. A plugin is named in any case, so that an account
+// whose plugin is gone gets it, too (mysql_native_password, which MySQL 9 does not have), and so that no server's default makes
+// accounts that its next version refuses.
+func (d dialect) under(policy string) dialect {
+	first, _, _ := strings.Cut(policy, ",")
+	if first = strings.TrimSpace(first); first != "" && strings.Trim(first, "abcdefghijklmnopqrstuvwxyz0123456789_") == "" {
+		d.identified = "IDENTIFIED WITH " + first + " BY ?"
+	}
+	return d
 }

@@ -55,8 +55,8 @@ func TestPlan(t *testing.T) {
 			have:   func(c *catalog) { *c = catalog{} },
 			want: []statement{
 				{"mark tenant", "CREATE ROLE IF NOT EXISTS `vcxo`", nil},
-				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", "secret-A"}},
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
+				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", "secret-A"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
 				{"create database", "CREATE DATABASE IF NOT EXISTS `vcx` CHARACTER SET utf8mb4", nil},
 				{"grant to login a", "GRANT " + grant, []any{"vcxa"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
@@ -80,7 +80,7 @@ func TestPlan(t *testing.T) {
 			d:      dialectMySQL,
 			have:   func(c *catalog) { delete(c.accounts, tenant.B) },
 			want: []statement{
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
 			},
 		},
@@ -170,6 +170,30 @@ func TestDialectOf(t *testing.T) {
 		if got := dialectOf(version).name; got != want {
 			t.Errorf("version %q: got %s, want %s", version, got, want)
 		}
+	}
+}
+
+// (F6) What a server insists on outweighs the plugin that is named otherwise. Nothing but a plugin's name becomes part of a statement.
+func TestUnderPolicy(t *testing.T) {
+	t.Parallel()
+	const usual = "IDENTIFIED WITH caching_sha2_password BY ?"
+	for policy, want := range map[string]string{
+		"": usual, "*": usual, "*,,": usual, "*:sha256_password,,": usual, ",authentication_ldap_simple,": usual,
+		"caching_sha2_password,,": usual, "sha256_password,,": "IDENTIFIED WITH sha256_password BY ?", " sha256_password ,*": "IDENTIFIED WITH sha256_password BY ?",
+		"a' BY 'x'; --": usual, "a b": usual, "a`b": usual,
+	} {
+		if got := dialectMySQL.under(policy).identified; got != want {
+			t.Errorf("policy %q: got %q, want %q", policy, got, want)
+		}
+	}
+	if dialectMySQL.identified != usual {
+		t.Error("one server's policy became everybody's")
+	}
+	if got := setPassword(dialectMySQL, "vcxa", "x").sql; got != "ALTER USER ?@'%' "+usual+" PASSWORD EXPIRE NEVER /*!80019 FAILED_LOGIN_ATTEMPTS 0 PASSWORD_LOCK_TIME 0 */" {
+		t.Errorf("got %s", got)
+	}
+	if got := setPassword(dialectMariaDB, "vcxa", "x").sql; got != "ALTER USER ?@'%' IDENTIFIED BY PASSWORD ? PASSWORD EXPIRE NEVER" {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/provision"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/races/rig"
+)
+
+// eachMySQL runs a test for every version of MySQL and MariaDB.
+func eachMySQL(t *testing.T, test func(t *testing.T, v bed.Version)) {
+	t.Helper()
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			t.Run(v.String(), func(t *testing.T) {
+				t.Parallel()
+				test(t, v)
+			})
+		}
+	}
+}
+
+// (F9, F10) Settings of a server that kine cannot live with, all at once: its revisions would have gaps, its lists would end early,
+// what it writes would never be committed. The DSN sets what counts for kine's own sessions, and init works under them, too.
+func TestHostileSettings(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		s := describe(server, server.AdminUser, server.AdminPassword)
+		exec(t, server, "SET GLOBAL auto_increment_increment = 3", "SET GLOBAL auto_increment_offset = 2", "SET GLOBAL autocommit = 0",
+			"SET GLOBAL completion_type = 1", "SET GLOBAL default_storage_engine = MyISAM", "SET GLOBAL sql_safe_updates = 1",
+			"SET GLOBAL sql_select_limit = 1", "SET GLOBAL unique_checks = 0", "SET GLOBAL sql_mode = 'ANSI,NO_AUTO_VALUE_ON_ZERO'",
+			"SET GLOBAL init_connect = 'SET autocommit = 0, sql_select_limit = 1'")
+		j := newJob(t, s)
+		r := j.run(t)
+		j.verified(t)
+		j.run(t) // and a restart
+		exec(t, server, "SET GLOBAL max_join_size = 1")
+		dsn, err := j.Engine.DSN(r.Login(r.Active))
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := func(dsn string) *sql.DB {
+			db, err := rig.OpenDSN(dsn, server.CA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = db.Close() })
+			db.SetMaxOpenConns(1)
+			return db
+		}
+		bare, _, _ := strings.Cut(dsn, "?")
+		db, plain := open(dsn), open(bare)
+
+		var seen string
+		if err := db.QueryRowContext(t.Context(), `SELECT CONCAT_WS(' ', @@autocommit + 0, @@auto_increment_increment, @@completion_type, @@default_storage_engine,
+			@@sql_big_selects + 0, @@sql_mode, @@sql_safe_updates + 0, @@sql_select_limit, @@unique_checks + 0)`).Scan(&seen); err != nil {
+			t.Fatal(err)
+		}
+		if want := "1 1 NO_CHAIN InnoDB 1 STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION 0 18446744073709551615 1"; seen != want {
+			t.Errorf("kine's session has %q, want %q", seen, want)
+		}
+		kineOnHostile(t, server, j, dsn, db)
+		snapshots(t, v, db, plain, open(dsn))
+	})
+}
+
+// kineOnHostile runs kine, whose revisions follow each other.
+func kineOnHostile(t *testing.T, server *bed.Server, j *job, dsn string, db *sql.DB) {
+	t.Helper()
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, server.CA, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kine := bed.NewKine(t, dsn, ca)
+	bed.Eventually(t, time.Minute, func(ctx context.Context) error {
+		var rows, last int
+		err := db.QueryRowContext(ctx, "SELECT COUNT(*), MAX(id) FROM kine").Scan(&rows, &last)
+		if err == nil && rows < 2 {
+			err = fmt.Errorf("kine has written %d rows", rows)
+		}
+		if err == nil && rows != last {
+			err = bed.Permanent(fmt.Errorf("%d rows up to revision %d", rows, last))
+		}
+		return err
+	})
+	if err := kine.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The superuser's session would be under the server's settings; kine's own sees its table, too.
+	var is string
+	if err := db.QueryRowContext(t.Context(), "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = 'kine'", j.Database).Scan(&is); err != nil || is != "InnoDB" {
+		t.Errorf("kine's table is of engine %q, %v", is, err)
+	}
+}
+
+// snapshots does what kine's compaction does beside another writer: it deletes a row that was changed since its transaction began to
+// read. MariaDB from 11.6.2 on answers error 1020 to a session that is left as it comes.
+func snapshots(t *testing.T, v bed.Version, db, plain, other *sql.DB) {
+	t.Helper()
+	exec := func(db interface {
+		ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	}, statements ...string,
+	) {
+		t.Helper()
+		for _, statement := range statements {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+	}
+	exec(other, "CREATE TABLE snapshots (id INTEGER PRIMARY KEY, v INTEGER)", "INSERT INTO snapshots VALUES (1, 1), (2, 1)")
+	for id, c := range []struct {
+		name  string
+		db    *sql.DB
+		fails bool
+	}{{"by the DSN", db, false}, {"as it comes", plain, v.Engine == bed.MariaDB && v.Version == "11.8"}} {
+		conn, err := c.db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exec(conn, "START TRANSACTION", "SELECT * FROM snapshots WHERE id = 1")
+		exec(other, fmt.Sprintf("UPDATE snapshots SET v = 2 WHERE id = %d", id+1))
+		_, err = conn.ExecContext(t.Context(), fmt.Sprintf("DELETE FROM snapshots WHERE id = %d", id+1))
+		var said *driver.MySQLError
+		if errors.As(err, &said) != c.fails || c.fails && said.Number != 1020 {
+			t.Errorf("a session %s: %v", c.name, err)
+		}
+		exec(conn, "ROLLBACK")
+		_ = conn.Close()
+	}
+}
+
+// (F12) A server, or the tenant's database alone, that takes no writes: a control plane that is started on it ends at once, again and
+// again. So init refuses a restart, too, and says what to do.
+func TestNoWrites(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		settings := map[string]string{"read_only": "read_only", "tx_read_only": "tx_read_only"}
+		if v.Engine == bed.MySQL {
+			settings = map[string]string{"read_only": "read_only", "super_read_only": "super_read_only", "transaction_read_only": "transaction_read_only"}
+		}
+		both := admins(t, server)
+		existing := newJob(t, both["cloud admin"])
+		r := existing.run(t)
+		for setting := range settings {
+			exec(t, server, "SET GLOBAL "+setting+" = ON")
+			existing.refused(t, "read-only", setting, "primary")
+			for _, s := range both {
+				newJob(t, s).refused(t, "read-only", setting, "primary")
+			}
+			exec(t, server, "SET SESSION TRANSACTION READ WRITE") // for those that the pool keeps
+			if err := off(t.Context(), server, setting); err != nil {
+				t.Fatal(err)
+			}
+			existing.run(t)
+		}
+		if v.Engine == bed.MySQL {
+			// A tenant can do that to itself, for it may ALTER; an admin, to move it.
+			existing.ExecAs(t, r.Login(r.Active).User, r.Login(r.Active).Password, r.Database, "ALTER DATABASE "+r.Database+" READ ONLY = 1")
+			way := printed(t, existing.refused(t, r.Database), `ALTER DATABASE .* READ ONLY = 0`) // (F33)
+			existing.ExecAs(t, existing.Tenant.Connector.User, existing.Tenant.Connector.Password, "", way)
+			existing.run(t)
+		}
+	})
+}
+
+// off switches a setting off again.
+func off(ctx context.Context, server *bed.Server, setting string) error {
+	err := server.Exec(ctx, "SET GLOBAL "+setting+" = OFF")
+	if err == nil && setting == "super_read_only" { // which switches the other one on
+		err = server.Exec(ctx, "SET GLOBAL read_only = OFF")
+	}
+	return err
+}
+
+// (F6, F13) Accounts that cannot log in, whatever the password: their plugin is gone, or takes none, or the server has blocked them
+// for wrong passwords. A new password cures them all, so init goes and sets one.
+func TestAccountsPutRight(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		type broken struct {
+			name  string
+			sql   []string
+			wrong int // so many wrong passwords
+		}
+		cases := []broken{
+			{"(F6) a plugin that is gone", []string{
+				"UPDATE mysql.user SET plugin = 'mysql_native_password', authentication_string = '*54958E764CE10E50764C2EECBB71D01F08549980' WHERE User IN ('{a}', '{b}')", "FLUSH PRIVILEGES",
+			}, 0},
+			{"(F13) blocked for good", []string{"ALTER USER {a} FAILED_LOGIN_ATTEMPTS 3 PASSWORD_LOCK_TIME UNBOUNDED"}, 3},
+		}
+		if v.Engine == bed.MariaDB {
+			exec(t, server, "SET GLOBAL max_password_errors = 3")
+			cases = []broken{
+				{"(F6) a plugin that is gone", []string{
+					`UPDATE mysql.global_priv SET Priv = JSON_SET(Priv, '$.plugin', 'ed25519') WHERE User IN ('{a}', '{b}')`, "FLUSH PRIVILEGES",
+				}, 0},
+				{"(F6) a plugin that takes no password", []string{"ALTER USER {a} IDENTIFIED VIA unix_socket"}, 0},
+				{"(F13) blocked until somebody does something", nil, 4},
+			}
+		}
+		for who, s := range admins(t, server) {
+			for _, c := range cases {
+				t.Run(c.name+" as "+who, func(t *testing.T) {
+					j := newJob(t, s)
+					r := j.run(t)
+					j.MustExec(t, "", j.SQL(c.sql)...)
+					guess := r.Login(tenant.A)
+					guess.Password = tenant.NewPassword()
+					for range c.wrong {
+						if err := j.Engine.Login(t.Context(), guess); !fault.Is(err, fault.WrongPassword) {
+							t.Fatal(err)
+						}
+					}
+					if err := j.Engine.Login(t.Context(), r.Login(tenant.A)); !fault.Is(err, fault.WrongPassword) {
+						t.Fatalf("not broken: %v", err)
+					}
+					j.idle(t)
+					r = j.run(t)
+					wantActive(t, r, tenant.A, 2)
+					j.known(t, r, tenant.A, true)
+					j.known(t, r, tenant.B, true)
+				})
+			}
+		}
+	})
+}
+
+// (F13) A record that is older than the server, on a server that blocks accounts for wrong passwords: while init waits for a login that
+// is free, it does not block those that control planes use.
+func TestInitBlocksNobody(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		s := describe(server, server.AdminUser, server.AdminPassword)
+		j := newJob(t, s)
+		j.run(t)
+		if v.Engine == bed.MariaDB {
+			exec(t, server, "SET GLOBAL max_password_errors = 3")
+		} else {
+			j.MustExec(t, "", j.SQL([]string{"ALTER USER {a}, {b} FAILED_LOGIN_ATTEMPTS 3 PASSWORD_LOCK_TIME UNBOUNDED"})...)
+		}
+		logins := map[tenant.Slot]tenant.Login{}
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			login := tenant.Login{User: j.User(slot), Password: tenant.NewPassword(), Database: j.Database}
+			j.Secret(login.Password)
+			identified := "IDENTIFIED BY '" + login.Password.Reveal() + "'"
+			j.MustExec(t, "", j.SQL([]string{"ALTER USER {" + string(slot) + "} " + identified})...)
+			logins[slot] = login
+		}
+		var pods []*sql.DB
+		for _, login := range logins {
+			pods = append(pods, j.Session(t, login))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // several tries
+		defer cancel()
+		_, err := provision.Run(ctx, j.Init, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+		if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "waiting until one is free") {
+			t.Errorf("class %d: %v", fault.Of(err), err)
+		}
+		for slot, login := range logins {
+			if err := j.Engine.Login(t.Context(), login); err != nil {
+				t.Errorf("the control plane on slot %s: %v", slot, err)
+			}
+		}
+		for _, pod := range pods {
+			if err := pod.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// (F5) A server that forbids GET_LOCK, as Percona XtraDB Cluster does with pxc_strict_mode=ENFORCING: init goes on without and says
+// so. Of twenty that come at once for one tenant each hands the same credential over.
+func TestLocksForbidden(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := bed.NewServer(t, v.Engine, v.Version, bed.Options{NoTLS: true, MaxConnections: 500})
+		user, password, err := server.CloudAdmin(t.Context(), "cloudadmin")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const message = "Percona-XtraDB-Cluster prohibits use of GET_LOCK with pxc_strict_mode = ENFORCING"
+		s := describe(server, user, password)
+		s.Connector.Server.Port = uint16(bed.ForbidMySQL(t, server.Addr(), "GET_LOCK", 1105, message))
+		s.Engine = engine.Open(s.Connector.Server, program)
+		j := newJob(t, s)
+		var all sync.WaitGroup
+		var warned atomic.Int32
+		for range 20 {
+			all.Go(func() {
+				result, err := j.try(t)
+				if err != nil {
+					t.Error(err)
+				}
+				for _, warning := range result.Done.Warnings {
+					if strings.Contains(warning, message) {
+						warned.Add(1)
+					}
+				}
+			})
+		}
+		all.Wait()
+		if warned.Load() == 0 {
+			t.Error("nobody was told")
+		}
+		for _, r := range j.published {
+			if r.Login(r.Active) != j.published[0].Login(tenant.A) {
+				t.Fatal("two were handed different credentials")
+			}
+		}
+		j.known(t, j.published[0], tenant.A, true)
+		j.known(t, j.published[0], tenant.B, true)
+		j.verified(t)
+		// A repair, by as many.
+		j.byHand(t, tenant.A)
+		j.idle(t)
+		for range 20 {
+			all.Go(func() {
+				if _, err := j.try(t); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		r := j.run(t)
+		j.known(t, r, r.Active, true)
+	})
+}
+
+// (F33) What a message tells to run is run, in the state in which it is told, and then init comes to its end. The statements of other
+// messages are run in TestServerWide (DROP USER), in the conformance suite (CREATE ROLE) and in TestNoWrites (ALTER DATABASE).
+func TestAdviceOfMySQL(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		root := describe(server, server.AdminUser, server.AdminPassword)
+		t.Run("init_connect", func(t *testing.T) {
+			j := newJob(t, root) // a superuser, whom it does not concern
+			j.run(t)
+			exec(t, server, "SET GLOBAL init_connect = 'SELEC 1'")
+			way := printed(t, j.refused(t, "init_connect"), `SET GLOBAL init_connect = ''`)
+			j.ExecAs(t, j.Tenant.Connector.User, j.Tenant.Connector.Password, "", way)
+			j.run(t)
+		})
+		t.Run("rights of the admin", func(t *testing.T) {
+			password := "Weak-1~password"
+			exec(t, server, "CREATE USER weak IDENTIFIED BY '"+password+"'")
+			j := newJob(t, describe(server, "weak", password))
+			message := j.refused(t, "GRANT CREATE USER")
+			exec(t, server, printed(t, message, `GRANT CREATE USER[^;]*`))
+			exec(t, server, printed(t, message, `GRANT SELECT, INSERT[^;]* WITH GRANT OPTION`))
+			j.run(t)
+			j.byHand(t, tenant.A) // a repair needs one more
+			j.MustExec(t, "", "REVOKE PROCESS ON *.* FROM weak")
+			exec(t, server, printed(t, j.refused(t, "PROCESS"), `GRANT PROCESS ON \*\.\* TO [^;]*`))
+			j.idle(t)
+			j.run(t)
+		})
+	})
+}
