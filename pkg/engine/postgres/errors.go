@@ -164,6 +164,13 @@ func (s *sniffer) Read(p []byte) (int, error) {
 	return s.Conn.Read(p)
 }
 
+// answered says whether the server has sent anything.
+func (s *sniffer) answered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.first) > 0
+}
+
 // verdict is what the first bytes say about a connection that failed; nil where they say nothing.
 func (s *sniffer) verdict(wantTLS bool) error {
 	first := s.first

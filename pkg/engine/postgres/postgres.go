@@ -28,9 +28,10 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// maintenance is the database in which the admin works and holds his locks. It exists on every kind of server that we
-// support, and advisory locks are local to one database.
-const maintenance = "postgres"
+// maintenance are the names of the database in which the admin works and holds his locks: the first of them that exists.
+// Advisory locks are local to one database, so all inits of a server must come to the same one, and what decides is which
+// databases there are, which is the same for all, and nothing else. Some services have "defaultdb" in place of "postgres".
+var maintenance = []string{"postgres", "defaultdb", "template1"}
 
 // attempts bounds how often a step is run again after a lost race. The advisory lock makes races rare: what is left are
 // people, and poolers that do not keep a session.
@@ -57,15 +58,38 @@ func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, 
 // cannot all be named with their schema, and a better match in public wins over the one in pg_catalog: whoever may create
 // there (a tenant in its own database, up to 14 everybody in the maintenance database) would have code of his run with the
 // admin's rights (CVE-2018-1058).
-var adminSettings = map[string]string{"search_path": "pg_catalog, pg_temp"}
+//
+// Every login can hold locks that these sessions wait for (docs/failures.md S3), so no wait for one lasts longer than
+// lock_timeout: it ends with the name of who holds the lock.
+var adminSettings = map[string]string{"search_path": "pg_catalog, pg_temp", "lock_timeout": "10s"}
 
-// connect opens one connection, with settings of its own, and does not try again.
+// connect opens one connection, with settings of its own, and does not try again. Where the server does not let the login
+// through in time, it finds out why.
 func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (*pgx.Conn, error) {
+	limited, cancel := spare(ctx)
+	defer cancel()
+	conn, answered, err := s.dial(limited, user, password, database, settings)
+	switch {
+	case err == nil:
+		return conn, nil
+	case answered && timedOut(err) && ctx.Err() == nil:
+		err = s.why(ctx, user, password, database)
+	}
+	err = classify(err)
+	hint := ""
+	if s.server.SSLMode == connector.Disable && code(err) == invalidAuthorization {
+		hint = ` (in clear text, since the connector's key "sslMode" is "disable"; the server may insist on TLS)`
+	}
+	return nil, fmt.Errorf("logging in to %s as %q: %w%s", s.server.Address(), user, err, hint)
+}
+
+// dial is one attempt to connect. answered says that the server has said something.
+func (s *Server) dial(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (conn *pgx.Conn, answered bool, err error) {
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
 	// matters is overwritten.
 	config, err := pgx.ParseConfig("sslmode=disable host=localhost")
 	if err != nil {
-		return nil, fault.New(fault.Refused, "reading the environment's PG variables failed: remove them")
+		return nil, false, fault.New(fault.Refused, "reading the environment's PG variables failed: remove them")
 	}
 	config.Host, config.Port = s.server.Host, s.server.Port
 	config.User, config.Password, config.Database = user, password.Reveal(), database
@@ -77,7 +101,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	maps.Copy(config.RuntimeParams, settings)
 	config.DefaultQueryExecMode = pgx.QueryExecModeExec // one round trip, no prepared statement: a pooler may be in between
 	if config.TLSConfig, err = s.server.TLSConfig(); err != nil {
-		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
+		return nil, false, fault.New(fault.Refused, "preparing TLS: %w", err)
 	}
 	var seen *sniffer
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
@@ -89,20 +113,14 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 		seen = &sniffer{Conn: conn}
 		return seen, nil
 	}
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		if seen != nil && code(err) == "" {
-			if verdict := seen.verdict(config.TLSConfig != nil); verdict != nil {
-				return nil, fmt.Errorf("connecting to %s: %w", s.server.Address(), verdict)
-			}
+	conn, err = pgx.ConnectConfig(ctx, config)
+	if err != nil && seen != nil {
+		answered = seen.answered()
+		if verdict := seen.verdict(config.TLSConfig != nil); verdict != nil && code(err) == "" {
+			err = verdict
 		}
-		hint := ""
-		if config.TLSConfig == nil && code(err) == invalidAuthorization {
-			hint = ` (in clear text, since the connector's key "sslMode" is "disable"; the server may insist on TLS)`
-		}
-		return nil, fmt.Errorf("logging in to %s as %q: %w%s", s.server.Address(), user, classify(err), hint)
 	}
-	return conn, nil
+	return conn, answered, err
 }
 
 // hangUp ends a session politely, in bounded time, even when the caller's time is up.
@@ -248,6 +266,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 type Admin struct {
 	server   *Server
 	conn     *pgx.Conn
+	database string // the maintenance database
 	login    string // who logged in. session.user is who does the work, another one where the login begins with SET role
 	password connector.Password
 	session  session
@@ -256,16 +275,37 @@ type Admin struct {
 // Admin logs in as the admin and checks that he can do the work: the server takes writes, and he may create databases and
 // roles. The caller closes the session.
 func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
-	conn, err := s.connect(ctx, user, password, maintenance, adminSettings)
+	conn, database, err := s.maintain(ctx, user, password)
 	if err != nil {
 		return nil, err
 	}
-	a := &Admin{server: s, conn: conn, login: user, password: password}
+	a := &Admin{server: s, conn: conn, database: database, login: user, password: password}
 	if err := a.introduce(ctx); err != nil {
 		hangUp(ctx, conn)
 		return nil, err
 	}
 	return a, nil
+}
+
+// maintain opens a session in the maintenance database. Only that a database is not there leads to the next one: one that this
+// login may not enter, or that is shut, is still the one to which the others come.
+func (s *Server) maintain(ctx context.Context, user string, password connector.Password) (*pgx.Conn, string, error) {
+	var err error
+	for _, database := range maintenance {
+		var conn *pgx.Conn
+		conn, err = s.connect(ctx, user, password, database, adminSettings)
+		switch {
+		case err == nil:
+			return conn, database, nil
+		case code(err) == insufficientPrivilege:
+			return nil, "", fault.New(fault.NoAccess, "%w: GRANT CONNECT ON DATABASE %s TO %s", err, quote(database), quote(user))
+		case code(err) == notInState:
+			return nil, "", fault.New(fault.NoAccess, "%w: ALTER DATABASE %s ALLOW_CONNECTIONS true", err, quote(database))
+		case code(err) != invalidCatalogName:
+			return nil, "", err
+		}
+	}
+	return nil, "", err
 }
 
 func (a *Admin) introduce(ctx context.Context) error {
@@ -303,7 +343,20 @@ func (a *Admin) Close() { hangUp(context.Background(), a.conn) }
 func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 	// hashtextextended folds the name into the lock's 64 bits; a collision would only make one tenant wait for another.
 	if _, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended($1, 0))", names.Lock); err != nil {
+		return fmt.Errorf("waiting for the tenant's lock: %w", a.holdsLock(ctx, names.Lock, classify(err)))
+	}
+	before := maintenance[:slices.Index(maintenance, a.database)]
+	if len(before) == 0 {
+		return nil
+	}
+	// Others may be in a database that has been made since, and that comes before this one.
+	var another string
+	err := a.conn.QueryRow(ctx, `SELECT COALESCE(pg_catalog.min(d.datname::text), '') FROM pg_catalog.pg_database d WHERE d.datname = ANY($1)`, before).Scan(&another)
+	switch {
+	case err != nil:
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
+	case another != "":
+		return fault.New(fault.Unavailable, "waiting for the tenant's lock: database %q was made meanwhile, and the lock belongs there", another)
 	}
 	return nil
 }
@@ -318,7 +371,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 				break
 			}
 		}
-		return explain(err, a.session.user)
+		return explain(a.held(ctx, err), a.session.user)
 	}
 
 	var seen catalog
@@ -513,7 +566,7 @@ func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant
 		             JOIN pg_catalog.pg_roles g ON g.oid = x.grantee WHERE g.rolname = $1)
 		FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'`, want.Owner).Scan(&s.changeable, &s.publicACL, &s.ownerACL)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return fault.New(fault.Refused, "database %q has no schema public: CREATE SCHEMA public", want.Database)
+		return fault.New(fault.Refused, "database %q has no schema public: CREATE SCHEMA public AUTHORIZATION %s", want.Database, quote(a.session.user))
 	}
 	if err != nil {
 		return fmt.Errorf("reading the schema: %w", classify(err))
@@ -521,26 +574,36 @@ func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant
 	return a.transaction(ctx, conn, planSchema(s, want), done)
 }
 
-// openDoors names the databases that every login of the server may connect to: a tenant sees names there, and up to version
-// 14 may create tables. We do not close them, since others may rely on them.
+// openDoors names the databases that every login of the server may connect to: a tenant sees names there, holds sessions, and up
+// to version 14 may create tables. We do not close them, since others may rely on them. Tenants' databases are Verify's matter.
 func (a *Admin) openDoors(ctx context.Context) ([]string, error) {
 	rows, err := a.conn.Query(ctx, `
-		SELECT d.datname::text FROM pg_catalog.pg_database d
-		WHERE d.datname IN ('postgres', 'template1') AND d.datallowconn
+		SELECT d.datname::text, pg_catalog.pg_get_userbyid(d.datdba)::text FROM pg_catalog.pg_database d
+		WHERE d.datallowconn AND d.datname !~ $1
 		  AND EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x
-		              WHERE x.grantee = 0 AND x.privilege_type = 'CONNECT') ORDER BY 1`)
-	if err != nil {
-		return nil, fmt.Errorf("looking for open databases: %w", classify(err))
-	}
-	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		              WHERE x.grantee = 0 AND x.privilege_type = 'CONNECT') ORDER BY 1`, tenant.NamePattern)
 	if err != nil {
 		return nil, fmt.Errorf("looking for open databases: %w", classify(err))
 	}
 	var warnings []string
-	for _, name := range open {
-		warnings = append(warnings, fmt.Sprintf("database %q is open to every login of this server: REVOKE CONNECT ON DATABASE %s FROM PUBLIC", name, quote(name)))
+	var name, owner string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &owner}, func() error {
+		warnings = append(warnings, a.openDoor(name, owner))
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("looking for open databases: %w", classify(err))
 	}
 	return warnings, nil
+}
+
+// openDoor is the advice about one open database. The admin needs his own way into the maintenance database before the one that
+// is everybody's is closed.
+func (a *Admin) openDoor(name, owner string) string {
+	way := fmt.Sprintf("REVOKE CONNECT ON DATABASE %s FROM PUBLIC", quote(name))
+	if name == a.database {
+		way = fmt.Sprintf("GRANT CONNECT ON DATABASE %s TO %s; %s", quote(name), quote(a.login), way)
+	}
+	return fmt.Sprintf("database %q is open to every login of this server; as its owner %q: %s", name, owner, way)
 }
 
 // InUse says whether a login has a session anywhere on the server. Every role sees whose sessions there are.
@@ -559,7 +622,7 @@ func (a *Admin) SetPassword(ctx context.Context, user string, password connector
 		return err
 	}
 	if _, err := a.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(user), literal(v))); err != nil {
-		return fmt.Errorf("setting the password of login %q: %w", user, explain(classifyChange(err), a.session.user))
+		return fmt.Errorf("setting the password of login %q: %w", user, explain(a.held(ctx, classifyChange(err)), a.session.user))
 	}
 	return nil
 }

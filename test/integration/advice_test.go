@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+)
+
+// F33: each statement that a message about PostgreSQL recommends is run as it is printed, in the state in which it is
+// recommended, and the next init succeeds. What waits for locks recommends is in TestShut, what a database that an interrupted
+// DROP DATABASE left needs in TestRivals, and the warnings about open databases are in TestServerWide.
+func TestAdvice(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name    string
+		in      string // the database in which state and advice are run, as the superuser; {db} is the tenant's
+		state   []string
+		pattern string
+		after   bool // the tenant is there before
+	}{
+		{
+			name: "the admin may not enter the database postgres", in: "template1",
+			state: []string{`REVOKE CONNECT ON DATABASE postgres FROM PUBLIC`}, pattern: `GRANT CONNECT ON DATABASE "postgres" TO "cloud@admin"`,
+		},
+		{
+			name: "the database postgres is closed", in: "template1",
+			state: []string{`ALTER DATABASE postgres ALLOW_CONNECTIONS false`}, pattern: `ALTER DATABASE "postgres" ALLOW_CONNECTIONS true`,
+		},
+		{
+			name: "the admin lacks attributes", in: "postgres",
+			state: []string{`ALTER ROLE "cloud@admin" NOCREATEDB NOCREATEROLE`}, pattern: `ALTER ROLE "cloud@admin" CREATEDB CREATEROLE`,
+		},
+		{
+			name: "the mark is gone from a database without a record", in: "postgres", after: true,
+			state: []string{`COMMENT ON DATABASE {db} IS NULL`}, pattern: `COMMENT ON DATABASE "{db}" IS '[^']+'`,
+		},
+		{
+			name: "schema public is gone", in: "{db}", after: true,
+			state: []string{`DROP SCHEMA public CASCADE`}, pattern: `CREATE SCHEMA public AUTHORIZATION "cloud@admin"`,
+		},
+	}
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			s := admins(t, server)["cloud admin"]
+			for _, tc := range cases {
+				t.Run(tc.name, func(t *testing.T) {
+					x := s.NewTenant()
+					if tc.after {
+						x.Ensure(t)
+						x.Provisioned = false // the record was lost
+					}
+					in := x.SQL([]string{tc.in})[0]
+					if err := server.ExecIn(t.Context(), in, x.SQL(tc.state)...); err != nil {
+						t.Fatal(err)
+					}
+					_, err := x.TryEnsure(t.Context())
+					if err == nil {
+						t.Fatal("no refusal")
+					}
+					way := printed(t, err.Error(), x.SQL([]string{tc.pattern})[0])
+					if err := server.ExecIn(t.Context(), in, way); err != nil {
+						t.Fatal(err)
+					}
+					x.Ensure(t)
+					x.Works(t)
+				})
+			}
+		})
+	}
+}
+
+// F4: some services have no database postgres. All inits of a server come to the same one all the same.
+func TestMaintenanceDatabase(t *testing.T) {
+	t.Parallel()
+	for _, v := range bed.Versions {
+		if v.Engine != bed.Postgres {
+			continue
+		}
+		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
+			server := newServer(t, v)
+			// Nobody may be in the database that is renamed, and so the superuser's pool of the other tests is not used.
+			must := func(t *testing.T, in string, statements ...string) {
+				t.Helper()
+				if err := server.ExecIn(t.Context(), in, statements...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			user, password, err := server.CloudAdmin(t.Context(), "cloud")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := describe(server, user, password)
+			for _, next := range []struct{ old, name, in string }{{"postgres", "defaultdb", "defaultdb"}, {"defaultdb", "rdb", "template1"}} {
+				enginetest.Eventually(t, "nobody to be in the database", func() bool {
+					return server.ExecIn(t.Context(), "template1", `ALTER DATABASE "`+next.old+`" RENAME TO "`+next.name+`"`) == nil
+				})
+				newJob(t, s).run(t)
+				oneLock(t, server, s.NewTenant(), next.in)
+			}
+			// One that is there and not open is not passed by: others may be in it.
+			must(t, "template1", `CREATE DATABASE defaultdb`, `CREATE DATABASE postgres`, `REVOKE CONNECT ON DATABASE postgres FROM PUBLIC`)
+			newJob(t, s).refused(t, `GRANT CONNECT ON DATABASE "postgres" TO "cloud"`)
+			// And one that is made while an init is in the next one is noticed, once it has its lock.
+			must(t, "template1", `DROP DATABASE postgres`)
+			x := s.NewTenant()
+			x.WithAdmin(t, func(admin tenant.Admin) {
+				must(t, "template1", `CREATE DATABASE postgres`)
+				if err := admin.Lock(t.Context(), x.Names); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), `database "postgres" was made meanwhile`) {
+					t.Errorf("got class %d: %v", fault.Of(err), err)
+				}
+			})
+			x.Ensure(t)
+		})
+	}
+}
+
+// oneLock lets two admins want a tenant's lock: one has it, in the database in which it belongs, and the other waits.
+func oneLock(t *testing.T, server *bed.Server, x *enginetest.Tenant, in string) {
+	t.Helper()
+	x.WithAdmin(t, func(admin tenant.Admin) {
+		if err := admin.Lock(t.Context(), x.Names); err != nil {
+			t.Fatal(err)
+		}
+		where, err := server.Query(t.Context(), "template1", "SELECT string_agg(datname, ',') FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'")
+		if err != nil || where != in {
+			t.Errorf("locks are held in %q, want %q (%v)", where, in, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := x.TryEnsure(ctx); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("a second admin got the lock: %v", err)
+		}
+	})
+}
