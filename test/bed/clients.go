@@ -16,6 +16,7 @@ var clients = []struct {
 }{
 	{"psql", "trixie", "postgresql-client-17", "usr/lib/postgresql/17/bin/psql"},
 	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb"},
+	{"pgbouncer", "trixie", "pgbouncer", "usr/sbin/pgbouncer"},
 	{"promtool", "trixie", "prometheus", "usr/bin/promtool"},
 }
 
@@ -33,7 +34,7 @@ func clientItems() []item {
 	return all
 }
 
-// Client returns a command that runs a command line client: "psql", "mariadb" or "promtool".
+// Client returns a command that runs a command line client: "psql", "mariadb", "promtool" or "pgbouncer".
 // The mariadb client also talks to MySQL, and reads no option files.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {

@@ -10,7 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -19,6 +19,7 @@ import (
 
 // SQLSTATEs that have a meaning for us (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 const (
+	protocolViolation     = "08P01" // PostgreSQL has no use for it here; PgBouncer refuses nearly everything with it
 	invalidPassword       = "28P01"
 	invalidAuthorization  = "28000" // no pg_hba.conf entry, role may not log in
 	invalidCatalogName    = "3D000" // the database does not exist
@@ -139,22 +140,21 @@ func innermost(err error) error {
 // speak PostgreSQL at all, as plain text; these bytes tell without reading prose.
 type sniffer struct {
 	net.Conn
-	mu      sync.Mutex
-	first   []byte
+	first   atomic.Pointer[[]byte] // who asks for it does not wait for a read that is under way
 	pending []byte
 }
 
 // Read hands out what came, and the first time takes as much as there is, so that a foreign greeting is seen whole.
 func (s *sniffer) Read(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.first == nil {
+	if s.first.Load() == nil {
 		buf := make([]byte, 64)
 		n, err := s.Conn.Read(buf)
 		if n == 0 {
 			return n, err
 		}
-		s.first, s.pending = buf[:n], buf[:n]
+		first := buf[:n]
+		s.first.Store(&first)
+		s.pending = first
 	}
 	if len(s.pending) > 0 {
 		n := copy(p, s.pending)
@@ -165,18 +165,15 @@ func (s *sniffer) Read(p []byte) (int, error) {
 }
 
 // answered says whether the server has sent anything.
-func (s *sniffer) answered() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.first) > 0
-}
+func (s *sniffer) answered() bool { return s.first.Load() != nil }
 
 // verdict is what the first bytes say about a connection that failed; nil where they say nothing.
 func (s *sniffer) verdict(wantTLS bool) error {
-	first := s.first
-	switch {
-	case len(first) == 0:
+	if !s.answered() {
 		return nil
+	}
+	first := *s.first.Load()
+	switch {
 	case len(first) > 4 && first[3] == 0 && (first[4] == 10 || first[4] == 0xff):
 		// A MySQL packet: three bytes of length, sequence number 0, protocol version 10 or an error.
 		return fault.New(fault.Refused, `the server speaks MySQL's protocol, not PostgreSQL's: see the connector's key "type"`)

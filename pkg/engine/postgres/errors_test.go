@@ -116,7 +116,10 @@ func TestVerdict(t *testing.T) {
 		{"a web server", "HTTP/1.1 400 Bad Request", true, "type"},
 		{"an SSH server, whose S is no yes to TLS", "SSH-2.0-OpenSSH_9.2", true, "type"},
 	} {
-		s := sniffer{first: []byte(tc.first)}
+		var s sniffer
+		if first := []byte(tc.first); len(first) > 0 {
+			s.first.Store(&first)
+		}
 		err := s.verdict(tc.tls)
 		if (err == nil) != (tc.want == "") || (err != nil && (!strings.Contains(err.Error(), tc.want) || !fault.Is(err, fault.Refused))) {
 			t.Errorf("%s: got %v, want %q", tc.reason, err, tc.want)

@@ -19,6 +19,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,7 @@ const invalid = -2
 type Server struct {
 	server  connector.Server
 	program string
+	pooled  atomic.Bool // a pooler is in between, which keeps sessions and does not hand on settings
 }
 
 // New prepares for a server; it does not connect. program is the application_name that the server's admin sees.
@@ -71,9 +73,11 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	conn, answered, err := s.dial(limited, user, password, database, settings)
 	switch {
 	case err == nil:
-		return conn, nil
+		return s.settled(limited, conn, settings)
 	case answered && timedOut(err) && ctx.Err() == nil:
 		err = s.why(ctx, user, password, database)
+	case code(err) == protocolViolation && len(settings) > 0:
+		err = s.unsettled(limited, err, user, password, database, settings)
 	}
 	err = classify(err)
 	hint := ""
@@ -280,7 +284,7 @@ func (s *Server) Admin(ctx context.Context, user string, password connector.Pass
 		return nil, err
 	}
 	a := &Admin{server: s, conn: conn, database: database, login: user, password: password}
-	if err := a.introduce(ctx); err != nil {
+	if err := a.begin(ctx); err != nil {
 		hangUp(ctx, conn)
 		return nil, err
 	}

@@ -21,7 +21,7 @@ const shutFor = time.Minute
 // S3): the first session holds a weak lock on the database, the second waits for a strong one, in front of all who connect.
 func Shut(tb testing.TB, db *sql.DB, database string) (release func()) {
 	tb.Helper()
-	return hold(tb, db,
+	return block(tb, db,
 		`ALTER ROLE CURRENT_USER IN DATABASE "`+database+`" SET work_mem = '4MB'`,
 		`DROP DATABASE "`+database+`"`)
 }
@@ -30,12 +30,12 @@ func Shut(tb testing.TB, db *sql.DB, database string) (release func()) {
 // and gets as far as the wait, since CREATE RULE, too, looks at its rights later.
 func ShutAll(tb testing.TB, db *sql.DB) (release func()) {
 	tb.Helper()
-	return hold(tb, db, `SELECT count(*) FROM pg_catalog.pg_database`,
+	return block(tb, db, `SELECT count(*) FROM pg_catalog.pg_database`,
 		`CREATE RULE shut AS ON INSERT TO pg_catalog.pg_database DO INSTEAD NOTHING`)
 }
 
-// hold runs weak in a transaction that stays open, and strong beside it.
-func hold(tb testing.TB, db *sql.DB, weak, strong string) (release func()) {
+// block runs weak in a transaction that stays open, and strong beside it.
+func block(tb testing.TB, db *sql.DB, weak, strong string) (release func()) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), shutFor)
 	holder, err := db.Conn(ctx)

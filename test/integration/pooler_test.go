@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/fault"
+	"dbconnector/test/bed"
+)
+
+// F8: PgBouncer in front of the server. A restart works through it, as kine does. What needs a session of its own says so at
+// once, with what to set; a pool that keeps sessions can then provision, and one that does not is refused.
+func TestPooler(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
+	s := admins(t, server)["cloud admin"]
+	old := newJob(t, s)
+	record := old.run(t)
+	at := func(t *testing.T, port int) connector.Server {
+		t.Helper()
+		c := s.Connector.Server
+		c.Port = uint16(port)
+		return c
+	}
+	through := func(t *testing.T, port int) *job {
+		t.Helper()
+		j := newJob(t, s)
+		c := s.Connector
+		c.Server = at(t, port)
+		j.Connector = func(context.Context) (connector.Connector, error) { return c, nil }
+		return j
+	}
+	for _, mode := range []string{"session", "transaction", "statement"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			bare := bed.NewPooler(t, server, mode)
+			e := engine.Open(at(t, bare), program)
+			login := record.Login(record.Active)
+			for range 3 {
+				if _, err := e.Enter(t.Context(), login); err != nil {
+					t.Errorf("a restart: %v", err)
+				}
+			}
+			const params = "ignore_startup_parameters = "
+			said := through(t, bare).refused(t, "pooler", params)
+			if _, err := e.Self(t.Context(), login); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), params) {
+				t.Errorf("the login itself: got class %d: %v", fault.Of(err), err)
+			}
+			ignores := bed.NewPooler(t, server, mode, printed(t, said, params+`[a-z_,]+`)+",statement_timeout,default_transaction_isolation,default_transaction_deferrable")
+			if mode != "session" {
+				through(t, ignores).refused(t, "does not keep sessions", "pool_mode = session")
+				return
+			}
+			j := through(t, ignores)
+			j.run(t)
+			j.run(t)
+			j.verified(t)
+		})
+	}
+}
