@@ -140,7 +140,8 @@ type events struct {
 
 type event struct{ kind, reason, message string }
 
-// parting is what all that is left to tell gets at the end. A pod of vCluster has 10 s, and a last step may take half of them.
+// parting is what all that is left to tell gets at the end. A pod of vCluster has 15 s (before 0.31
+// 10 s), and a last step may take five of them.
 const parting = time.Second
 
 func newEvents(client *kube.Client, pod kube.Pod, log *zap.Logger) *events {

@@ -95,7 +95,7 @@ const (
 	// settling is how long a slot that is to be retired is watched in one session that lasts. A client that lost its
 	// sessions in an outage is back by then; and had the outage gone on, the watching session would have gone as well.
 	settling = 5 * time.Second
-	// farewell is what is left of a step when the program is asked to end: vCluster's pods get 10 s.
+	// farewell is what is left of a step when the program is asked to end: vCluster's pods get 15 s, and before 0.31 10 s.
 	farewell = 5 * time.Second
 	// maxRejections bounds how often a password that a policy refused is replaced by another one in a row.
 	maxRejections = 5

@@ -123,7 +123,7 @@ func (f *nodeFigures) weigh(ctx context.Context) (off []string, err error) {
 
 // startPods starts the shipped pod as a new tenant, the same pod once more, and the same without our containers, by turns.
 func (f *nodeFigures) startPods(ctx context.Context, c *cluster.Cluster) error {
-	values, err := c.Values("open-source")
+	values, err := c.NativeSidecar("open-source") // of the form that docs/benchmarks.md describes
 	if err != nil {
 		return err
 	}
@@ -325,7 +325,7 @@ func (f *nodeFigures) idleSidecar(ctx context.Context, c *cluster.Cluster) error
 	if err := forgetProgram(c); err != nil {
 		return err
 	}
-	values, err := c.Values("open-source")
+	values, err := c.NativeSidecar("open-source") // of the form that docs/benchmarks.md describes
 	if err != nil {
 		return err
 	}

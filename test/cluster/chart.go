@@ -35,6 +35,11 @@ type Values struct {
 			HighAvailability struct {
 				Replicas *int `json:"replicas,omitempty"`
 			} `json:"highAvailability"`
+			Probes struct {
+				StartupProbe   object `json:"startupProbe,omitempty"`
+				ReadinessProbe object `json:"readinessProbe,omitempty"`
+				LivenessProbe  object `json:"livenessProbe,omitempty"`
+			} `json:"probes"`
 			Security struct {
 				PodSecurityContext       map[string]any `json:"podSecurityContext,omitempty"`
 				ContainerSecurityContext map[string]any `json:"containerSecurityContext,omitempty"`
@@ -115,8 +120,9 @@ func (v *Values) Render(release, namespace string) ([]byte, error) {
 			"configmaps", "secrets", "services", "pods", "pods/attach", "pods/portforward", "pods/exec", "persistentvolumeclaims",
 		}, "verbs": everything},
 		{"apiGroups": []string{""}, "resources": []string{"pods/status", "pods/ephemeralcontainers"}, "verbs": []string{"patch", "update"}},
-		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": append([]string{"patch"}, look...)},
+		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": append([]string{"patch", "update"}, look...)}, // F29
 		{"apiGroups": []string{""}, "resources": []string{"endpoints", "events", "pods/log"}, "verbs": look},
+		{"apiGroups": []string{""}, "resources": []string{"events"}, "verbs": []string{"create"}}, // F29
 	}
 	replicas := 1
 	if set.HighAvailability.Replicas != nil {
@@ -193,15 +199,16 @@ func (v *Values) pod(release string) object {
 	field := func(name, path string) object {
 		return object{"name": name, "valueFrom": object{"fieldRef": object{"fieldPath": path}}}
 	}
-	// The chart's probes, but looking more often at the start: every 6 seconds there.
-	probe := func(path string, failures int, more object) object {
+	probe := func(path string, period, failures int, values object) object {
 		p := object{
 			"httpGet":       object{"path": path, "port": 8443, "scheme": "HTTPS"},
-			"periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": failures,
+			"periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
 		}
-		maps.Copy(p, more)
+		maps.Copy(p, values)
 		return p
 	}
+	liveness := object{"initialDelaySeconds": 60}
+	maps.Copy(liveness, set.Probes.LivenessProbe)
 	syncer := object{
 		"name": "syncer", "image": vclusterImage, "imagePullPolicy": "IfNotPresent",
 		"args": set.Args,
@@ -210,9 +217,9 @@ func (v *Values) pod(release string) object {
 			field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP"), field("NODE_NAME", "spec.nodeName"),
 		}, set.Env),
 		"volumeMounts":   slices.Concat(mounts, set.Persistence.AddVolumeMounts),
-		"startupProbe":   probe("/readyz", 300, nil),
-		"readinessProbe": probe("/readyz", 60, nil),
-		"livenessProbe":  probe("/healthz", 60, object{"initialDelaySeconds": 60, "periodSeconds": 2}),
+		"startupProbe":   probe("/readyz", 6, 300, set.Probes.StartupProbe),
+		"readinessProbe": probe("/readyz", 2, 60, set.Probes.ReadinessProbe),
+		"livenessProbe":  probe("/healthz", 2, 60, liveness),
 	}
 	if set.Security.ContainerSecurityContext != nil {
 		syncer["securityContext"] = set.Security.ContainerSecurityContext
@@ -226,7 +233,7 @@ func (v *Values) pod(release string) object {
 		kubernetes["securityContext"] = context
 	}
 	spec := object{
-		"terminationGracePeriodSeconds": 10,
+		"terminationGracePeriodSeconds": 15, // F29
 		"serviceAccountName":            "vc-" + release,
 		"enableServiceLinks":            true,
 		"volumes":                       slices.Concat(volumes, set.Persistence.AddVolumes),

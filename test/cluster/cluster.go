@@ -32,6 +32,14 @@ const (
 // Token is the admin's, for the API of every stand-in for a vCluster.
 const Token = "stand-in"
 
+// What vCluster's syncer puts on an object that it makes on the host: the label says whose it is, the annotations of which
+// virtual object.
+const (
+	ManagedBy       = "vcluster.loft.sh/managed-by"
+	ObjectName      = "vcluster.loft.sh/object-name"
+	ObjectNamespace = "vcluster.loft.sh/object-namespace"
+)
+
 // PlatformNamespace is where connectors are.
 const PlatformNamespace = "vcluster-platform"
 
@@ -246,18 +254,18 @@ func (c *Cluster) Values(example string) (*Values, error) {
 	return readValues(c.kustomize, example, "values.yaml")
 }
 
-// PlainSidecar reads them as they are for older hosts, which know no native sidecars. As with Helm, the later file's lists
-// take the place of the former's; test/deploy checks that it has nothing else.
-func (c *Cluster) PlainSidecar(example string) (*Values, error) {
+// NativeSidecar reads them as they are with a native sidecar. As with Helm, the later file's lists take the place of the
+// former's; test/deploy checks that it has nothing else.
+func (c *Cluster) NativeSidecar(example string) (*Values, error) {
 	values, err := c.Values(example)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := readValues(c.kustomize, example, "values-plain-sidecar.yaml")
+	native, err := readValues(c.kustomize, example, "values-native-sidecar.yaml")
 	if err != nil {
 		return nil, err
 	}
-	set, over := &values.ControlPlane.StatefulSet, &plain.ControlPlane.StatefulSet
+	set, over := &values.ControlPlane.StatefulSet, &native.ControlPlane.StatefulSet
 	set.InitContainers, set.SidecarContainers = over.InitContainers, over.SidecarContainers
 	return values, nil
 }

@@ -136,6 +136,8 @@ func install(t *testing.T, c *Cluster, example string, names Names, change func(
 func installValues(t *testing.T, c *Cluster, example string, values *Values, names Names, change func(*Values), labels ...string) *VCluster {
 	t.Helper()
 	values.SetConnector(names.Connector)
+	// The chart looks every 6 seconds whether a control plane has started.
+	values.ControlPlane.StatefulSet.Probes.StartupProbe = object{"periodSeconds": 1}
 	if change != nil {
 		change(values)
 	}
@@ -284,6 +286,21 @@ func containerOf(pod *corev1.Pod, name string) (s corev1.ContainerStatus) {
 		}
 	}
 	return s
+}
+
+// cliStatus is what the vCluster CLI (0.37) makes of a pod, and kubectl before 1.29 did: it takes every entry of the init
+// containers that has not ended well for one that is still to end. What is not "Running" it refuses to work with (F21).
+func cliStatus(pod *corev1.Pod) string {
+	for i, s := range pod.Status.InitContainerStatuses {
+		switch {
+		case s.State.Terminated != nil && s.State.Terminated.ExitCode == 0:
+		case s.State.Terminated != nil:
+			return "Init:Error"
+		default:
+			return fmt.Sprintf("Init:%d/%d", i, len(pod.Spec.InitContainers))
+		}
+	}
+	return string(pod.Status.Phase)
 }
 
 // events returns the Events of a namespace, one a line.

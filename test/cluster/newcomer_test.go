@@ -57,6 +57,9 @@ func TestNewcomer(t *testing.T) {
 			if s := containerOf(pod, "dbconnector-rotate"); !s.Ready || s.State.Running == nil || s.RestartCount > 0 {
 				t.Errorf("the sidecar: ready %v, %d restarts, %s", s.Ready, s.RestartCount, state(s.State))
 			}
+			if got := cliStatus(pod); got != "Running" { // F21
+				t.Errorf("for the vCluster CLI the pod is %q", got)
+			}
 		})
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -73,7 +74,8 @@ func sourceBefore(t *testing.T) string {
 
 // setImage sets the image of dbconnector's containers, and nothing else.
 func setImage(values *Values, image string) {
-	for _, container := range values.ControlPlane.StatefulSet.InitContainers {
+	set := &values.ControlPlane.StatefulSet
+	for _, container := range slices.Concat(set.InitContainers, set.SidecarContainers) {
 		if name, _ := container["name"].(string); strings.HasPrefix(name, "dbconnector-") {
 			container["image"] = image
 		}
@@ -82,7 +84,7 @@ func setImage(values *Values, image string) {
 
 // imageOfPod returns the image of a pod's sidecar.
 func imageOfPod(pod *corev1.Pod) string {
-	for _, container := range pod.Spec.InitContainers {
+	for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		if container.Name == "dbconnector-rotate" {
 			return container.Image
 		}

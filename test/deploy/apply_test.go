@@ -33,8 +33,8 @@ func post(t *testing.T, api *bed.APIServer, path string, in, out any) {
 }
 
 // TestAPIServerTakesWhatIsShipped: the containers of the values make a pod that the API server accepts where the pod security
-// standard `restricted` is enforced, with a native sidecar and without; and the Roles allow what the programs do, beside a
-// chart's Role that only reads workloads, and nothing else.
+// standard `restricted` is enforced, with a plain sidecar and with a native one; and the Roles allow what the programs do, beside a
+// Role of an older chart, which only reads workloads and Events (F29), and nothing else.
 func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 	t.Parallel()
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
@@ -53,8 +53,8 @@ func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 		}}, nil)
 		account := object{"metadata": object{"name": "vc-" + v.release}}
 		post(t, api, "/api/v1/namespaces/"+v.namespace+"/serviceaccounts", account, nil)
-		t.Run(example+", native", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, false)) })
-		t.Run(example+", plain", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, true)) })
+		t.Run(example+", plain", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, false)) })
+		t.Run(example+", native", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, true)) })
 		t.Run(example+", rights", func(t *testing.T) { allowed(t, api, v, rendered(t, dir)) })
 	}
 }

@@ -254,23 +254,23 @@ func TestExampleConnectors(t *testing.T) {
 // examples are the vClusters of deploy/kustomize/examples, and how each adopts a new password.
 var examples = map[string]string{"open-source": "none", "licensed": "rollout"}
 
-// exampleValues reads the values of an example, and where plain is true those that come over them on older hosts.
-func exampleValues(t *testing.T, example string, plain bool) values {
+// exampleValues reads the values of an example, and where native is true those that make the sidecar a native one over them.
+func exampleValues(t *testing.T, example string, native bool) values {
 	t.Helper()
 	dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
 	var v values
 	decode(t, read(t, dir, "values.yaml"), &v)
-	if !plain {
+	if !native {
 		return v
 	}
 	// As Helm does it: a list takes the place of the list before.
 	var over values
-	decode(t, read(t, dir, "values-plain-sidecar.yaml"), &over)
+	decode(t, read(t, dir, "values-native-sidecar.yaml"), &over)
 	set := &v.ControlPlane.StatefulSet
 	set.InitContainers, set.SidecarContainers = over.ControlPlane.StatefulSet.InitContainers, over.ControlPlane.StatefulSet.SidecarContainers
 	over.ControlPlane.StatefulSet.InitContainers, over.ControlPlane.StatefulSet.SidecarContainers = nil, nil
 	if !reflect.DeepEqual(over, values{}) {
-		t.Errorf("%s/values-plain-sidecar.yaml sets more than containers: %+v", example, over)
+		t.Errorf("%s/values-native-sidecar.yaml sets more than containers: %+v", example, over)
 	}
 	return v
 }
@@ -286,10 +286,10 @@ func TestValues(t *testing.T) {
 			v := exampleValues(t, example, false)
 
 			set := v.ControlPlane.StatefulSet
-			if len(set.InitContainers) != 2 || len(set.SidecarContainers) != 0 {
-				t.Fatalf("%d init containers and %d others, want init and the native sidecar", len(set.InitContainers), len(set.SidecarContainers))
+			if len(set.InitContainers) != 1 || len(set.SidecarContainers) != 1 {
+				t.Fatalf("%d init containers and %d others, want init and the sidecar", len(set.InitContainers), len(set.SidecarContainers))
 			}
-			init, rotate := set.InitContainers[0], set.InitContainers[1]
+			init, rotate := set.InitContainers[0], set.SidecarContainers[0]
 			env := checkEnvironment(t, init, known)
 			checkStore(t, v, env, example, params.Data["connector"])
 			checkHandOver(t, v)
@@ -314,20 +314,23 @@ func TestValues(t *testing.T) {
 				t.Error("security.podSecurityContext.fsGroup is not set: a rootless control plane cannot read the hand-over")
 			}
 
-			// On an older host all is the same, but for what makes a sidecar native.
-			plain := exampleValues(t, example, true).ControlPlane.StatefulSet
-			rotate.RestartPolicy = nil
-			if !reflect.DeepEqual(plain.InitContainers, []corev1.Container{init}) || !reflect.DeepEqual(plain.SidecarContainers, []corev1.Container{rotate}) {
-				t.Errorf("values-plain-sidecar.yaml makes\n%+v\n%+v\nwant\n%+v\n%+v", plain.InitContainers, plain.SidecarContainers, init, rotate)
+			// Native, all is the same, but for what makes it so.
+			native := exampleValues(t, example, true).ControlPlane.StatefulSet
+			always := corev1.ContainerRestartPolicyAlways
+			asNative := rotate
+			asNative.RestartPolicy = &always
+			if !reflect.DeepEqual(native.InitContainers, []corev1.Container{init, asNative}) || len(native.SidecarContainers) > 0 {
+				t.Errorf("values-native-sidecar.yaml makes\n%+v\n%+v\nwant\n%+v\n%+v", native.InitContainers, native.SidecarContainers, init, asNative)
 			}
 
 			// What is the same in both examples must stay the same.
-			for i, c := range set.InitContainers {
-				set.InitContainers[i].Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool {
+			both := []corev1.Container{init, rotate}
+			for i, c := range both {
+				both[i].Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool {
 					return slices.Contains([]string{"DBCONNECTOR_CONNECTOR", "DBCONNECTOR_ADOPT", "DBCONNECTOR_CONNECTION_LIMIT"}, e.Name)
 				})
 			}
-			containers[example] = set.InitContainers
+			containers[example] = both
 		})
 	}
 	if !reflect.DeepEqual(containers["open-source"], containers["licensed"]) {
@@ -338,8 +341,8 @@ func TestValues(t *testing.T) {
 // checkSidecar: rotate has what init has, and what it says of itself is true.
 func checkSidecar(t *testing.T, init, c corev1.Container) {
 	t.Helper()
-	if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
-		t.Error("without restartPolicy: Always the pod waits for the end of dbconnector-rotate")
+	if c.RestartPolicy != nil {
+		t.Error("an ordinary container has no restartPolicy of its own")
 	}
 	if want := []string{"/usr/local/bin/dbconnector-rotate"}; !slices.Equal(c.Command, want) || len(c.Args) > 0 {
 		t.Errorf("command %q %q, want %q: the image's entry point is init", c.Command, c.Args, want)
@@ -367,7 +370,7 @@ func checkSidecar(t *testing.T, init, c corev1.Container) {
 		}
 	}
 	if c.StartupProbe != nil {
-		t.Error("a startupProbe holds the control plane back, which has all that it needs")
+		t.Error("a startupProbe of a native sidecar holds the control plane back, which has all that it needs")
 	}
 }
 

@@ -448,7 +448,7 @@ func monitored(t *testing.T, api *bed.APIServer) {
 		t.Fatal(err)
 	}
 	for example := range examples {
-		port := exampleValues(t, example, false).ControlPlane.StatefulSet.InitContainers[1].Ports[0].Name
+		port := exampleValues(t, example, false).ControlPlane.StatefulSet.SidecarContainers[0].Ports[0].Name
 		if e := monitor.Spec.Endpoints; len(e) != 1 || e[0].Port != port || e[0].Path != "/metrics" {
 			t.Errorf("the PodMonitor looks at %+v, and the values of %s name the port %s", e, example, port)
 		}

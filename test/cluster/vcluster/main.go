@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command vcluster stands in for the control plane of a vCluster: it reads its config as strictly, starts kine on the store
-// that it finds there and kube-apiserver on kine, and ends when one of them does. It has no syncer and no controllers.
+// that it finds there (on an empty SQLite where it finds none) and kube-apiserver on kine, and ends when one of them does. It
+// has no controllers, and of the syncer only what is dangerous: see [syncer].
 //
 //	vcluster start [--config=FILE]
+//	vcluster restore
+//
+// The latter is what the pods of `vcluster restore` run: it reads the fixed config, whatever args the control plane has, and
+// starts kine alone.
 package main
 
 import (
@@ -45,31 +50,51 @@ func main() {
 	}
 }
 
+// fixed is the config that the chart makes of the values.
+const fixed = "/var/lib/vcluster/config.yaml"
+
 func run(ctx context.Context) error {
-	if len(os.Args) < 2 || os.Args[1] != "start" {
-		return errors.New("usage: vcluster start [--config=FILE]")
+	usage := errors.New("usage: vcluster start [--config=FILE] | vcluster restore")
+	if len(os.Args) < 2 {
+		return usage
 	}
-	flags := flag.NewFlagSet("start", flag.ContinueOnError)
-	config := flags.String("config", "/var/lib/vcluster/config.yaml", "the vCluster's config")
-	if err := flags.Parse(os.Args[2:]); err != nil {
-		return err
+	switch os.Args[1] {
+	case "start":
+		flags := flag.NewFlagSet("start", flag.ContinueOnError)
+		config := flags.String("config", fixed, "the vCluster's config")
+		if err := flags.Parse(os.Args[2:]); err != nil {
+			return err
+		}
+		return controlPlane(ctx, *config)
+	case "restore":
+		kine, err := startKine(ctx, fixed)
+		if err != nil {
+			return err
+		}
+		kine.stop()
+		return nil
 	}
-	text, err := os.ReadFile(*config)
+	return usage
+}
+
+const socket = data + "/kine.sock"
+
+// startKine starts kine on the store of a config, and waits until it serves.
+func startKine(ctx context.Context, config string) (*child, error) {
+	text, err := os.ReadFile(config)
 	if err != nil {
-		return fmt.Errorf("reading config: %w", err)
+		return nil, fmt.Errorf("reading config: %w", err)
 	}
 	store, err := consumer.ReadConfig(text)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := writeFiles(); err != nil {
-		return err
+	if store.DataSource == "" {
+		store.DataSource = "sqlite://" + data + "/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate" // as vCluster does
 	}
-
-	const socket = data + "/kine.sock"
 	// Left by a container that ended in the same pod.
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing old socket: %w", err)
+		return nil, fmt.Errorf("removing old socket: %w", err)
 	}
 	args := []string{
 		"--endpoint=" + store.DataSource, "--listen-address=unix://" + socket, "--metrics-bind-address=127.0.0.1:2381",
@@ -81,23 +106,34 @@ func run(ctx context.Context) error {
 	}
 	kine, err := start("kine", append(args, store.ExtraArgs...)...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer kine.stop()
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 		if err == nil {
 			_ = conn.Close()
-			break
+			return kine, nil
 		}
 		select {
 		case <-kine.done:
-			return kine.err
+			return nil, kine.err
 		case <-ctx.Done():
-			return nil
+			kine.stop()
+			return nil, fmt.Errorf("starting kine: %w", ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+func controlPlane(ctx context.Context, config string) error {
+	if err := writeFiles(); err != nil {
+		return err
+	}
+	kine, err := startKine(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer kine.stop()
 
 	api, err := start("kube-apiserver",
 		"--etcd-servers=unix://"+socket,
@@ -118,6 +154,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer api.stop() // before kine, which it needs to the end
+	syncing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go newSyncer().run(syncing)
 	select {
 	case <-kine.done:
 		return kine.err
