@@ -274,13 +274,19 @@ func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes 
 	v.numbers(c, t)
 }
 
+// restoreRule is about the pods of `vcluster restore` as well, where nothing else shows what they are: they copy the control
+// plane's init containers and not its label, from which the shipped values take the name. Nor do they read the hand-over, so
+// that what they restored would not be in the tenant's database.
+const restoreRule = "must be the name of the vCluster (its Helm release); the shipped values take it from the pod's label release. " +
+	"If this pod has app=vcluster-snapshot: `vcluster restore` is not supported, for it would not reach the tenant's database; restore that with the server's own means"
+
 // tenant checks and completes what says which tenant this is.
 func (v *validator) tenant(c *Common, namespaceFile string, kubernetes bool) {
 	v.subdomain("DBCONNECTOR_VCLUSTER_NAME", c.VCluster)
 	v.label("DBCONNECTOR_NAMESPACE", c.Namespace)
 	switch {
 	case c.VCluster == "":
-		v.missing("DBCONNECTOR_VCLUSTER_NAME", "must be the name of the vCluster (its Helm release)")
+		v.missing("DBCONNECTOR_VCLUSTER_NAME", restoreRule)
 	case c.RecordSecret == "" && c.StateDir == "":
 		if c.RecordSecret = "dbconnector-" + c.VCluster; len(c.RecordSecret) > maxSubdomain && len(c.VCluster) <= maxSubdomain {
 			v.refuse("DBCONNECTOR_VCLUSTER_NAME", c.VCluster, "is too long for the record's name made of it (dbconnector-…, at most 253 characters): set DBCONNECTOR_RECORD_SECRET")
