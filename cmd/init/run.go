@@ -70,6 +70,9 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 	if err != nil {
 		return provision.Result{}, err
 	}
+	for _, w := range p.Warnings() {
+		log.Warn("please look at this", zap.String("warning", w))
+	}
 	pause, err := time.ParseDuration(quiet)
 	if err != nil {
 		return provision.Result{}, fmt.Errorf("this program was built with quiet=%q: %w", quiet, err)

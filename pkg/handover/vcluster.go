@@ -57,6 +57,7 @@ type Config struct {
 	// The store that the user enabled, set by prepare.
 	path  string
 	store *yaml.Node
+	open  bool // the store without the hand-over's data source is SQLite
 }
 
 // ParseConfig reads a vCluster config. The errors of Config and its own are of class fault.Refused. They never repeat a
@@ -133,9 +134,19 @@ func (c *Config) prepare() error {
 		}
 	}
 	unshare(c.doc, changing)
+	value := deref(find(store, "dataSource"))
+	c.open = path == database+".embedded" && (value == nil || value.Value != Placeholder)
 	flatten(store)
 	c.path, c.store = path, store
 	return nil
+}
+
+// Warnings are what an operator should know of a config that Edit has accepted.
+func (c *Config) Warnings() []string {
+	if !c.open {
+		return nil
+	}
+	return []string{fmt.Sprintf("vCluster config: %s.dataSource is empty: a control plane that misses the hand-over would start on an empty SQLite; write %q", c.path, Placeholder)}
 }
 
 // checkStore refuses what would lead kine elsewhere than to the tenant's database, or away from a store that has data.

@@ -194,6 +194,31 @@ func TestEditConfigRefusals(t *testing.T) {
 	}
 }
 
+// TestUnguardedStore: an embedded store that would be SQLite without the hand-over is told of (F1).
+func TestUnguardedStore(t *testing.T) {
+	t.Parallel()
+	for store, warns := range map[string]bool{
+		"embedded: {enabled: true}":                                        true,
+		"embedded: {enabled: true, dataSource: ''}":                        true,
+		"embedded: {enabled: true, dataSource: '" + Placeholder + "'}":     false,
+		"external: {enabled: true}":                                        false, // vCluster refuses to start so
+		"external: {enabled: true}, embedded: {dataSource: 'a://hunter2'}": false,
+	} {
+		c, err := ParseConfig([]byte("controlPlane: {backingStore: {database: {" + store + "}}}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // an edit changes nothing of it
+			if _, err := c.Edit(testDSN, ""); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.Warnings(); (len(got) > 0) != warns || warns && !strings.Contains(got[0], Placeholder) {
+				t.Errorf("%s: warnings %q, want some: %v", store, got, warns)
+			}
+		}
+	}
+}
+
 // TestBudget: what costs more memory or time than the container has is refused, and what is just below works. (Measured at
 // the limit, with the program's other parts: 44 MiB at most, and half a second.)
 func TestBudget(t *testing.T) {

@@ -67,6 +67,14 @@ func (p *Publisher) Connector() (string, error) {
 	return p.vcluster.Connector()
 }
 
+// Warnings are what an operator should know of the vCluster's config.
+func (p *Publisher) Warnings() []string {
+	if p.vcluster == nil {
+		return nil
+	}
+	return p.vcluster.Warnings()
+}
+
 // Published says whether a hand-over is there: written by this program or by one before it in the same pod.
 func (p *Publisher) Published() bool {
 	info, err := os.Lstat(filepath.Join(p.dir, handover.DSNFile))

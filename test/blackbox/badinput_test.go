@@ -679,7 +679,7 @@ func TestLooksBad(t *testing.T) {
 		{"libpq's variables", "meant for another program in the image", postgres, all(
 			variable("PGHOST", "10.255.255.1"), variable("PGSSLMODE", "disable"), variable("PGPASSWORD", "x"), variable("PGDATABASE", "nope"), variable("PGPASSFILE", "/nope")), nil, ""},
 		{"proxy variables", "a database is not reached over HTTP", postgres, all(variable("HTTPS_PROXY", "http://10.255.255.1:1"), variable("HTTP_PROXY", "http://10.255.255.1:1")), nil, ""},
-		{"config of 256 KiB", "as large as it can be", postgres, config(embedded + "# " + strings.Repeat("x", 256<<10-len(embedded)-3) + "\n"), nil, ""},
+		{"config of 256 KiB", "as large as it can be", postgres, config(embedded + "# " + strings.Repeat("x", 256<<10-len(embedded)-3) + "\n"), []string{"dataSource is empty"}, ""},
 		{"long tenant UID", "as long as it may be", postgres, func(_ testing.TB, s *site) {
 			s.uid += strings.Repeat("ü", (1024-len(s.uid))/2)
 			s.env["DBCONNECTOR_TENANT_UID"] = s.uid
