@@ -12,14 +12,13 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-func TestDSNMySQL(t *testing.T) {
 // (F9, F10) What is set for a session, as the driver writes it.
 const set = "autocommit=1+%2F%2A%2180018+%2C+auto_increment_increment+%3D+1+%2A%2F+%2F%2AM%21100500+%2C+auto_increment_increment+%3D+1+%2A%2F" +
 	"+%2F%2AM%21110602+%2C+innodb_snapshot_isolation+%3D+0+%2A%2F&completion_type=0&default_storage_engine=InnoDB&sql_big_selects=1" +
 	"&sql_mode=%27STRICT_ALL_TABLES%2CERROR_FOR_DIVISION_BY_ZERO%2CNO_ENGINE_SUBSTITUTION%27&sql_safe_updates=0" +
 	"&sql_select_limit=18446744073709551615&unique_checks=1"
 
-func TestDSN(t *testing.T) {
+func TestDSNMySQL(t *testing.T) {
 	t.Parallel()
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
