@@ -70,13 +70,14 @@ var engines = []struct {
 	engine  bed.Engine
 	version string
 	name    string
-	// want is of a first provision; rotate and retire are of one sidecar.
-	want           counts
-	rotate, retire cost
+	// want is of a first provision; rotate and retire are of one sidecar. again is what it costs more when the sidecar meets a
+	// session of its own that the server has not ended yet, and comes again: a refused login, and a session that looks around.
+	want                  counts
+	rotate, retire, again cost
 }{
-	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}, cost{Connections: 5, Statements: 8}, cost{Connections: 5, Statements: 8}},
-	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}},
-	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 17}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}},
+	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 15}, cost{Connections: 5, Statements: 8}, cost{Connections: 5, Statements: 8}, cost{}},
+	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 18}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}, cost{Connections: 2, Statements: 4}},
+	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 18}, cost{Connections: 5, Statements: 14}, cost{Connections: 5, Statements: 14}, cost{Connections: 2, Statements: 4}},
 }
 
 // restart is what the counts of a restart have to be, with every engine.
