@@ -40,6 +40,7 @@ type world struct {
 	mu sync.Mutex
 
 	users    map[string]connector.Password
+	wrong    map[tenant.Login]int // how often it was presented
 	sessions map[string]int
 	database bool
 	limit    int
@@ -63,7 +64,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, users: map[string]connector.Password{}, sessions: map[string]int{}}
+	return &world{t: t, users: map[string]connector.Password{}, wrong: map[tenant.Login]int{}, sessions: map[string]int{}}
 }
 
 // do is one call to the world outside.
@@ -157,6 +158,7 @@ func (f fake) login(l tenant.Login) error {
 	}
 	switch p, ok := f.users[l.User]; {
 	case !ok || p != l.Password:
+		f.wrong[l]++
 		return fault.New(fault.WrongPassword, "wrong password")
 	case !f.database:
 		return fault.New(fault.NoDatabase, "no database")
@@ -646,6 +648,28 @@ func interleave(t *testing.T, w *world, seed uint64, runs int) {
 	}
 }
 
+// (F5) Without a lock on the server, an init that has decided to set a password finds that another one has come to the end of
+// the same repair. It leaves alone what that one has handed over.
+func TestRepairedMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.must("preparing")
+		w.users[names.User(w.record.Active)] = "by hand"
+		theirs := tenant.NewPassword()
+		w.rivalAt, w.rival = 1, func(r *tenant.Record) {
+			r.Slots[r.Active] = tenant.Credential{Password: theirs}
+			r.Generation++
+			w.users[names.User(r.Active)] = theirs
+		}
+		w.must("beside another init")
+		if w.users[names.User(w.handed.Active)] != theirs || w.handed.Login(w.handed.Active).Password != theirs {
+			t.Error("what the other one had handed over does not work any more")
+		}
+		w.works("beside another init")
+	})
+}
+
 // Both slots in use: wait within the limit, and go on when one is free. The clock is the bubble's.
 func TestBothInUse(t *testing.T) {
 	t.Parallel()
@@ -675,6 +699,11 @@ func TestBothInUse(t *testing.T) {
 			}
 			if !maps.Equal(before, w.users) || w.record.Pending != nil {
 				t.Error("something was changed")
+			}
+			for login, times := range w.wrong { // (F13) or the server blocks it for those who use it
+				if times > tries {
+					t.Errorf("login %s: a wrong password was presented %d times", login.User, times)
+				}
 			}
 		})
 	})
