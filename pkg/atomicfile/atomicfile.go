@@ -75,7 +75,7 @@ func Remove(path string) (changed bool, err error) {
 	return true, syncDir(filepath.Dir(path))
 }
 
-// ErrNotRegular is what Read says of a FIFO, a socket, a device or a directory.
+// ErrNotRegular is what Read says of a FIFO, a socket or a device.
 var ErrNotRegular = errors.New("not a regular file")
 
 // Read reads the regular file at path, which may be a symbolic link to one, and at most limit bytes of it: what is longer
@@ -87,11 +87,13 @@ func Read(path string, limit int) ([]byte, error) {
 	}
 	defer file.Close() //nolint:errcheck // it was only read
 	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "read", Path: path, Err: ErrNotRegular}
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case info.IsDir():
+		return nil, &fs.PathError{Op: "read", Path: path, Err: syscall.EISDIR}
+	case !info.Mode().IsRegular():
+		return nil, &fs.PathError{Op: "read", Path: path, Err: ErrNotRegular}
 	}
 	return io.ReadAll(io.LimitReader(file, int64(limit)))
 }

@@ -11,6 +11,7 @@ package connector
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -44,6 +45,7 @@ const (
 	keyPassword = "password"
 	keyCA       = "caCert"
 	keySSLMode  = "sslMode"
+	keyIdentity = "identityProvider" // of the platform: log in with a cloud's tokens, and without a password
 )
 
 const (
@@ -112,9 +114,11 @@ func Parse(source string, data map[string][]byte, now time.Time) (Connector, err
 
 	c.Server.Engine = p.engine()
 	c.Server.Host = p.host()
-	c.Server.Port = p.port()
+	c.Server.Port = p.port(c.Server.Engine)
 	c.User = p.text(keyUser, maxUser, Show)
-	c.Password = Password(p.text(keyPassword, maxPassword, nil))
+	if p.hasPassword() {
+		c.Password = Password(p.text(keyPassword, maxPassword, nil))
+	}
 	c.Server.SSLMode = p.sslMode()
 	c.Server.CA = p.ca(now)
 
@@ -135,7 +139,7 @@ func Parse(source string, data map[string][]byte, now time.Time) (Connector, err
 	case Require:
 		p.warn(keyCA, "is not set: the connection is encrypted, but the server's identity is not verified")
 	}
-	known := []string{keyType, keyEndpoint, keyPort, keyUser, keyPassword, keyCA, keySSLMode}
+	known := []string{keyType, keyEndpoint, keyPort, keyUser, keyPassword, keyCA, keySSLMode, keyIdentity}
 	for key := range data {
 		if !slices.Contains(known, key) {
 			p.warn(key, "is not a key of a connector and is ignored")
@@ -207,6 +211,20 @@ func (p *parser) optional(key string) (string, bool) {
 	return value, value != ""
 }
 
+// hasPassword tells whether the admin logs in with a password, and refuses what the platform can do instead.
+func (p *parser) hasPassword() bool {
+	provider, ok := p.optional(keyIdentity)
+	if !ok {
+		return true
+	}
+	if _, ok := p.optional(keyPassword); ok {
+		p.warn(keyIdentity, "is ignored: the admin logs in with the password")
+		return true
+	}
+	p.refuse(keyIdentity, Show(provider)+` is not supported: the admin has to log in with a password; make a login that has one, and set key "password"`)
+	return false
+}
+
 func (p *parser) engine() Engine {
 	value, ok := p.optional(keyType)
 	if !ok {
@@ -238,7 +256,19 @@ func (p *parser) sslMode() SSLMode {
 
 var portForm = regexp.MustCompile(`^[1-9][0-9]{0,4}$`)
 
-func (p *parser) port() uint16 {
+// The ports that are meant where none is set, as on the platform.
+const (
+	defaultPostgres = 5432
+	defaultMySQL    = 3306
+)
+
+func (p *parser) port(engine Engine) uint16 {
+	if _, ok := p.optional(keyPort); !ok {
+		if engine == Postgres {
+			return defaultPostgres
+		}
+		return defaultMySQL
+	}
 	value := p.text(keyPort, maxCA, Show)
 	if value == "" {
 		return 0
@@ -322,29 +352,8 @@ func (p *parser) ca(now time.Time) string {
 		p.refuse(keyCA, fmt.Sprintf("has more than %d bytes", maxCA))
 		return ""
 	}
-	var certs []*x509.Certificate
-	rest := []byte(value)
-	for len(bytes.TrimSpace(rest)) > 0 {
-		block, next := pem.Decode(rest)
-		if block == nil {
-			p.refuse(keyCA, fmt.Sprintf("is not a PEM bundle: no PEM block after certificate %d", len(certs)))
-			return ""
-		}
-		if block.Type != "CERTIFICATE" {
-			// Its content is not shown: it may be a private key.
-			p.refuse(keyCA, fmt.Sprintf("holds a PEM block %s: only CERTIFICATE blocks belong here", Show(block.Type)))
-			return ""
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			p.refuse(keyCA, fmt.Sprintf("certificate %d cannot be read: %v", len(certs)+1, err))
-			return ""
-		}
-		certs = append(certs, cert)
-		rest = next
-	}
+	certs, value := p.certificates(value)
 	if len(certs) == 0 {
-		p.refuse(keyCA, "holds white space only")
 		return ""
 	}
 	expired := 0
@@ -366,6 +375,63 @@ func (p *parser) ca(now time.Time) string {
 		p.warn(keyCA, fmt.Sprintf("holds %d certificates that have expired", expired))
 	}
 	return value
+}
+
+// certificates reads a bundle as OpenSSL does: text around the blocks is for people, and what is no certificate, or one that
+// cannot be read, is left out with a warning as long as there is another. kine and this program read bundles with Go's library,
+// which leaves out more without a word (blocks with headers), so what is handed on holds nothing but what was read here. A bundle
+// that is nothing else already stays as it is. Without a certificate a refusal is noted.
+func (p *parser) certificates(value string) (certs []*x509.Certificate, bundle string) {
+	var clean bytes.Buffer
+	blocks, out, reason, asIs := 0, 0, "", true
+	for rest := []byte(value); ; {
+		text := bytes.TrimSpace(rest)
+		block, next := pem.Decode(rest)
+		if block == nil {
+			asIs = asIs && len(text) == 0
+			break
+		}
+		blocks++
+		rest = next
+		if strings.Contains(block.Type, "PRIVATE") {
+			// Its content is not shown.
+			p.refuse(keyCA, fmt.Sprintf("holds a PEM block %s: only CERTIFICATE blocks belong here", Show(block.Type)))
+			return nil, ""
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		switch {
+		case block.Type != "CERTIFICATE" && block.Type != "X509 CERTIFICATE":
+			err = fmt.Errorf("it is a PEM block %s", Show(block.Type))
+			fallthrough
+		case err != nil:
+			if out++; reason == "" {
+				reason = fmt.Sprintf("block %d cannot be read: %v", blocks, err)
+			}
+			asIs = false
+			continue
+		}
+		asIs = asIs && bytes.HasPrefix(text, []byte("-----BEGIN CERTIFICATE-----")) && len(block.Headers) == 0
+		certs = append(certs, cert)
+		clean.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes}))
+	}
+	if broken := strings.Count(value, "-----BEGIN ") - blocks; broken > 0 {
+		asIs, out = false, out+broken
+		reason = cmp.Or(reason, "a block is indented, has no end, or is no base64")
+	}
+	switch {
+	case strings.TrimSpace(value) == "":
+		p.refuse(keyCA, "holds white space only")
+	case len(certs) == 0 && out == 0:
+		p.refuse(keyCA, "is not a PEM bundle: it holds no certificate")
+	case len(certs) == 0:
+		p.refuse(keyCA, "is not a PEM bundle of certificates that can be read: "+reason)
+	case out > 0:
+		p.warn(keyCA, fmt.Sprintf("holds %d blocks that are left out, and %d certificates; of the former, %s", out, len(certs), reason))
+	}
+	if !asIs {
+		value = clean.String()
+	}
+	return certs, value
 }
 
 // Show quotes a value for a message: one line, whatever is in it, and cut where it is long.

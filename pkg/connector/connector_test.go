@@ -122,6 +122,73 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestParseAsThePlatformDoes: what vCluster Platform accepts is accepted, or named. (F16)
+func TestParseAsThePlatformDoes(t *testing.T) {
+	t.Parallel()
+	for engine, want := range map[string]uint16{"postgres": 5432, "mysql": 3306, "": 3306} {
+		for _, port := range []any{nil, ""} {
+			got, err := Parse("s", good(t, keys{"type": engine, "port": port}), now)
+			if err != nil || got.Server.Port != want || len(got.Warnings) > 0 {
+				t.Errorf("type %q, port %v: got %d, %q, %v; want %d", engine, port, got.Server.Port, got.Warnings, err, want)
+			}
+		}
+	}
+	_, err := Parse("s", good(t, keys{"identityProvider": "aws", "password": nil}), now)
+	if want := `key "identityProvider": "aws" is not supported: the admin has to log in with a password`; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), `"password": is missing`) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	got, err := Parse("s", good(t, keys{"identityProvider": "aws"}), now)
+	if want := []string{`key "identityProvider" is ignored: the admin logs in with the password`}; err != nil || !slices.Equal(got.Warnings, want) {
+		t.Errorf("got %q, %v", got.Warnings, err)
+	}
+	if got, err := Parse("s", good(t, keys{"identityProvider": ""}), now); err != nil || len(got.Warnings) > 0 {
+		t.Errorf("got %q, %v", got.Warnings, err)
+	}
+}
+
+// TestParseBundles: text around certificates, and what is none, does not keep a bundle from being used; what is handed on is
+// what Go's library, and so kine, takes whole. (F15)
+func TestParseBundles(t *testing.T) {
+	t.Parallel()
+	one, two := authority(t, now.AddDate(1, 0, 0)), authority(t, now.AddDate(2, 0, 0))
+	broken := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}))
+	other := string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: []byte("x")}))
+	for name, test := range map[string]struct {
+		bundle, want string
+		left         int // blocks that are left out
+	}{
+		"as it should be":        {one + two, one + two, 0},
+		"white space":            {"\n \n" + one + "\r\n\r\n" + two + " \n", "\n \n" + one + "\r\n\r\n" + two + " \n", 0},
+		"a comment at the end":   {one + two + "# of 2025\n", one + two, 0},
+		"text between":           {"Root CA 1\n=========\n" + one + "\nRoot CA 2\n" + two, one + two, 0},
+		"one that is unreadable": {one + broken + two, one + two, 1},
+		"the first unreadable":   {broken + one, one, 1},
+		"a list of revocations":  {one + other + two, one + two, 1},
+		"another name":           {strings.ReplaceAll(one, "CERTIFICATE", "X509 CERTIFICATE") + two, one + two, 0},
+		"headers":                {strings.Replace(one, "-----\n", "-----\nsubject: x\n\n", 1) + two, one + two, 0},
+		"one indented":           {" " + one + two, two, 1},
+		"the last one cut":       {one + two[:200], one, 1},
+		"one in between cut":     {one + two[:200] + "\n" + one, one + one, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := Parse("s", good(t, keys{"caCert": test.bundle}), now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Server.CA != test.want {
+				t.Errorf("got  %q\nwant %q", got.Server.CA, test.want)
+			}
+			if want := fmt.Sprintf(`key "caCert" holds %d blocks that are left out`, test.left); (test.left > 0) != (len(got.Warnings) == 1 && strings.HasPrefix(got.Warnings[0], want)) {
+				t.Errorf("warnings %q", got.Warnings)
+			}
+			if pool := x509.NewCertPool(); !pool.AppendCertsFromPEM([]byte(got.Server.CA)) {
+				t.Error("Go's library takes nothing of it")
+			}
+		})
+	}
+}
+
 func TestParseOneExpiredOfTwo(t *testing.T) {
 	t.Parallel()
 	bundle := authority(t, now.AddDate(-1, 0, 0)) + "\n \n" + authority(t, now.AddDate(1, 0, 0)) + "\r\n"
@@ -166,8 +233,6 @@ func TestParseRefusals(t *testing.T) {
 		"endpoint 64 KiB":           {keys{"endpoint": huge}, `has 65536 bytes, a host name has at most 253`},
 		"endpoint binary":           {keys{"endpoint": "\xff\xfe\x00"}, `is not UTF-8 text`},
 
-		"no port":              {keys{"port": nil}, `key "port": is missing`},
-		"empty port":           {keys{"port": ""}, `key "port": is empty`},
 		"port 0":               {keys{"port": "0"}, `key "port": "0" is not a port: must be a number from 1 to 65535`},
 		"port 65536":           {keys{"port": "65536"}, `"65536" is not a port`},
 		"port in letters":      {keys{"port": "abc"}, `"abc" is not a port`},
@@ -204,21 +269,22 @@ func TestParseRefusals(t *testing.T) {
 		"mode upper case":    {keys{"sslMode": "REQUIRE"}, `"REQUIRE" is not a mode: must be one of disable, require, verify-ca, verify-full`},
 		"mode false":         {keys{"sslMode": "false"}, `"false" is not a mode`},
 		"CA and clear text":  {keys{"sslMode": "disable"}, `key "sslMode": "disable" contradicts key "caCert"`},
-		"CA is no PEM":       {keys{"caCert": "hunter2"}, `key "caCert": is not a PEM bundle: no PEM block after certificate 0`},
+		"CA is no PEM":       {keys{"caCert": "hunter2"}, `key "caCert": is not a PEM bundle: it holds no certificate`},
 		"CA white":           {keys{"caCert": " \n"}, `key "caCert": holds white space only`},
 		"CA is a path":       {keys{"caCert": "/etc/ssl/ca.pem"}, `is not a PEM bundle`},
 		"CA is a key":        {keys{"caCert": private}, `holds a PEM block "EC PRIVATE KEY": only CERTIFICATE blocks belong here`},
-		"CA broken":          {keys{"caCert": broken}, `certificate 1 cannot be read`},
+		"CA broken":          {keys{"caCert": broken}, `block 1 cannot be read`},
+		"CA of parameters":   {keys{"caCert": "-----BEGIN DH PARAMETERS-----\nAAAA\n-----END DH PARAMETERS-----\n"}, `it is a PEM block "DH PARAMETERS"`},
 		"CA cut":             {keys{"caCert": authority(t, now.AddDate(1, 0, 0))[:200]}, `is not a PEM bundle`},
-		"CA and rubbish":     {keys{"caCert": authority(t, now.AddDate(1, 0, 0)) + "rubbish"}, `no PEM block after certificate 1`},
+		"CA, text and a key": {keys{"caCert": authority(t, now.AddDate(1, 0, 0)) + "rubbish\n" + private}, `holds a PEM block "EC PRIVATE KEY"`},
 		"CA and its key":     {keys{"caCert": authority(t, now.AddDate(1, 0, 0)) + private}, `holds a PEM block "EC PRIVATE KEY"`},
 		"CA expired":         {keys{"caCert": authority(t, now.Add(-time.Hour))}, `has expired on 2025-12-31T23:00:00Z`},
 		"CA, both expired":   {keys{"caCert": authority(t, now.AddDate(-2, 0, 0)) + authority(t, now.Add(-time.Hour))}, `has expired on 2025-12-31T23:00:00Z`},
 		"CA of a megabyte":   {keys{"caCert": strings.Repeat(huge, 16)}, `key "caCert": has more than 262144 bytes`},
-		"everything missing": {keys{"endpoint": nil, "port": nil, "user": nil, "password": nil}, `secret ns/pg: key "endpoint": is missing; key "port": is missing; key "user": is missing; key "password": is missing`},
+		"everything missing": {keys{"endpoint": nil, "port": nil, "user": nil, "password": nil}, `secret ns/pg: key "endpoint": is missing; key "user": is missing; key "password": is missing`},
 		"everything wrong": {
 			keys{"type": "x", "endpoint": "a b", "port": "x", "user": " ", "password": "hunter2\n", "sslMode": "x", "caCert": "x"},
-			`key "type": "x" is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too); key "endpoint": "a b" is neither a host name nor an IP address; key "port": "x" is not a port: must be a number from 1 to 65535; key "user": " " begins or ends with white space; key "password": ends in a line break (made with echo? use printf); key "sslMode": "x" is not a mode: must be one of disable, require, verify-ca, verify-full; key "caCert": is not a PEM bundle: no PEM block after certificate 0`,
+			`key "type": "x" is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too); key "endpoint": "a b" is neither a host name nor an IP address; key "port": "x" is not a port: must be a number from 1 to 65535; key "user": " " begins or ends with white space; key "password": ends in a line break (made with echo? use printf); key "sslMode": "x" is not a mode: must be one of disable, require, verify-ca, verify-full; key "caCert": is not a PEM bundle: it holds no certificate`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
