@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -29,6 +30,11 @@ type Values struct {
 				SecurityContext map[string]any `json:"securityContext,omitempty"`
 			} `json:"k8s"`
 		} `json:"distro"`
+		Advanced struct {
+			ServiceAccount struct {
+				Name string `json:"name,omitempty"`
+			} `json:"serviceAccount"`
+		} `json:"advanced"`
 		StatefulSet struct {
 			Args             []string         `json:"args,omitempty"`
 			Env              []map[string]any `json:"env,omitempty"`
@@ -44,6 +50,10 @@ type Values struct {
 				PodSecurityContext       map[string]any `json:"podSecurityContext,omitempty"`
 				ContainerSecurityContext map[string]any `json:"containerSecurityContext,omitempty"`
 			} `json:"security"`
+			Resources struct {
+				Limits   map[string]any `json:"limits,omitempty"`
+				Requests map[string]any `json:"requests,omitempty"`
+			} `json:"resources"`
 			Persistence struct {
 				VolumeClaim struct {
 					Enabled any `json:"enabled,omitempty"`
@@ -58,6 +68,15 @@ type Values struct {
 			SidecarContainers []map[string]any `json:"sidecarContainers,omitempty"`
 		} `json:"statefulSet"`
 	} `json:"controlPlane"`
+	Policies struct {
+		NetworkPolicy struct {
+			Enabled      bool `json:"enabled,omitempty"`
+			ControlPlane struct {
+				Egress  []map[string]any `json:"egress,omitempty"`
+				Ingress []map[string]any `json:"ingress,omitempty"`
+			} `json:"controlPlane"`
+		} `json:"networkPolicy"`
+	} `json:"policies"`
 }
 
 // SetEnv sets a variable of dbconnector's containers.
@@ -152,8 +171,8 @@ func (v *Values) Render(release, namespace string) ([]byte, error) {
 		},
 	}
 
-	account := "vc-" + release
-	return yaml.Marshal(object{"apiVersion": "v1", "kind": "List", "items": []object{
+	account := v.account(release)
+	return yaml.Marshal(object{"apiVersion": "v1", "kind": "List", "items": append(v.networkPolicy(metadata("vc-cp-"+release), release), []object{
 		{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(account)},
 		{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata(account), "rules": rules},
 		{
@@ -165,7 +184,72 @@ func (v *Values) Render(release, namespace string) ([]byte, error) {
 		service(release, object{"type": "ClusterIP"}),
 		service(release+"-headless", object{"clusterIP": "None", "publishNotReadyAddresses": true}),
 		workload,
-	}})
+	}...)})
+}
+
+// RenderForNode is [Values.Render] for the bed's node, which keeps no account of its disk: none of its pods may ask for
+// ephemeral storage.
+func (v *Values) RenderForNode(release, namespace string) ([]byte, error) {
+	text, err := yaml.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encoding values: %w", err)
+	}
+	copied, err := ParseValues(text)
+	if err != nil {
+		return nil, err
+	}
+	set := &copied.ControlPlane.StatefulSet
+	for _, container := range slices.Concat(set.InitContainers, set.SidecarContainers) {
+		resources, _ := container["resources"].(object)
+		for _, kind := range resources {
+			if list, ok := kind.(object); ok {
+				delete(list, "ephemeral-storage")
+			}
+		}
+	}
+	return copied.Render(release, namespace)
+}
+
+// account is the name of the control plane's ServiceAccount.
+func (v *Values) account(release string) string {
+	return cmp.Or(v.ControlPlane.Advanced.ServiceAccount.Name, "vc-"+release)
+}
+
+// networkPolicy is the control plane's, as chart 0.37 has it: what it lets through by itself, and the values' rules.
+// The bed's node enforces none.
+func (v *Values) networkPolicy(metadata object, release string) []object {
+	policy := &v.Policies.NetworkPolicy
+	if !policy.Enabled {
+		return nil
+	}
+	pods := func(key, value string) object {
+		return object{"podSelector": object{"matchLabels": object{key: value}}}
+	}
+	platform := pods("app", "loft")
+	platform["namespaceSelector"] = object{}
+	dns := pods("k8s-app", "kube-dns")
+	dns["namespaceSelector"] = object{"matchLabels": object{"kubernetes.io/metadata.name": "kube-system"}}
+	self, workloads := pods("release", release), pods("vcluster.loft.sh/managed-by", release)
+	port := func(protocol string, number int) object { return object{"protocol": protocol, "port": number} }
+	return []object{{
+		"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata,
+		"spec": object{
+			"podSelector": self["podSelector"], "policyTypes": []string{"Egress", "Ingress"},
+			"egress": slices.Concat([]object{
+				{"to": []object{dns}},
+				{"ports": []object{port("TCP", 443), port("TCP", 8443), port("TCP", 6443)}},
+				{"to": []object{self}},
+				{"to": []object{workloads}},
+				{"to": []object{platform}},
+			}, policy.ControlPlane.Egress),
+			"ingress": slices.Concat([]object{
+				{"from": []object{self}},
+				{"from": []object{workloads}, "ports": []object{port("UDP", 1053), port("TCP", 1053), port("TCP", 8443)}},
+				{"from": []object{pods("app", "vcluster-snapshot")}},
+				{"from": []object{platform}},
+			}, policy.ControlPlane.Ingress),
+		},
+	}}
 }
 
 // checkClaim makes sure that no volume is claimed, with which the chart makes a StatefulSet: the bed's node has none.
@@ -221,8 +305,17 @@ func (v *Values) pod(release string) object {
 		"readinessProbe": probe("/readyz", 2, 60, set.Probes.ReadinessProbe),
 		"livenessProbe":  probe("/healthz", 2, 60, liveness),
 	}
-	if set.Security.ContainerSecurityContext != nil {
-		syncer["securityContext"] = set.Security.ContainerSecurityContext
+	// The chart's default is root. A null takes a default away.
+	context := object{"allowPrivilegeEscalation": false, "runAsUser": 0, "runAsGroup": 0}
+	maps.Copy(context, set.Security.ContainerSecurityContext)
+	maps.DeleteFunc(context, func(_ string, value any) bool { return value == nil })
+	syncer["securityContext"] = context
+	if len(set.Resources.Limits) > 0 {
+		// Beside the chart's defaults. Without any, there are none here: the bed's node is small.
+		limits, requests := object{"memory": "2Gi"}, object{"cpu": "200m", "memory": "256Mi"}
+		maps.Copy(limits, set.Resources.Limits)
+		maps.Copy(requests, set.Resources.Requests)
+		syncer["resources"] = object{"limits": limits, "requests": requests}
 	}
 	kubernetes := object{
 		"name": "kubernetes", "image": kubernetesImage, "imagePullPolicy": "IfNotPresent",
@@ -232,9 +325,14 @@ func (v *Values) pod(release string) object {
 	if context := v.ControlPlane.Distro.K8s.SecurityContext; context != nil {
 		kubernetes["securityContext"] = context
 	}
+	if len(set.Resources.Limits) > 0 {
+		kubernetes["resources"] = object{
+			"limits": object{"cpu": "100m", "memory": "256Mi"}, "requests": object{"cpu": "40m", "memory": "64Mi"},
+		}
+	}
 	spec := object{
 		"terminationGracePeriodSeconds": 15, // F29
-		"serviceAccountName":            "vc-" + release,
+		"serviceAccountName":            v.account(release),
 		"enableServiceLinks":            true,
 		"volumes":                       slices.Concat(volumes, set.Persistence.AddVolumes),
 		"initContainers":                slices.Concat([]object{kubernetes}, set.InitContainers),

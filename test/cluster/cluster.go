@@ -215,6 +215,8 @@ func (c *Cluster) Connect(ctx context.Context, example, name string, s *bed.Serv
 // Names are what a user writes into vcluster.yaml.
 type Names struct {
 	Release, Namespace, Connector string
+	// ServiceAccount, unless it is the chart's.
+	ServiceAccount string
 }
 
 // Permit applies the shipped Roles for a vCluster, from a copy of an example's directory, as the README says.
@@ -245,8 +247,26 @@ func (c *Cluster) Permit(ctx context.Context, example string, names Names) error
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return fmt.Errorf("writing names: %w", err)
 	}
+	if names.ServiceAccount != "" {
+		if err := deploy.BindAccount(filepath.Join(filepath.Dir(file), "kustomization.yaml"), names.ServiceAccount); err != nil {
+			return err
+		}
+	}
 	_, err = c.Kubectl(ctx, "", "apply", "--kustomize", filepath.Dir(file))
 	return err
+}
+
+// Variant reads the shipped Helm values of an example with files of deploy/kustomize/variants over them.
+func (c *Cluster) Variant(example string, variants ...string) (*Values, error) {
+	files := []string{filepath.Join(c.kustomize, "examples", example, "values.yaml")}
+	for _, variant := range variants {
+		files = append(files, filepath.Join(c.kustomize, "variants", variant+".yaml"))
+	}
+	text, err := deploy.Values(files...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseValues(text)
 }
 
 // Values reads the shipped Helm values of an example, "open-source" or "licensed".
@@ -287,7 +307,7 @@ func readValues(kustomize, example, file string) (*Values, error) {
 
 // Install is `helm upgrade --install`.
 func (c *Cluster) Install(ctx context.Context, release, namespace string, values *Values) error {
-	manifests, err := values.Render(release, namespace)
+	manifests, err := values.RenderForNode(release, namespace)
 	if err != nil {
 		return err
 	}

@@ -145,18 +145,22 @@ func installValues(t *testing.T, c *Cluster, example string, values *Values, nam
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			describe(t, v)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's own has ended
-		defer cancel()
-		// Without waiting for its end: room for the next one is all that matters.
-		if _, err := c.Kubectl(ctx, "", "delete", "namespace", names.Namespace, "--wait=false"); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { remove(t, v) })
 	return v
+}
+
+// remove deletes a vCluster's namespace at the end of a test.
+func remove(t *testing.T, v *VCluster) {
+	t.Helper()
+	if t.Failed() {
+		describe(t, v)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's own has ended
+	defer cancel()
+	// Without waiting for its end: room for the next one is all that matters.
+	if _, err := v.c.Kubectl(ctx, "", "delete", "namespace", v.Namespace, "--wait=false"); err != nil {
+		t.Error(err)
+	}
 }
 
 // ready waits until the whole control plane is, and its API answers.

@@ -12,6 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
 )
 
 // kustomize is run from the module cache: as a library it would put its dependencies into the go.mod of the programs.
@@ -49,4 +52,56 @@ func Root() (string, error) {
 		}
 		dir = parent
 	}
+}
+
+// Values reads Helm values, the later files over the former ones, as `helm --values A --values B` does: mappings are
+// merged, and all else, lists too, takes the place of what was there. A null stays one: it takes a default of the chart away.
+func Values(files ...string) ([]byte, error) {
+	all := map[string]any{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading values: %w", err)
+		}
+		var over map[string]any
+		if err := yaml.Unmarshal(text, &over); err != nil {
+			return nil, fmt.Errorf("reading values %s: %w", file, err)
+		}
+		merge(all, over)
+	}
+	text, err := yaml.Marshal(all)
+	if err != nil {
+		return nil, fmt.Errorf("encoding values: %w", err)
+	}
+	return text, nil
+}
+
+func merge(into, over map[string]any) {
+	for key, value := range over {
+		below, both := into[key].(map[string]any)
+		if more, ok := value.(map[string]any); ok && both {
+			merge(below, more)
+			continue
+		}
+		into[key] = value
+	}
+}
+
+// BindAccount puts the patch in force that an example's kustomization.yaml has as a comment, for a ServiceAccount of that
+// name.
+func BindAccount(kustomization, account string) error {
+	text, err := os.ReadFile(kustomization)
+	if err != nil {
+		return fmt.Errorf("reading kustomization: %w", err)
+	}
+	before, comment, ok := strings.Cut(string(text), "\n# patches:\n")
+	if !ok || strings.Count(comment, "my-account") != 1 {
+		return fmt.Errorf("%s has no patch for the ServiceAccount's name", kustomization)
+	}
+	patch := strings.ReplaceAll("\n"+comment, "\n# ", "\n")
+	text = []byte(before + "\npatches:\n" + strings.ReplaceAll(patch, "my-account", account))
+	if err := os.WriteFile(kustomization, text, 0o600); err != nil {
+		return fmt.Errorf("writing kustomization: %w", err)
+	}
+	return nil
 }

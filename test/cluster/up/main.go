@@ -60,7 +60,7 @@ func render(release, namespace, file string) error {
 	if err != nil {
 		return err
 	}
-	manifests, err := values.Render(release, namespace)
+	manifests, err := values.RenderForNode(release, namespace)
 	if err == nil {
 		_, err = os.Stdout.Write(manifests)
 	}
