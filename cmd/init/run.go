@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -49,6 +50,9 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
+	if result.TookOver {
+		log.Warn("please look at this", zap.String("warning", provisioned(result)))
+	}
 	for _, w := range result.Done.Warnings {
 		log.Warn("please look at this", zap.String("warning", w))
 	}
@@ -56,8 +60,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		log.Info("changed the server", zap.Strings("changes", result.Done.Changes))
 	}
 	log.Info("ready",
-		zap.String("tenant", result.Record.UID), zap.String("engine", string(result.Record.Server.Engine)),
-		zap.String("server", result.Record.Server.Address()), zap.String("database", result.Record.Database),
+		zap.String("engine", string(result.Record.Server.Engine)), zap.String("server", result.Record.Server.Address()),
+		zap.String("sslMode", string(result.Record.Server.SSLMode)), zap.String("database", result.Record.Database),
 		zap.String("user", result.Record.Login(result.Record.Active).User), zap.Int64("generation", result.Record.Generation),
 		zap.Bool("restart", result.Restarted), zap.Duration("took", time.Since(began)))
 	return nil
@@ -82,6 +86,7 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 		Attempt:   min(loginTimeout, cfg.Timeout/2),
 		Patience:  cfg.Timeout / 2,
 		Quiet:     min(pause, cfg.Timeout/4),
+		First:     firstStart(cfg, client, warner(log)),
 		Publish:   p.Publish,
 		Connector: connectorReader(cfg, client, p),
 		UID: func(ctx context.Context) (string, error) {
@@ -140,16 +145,33 @@ func connectorReader(cfg config.Init, client *kube.Client, p *publish.Publisher)
 	}
 }
 
+// provisioned says what the admin path has come to.
+func provisioned(result provision.Result) string {
+	database := result.Record.Database + " on " + result.Record.Server.Address()
+	message := "database " + database + " is ready"
+	switch {
+	case result.Created:
+		message = "created a new, empty database " + database
+	case result.TookOver:
+		message = "there was no record: took over the existing database " + database
+	}
+	if len(result.Applied) > 0 {
+		message += "; applied the connector: " + strings.Join(result.Applied, ", ")
+	}
+	return message
+}
+
 // announce records an Event on the pod for what an operator must see. A restart that found everything in place is not news.
 func announce(ctx context.Context, cfg config.Init, client *kube.Client, result provision.Result, failure error, log *zap.Logger) {
-	if client == nil || cfg.PodName == "" || (failure == nil && result.Restarted) {
+	if client == nil || cfg.PodName == "" || (failure == nil && result.Restarted && result.NotApplied == nil) {
 		return
 	}
 	kind, reason, message := kube.Warning, "Failed", ""
 	switch {
+	case failure == nil && result.NotApplied != nil:
+		reason, message = "NotApplied", "the connector was not applied, and the control plane starts with the settings that it had: "+result.NotApplied.Error()
 	case failure == nil:
-		kind, reason = kube.Normal, "Provisioned"
-		message = "database " + result.Record.Database + " on " + result.Record.Server.Address() + " is ready"
+		kind, reason, message = kube.Normal, "Provisioned", provisioned(result)
 	case fault.Is(failure, fault.Refused):
 		reason, message = "Refused", failure.Error()
 	default:

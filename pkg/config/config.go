@@ -51,6 +51,12 @@ const (
 	Console = "console"
 )
 
+// The values of DBCONNECTOR_ALLOW_NEW.
+const (
+	AllowNewYes = "true"
+	AllowNewNo  = "false"
+)
+
 // Common is what every program of this project is told.
 type Common struct {
 	// Connector is the name of the connector Secret. No default: where it is not set, the vCluster's own config names it, as on
@@ -106,6 +112,9 @@ type Common struct {
 // Init is what dbconnector-init is told.
 type Init struct {
 	Common
+	// AllowNew says whether a control plane without a record may begin with a new, empty database. Default: yes, unless something
+	// speaks for a wrong name. AllowNewYes: even then. AllowNewNo: never.
+	AllowNew string `envconfig:"DBCONNECTOR_ALLOW_NEW"`
 	// Timeout bounds a whole run. Default 2m: a first provisioning takes seconds; the rest is patience with a server that is
 	// just starting. After it the kubelet tries again, with its own backoff.
 	Timeout time.Duration `ignored:"true"`
@@ -138,6 +147,9 @@ func load(namespaceFile string) (Init, []string, error) {
 	v.common(&c.Common, t.texts, namespaceFile, c.UsesKubernetes())
 	if !c.UsesKubernetes() && c.TenantUID == "" {
 		v.missing("DBCONNECTOR_TENANT_UID", "without Kubernetes (DBCONNECTOR_CONNECTOR_DIR and DBCONNECTOR_STATE_DIR are set) nothing else tells tenants apart")
+	}
+	if c.AllowNew != "" && c.AllowNew != AllowNewYes && c.AllowNew != AllowNewNo {
+		v.refuse("DBCONNECTOR_ALLOW_NEW", c.AllowNew, "must be true or false")
 	}
 	c.Timeout = v.duration("DBCONNECTOR_TIMEOUT", t.Timeout, minTimeout, maxTimeout, "from 5s to 1h, such as 90s or 2m")
 	if err := v.verdict(); err != nil {
@@ -443,10 +455,14 @@ func variables(t reflect.Type) []Variable {
 func (c Init) UsesKubernetes() bool { return c.ConnectorDir == "" || c.StateDir == "" }
 
 // Effective is the configuration that is in force, by the variables' names, for the one log line at start. It holds no
-// secret, because no variable does.
+// secret, because no variable does; a tenant UID is not one, but who has it can do more than who has not, so the names that
+// follow from it stand in its place (S15).
 func (c Init) Effective() map[string]string {
 	m := c.effective()
 	m["DBCONNECTOR_TIMEOUT"] = c.Timeout.String()
+	if c.AllowNew != "" {
+		m["DBCONNECTOR_ALLOW_NEW"] = c.AllowNew
+	}
 	return m
 }
 
@@ -461,6 +477,9 @@ func (c Common) effective() map[string]string {
 		if name, ok := common.Type().Field(i).Tag.Lookup("envconfig"); ok && common.Field(i).String() != "" {
 			m[name] = common.Field(i).String()
 		}
+	}
+	if c.TenantUID != "" {
+		m["DBCONNECTOR_TENANT_UID"] = "that of " + tenant.NamesOf(c.TenantUID).Database
 	}
 	return m
 }

@@ -48,6 +48,8 @@ type Client struct {
 	watcher   rest.Interface // like rest, but for requests that are meant to last
 	component string
 	waiting   func(err error, attempt int, next time.Duration)
+	// token or tokenFile is the credential, where it is a token.
+	token, tokenFile string
 
 	mu sync.Mutex
 	// uids are the UIDs of namespaces that were read: none changes while this program runs in it.
@@ -115,7 +117,7 @@ func newClient(config *rest.Config, component string) (*Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Refused, "preparing the API client: %v", err)
 	}
-	return &Client{rest: client, watcher: watcher, component: component}, nil
+	return &Client{rest: client, watcher: watcher, component: component, token: config.BearerToken, tokenFile: config.BearerTokenFile}, nil
 }
 
 // Source names a connector Secret for messages, as connector.Parse wants it.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -51,6 +52,9 @@ type Init struct {
 	TenantUID string
 	// UID derives the tenant UID. It is called only on the admin path, and only without a TenantUID.
 	UID func(ctx context.Context) (string, error)
+	// First is asked before a tenant begins: where there is no record, or, begun, one whose database was never complete. Its
+	// error ends the run, and nothing was made. nil allows it.
+	First func(ctx context.Context, begun bool) error
 	// ConnectionLimit is for the tenant's database or accounts.
 	ConnectionLimit int
 	// Attempt bounds one login; the context given to Run bounds everything.
@@ -82,6 +86,12 @@ type Result struct {
 	Restarted bool
 	// Done is what changed on the server and what the admin should look at.
 	Done tenant.Done
+	// Created: this run created the database. TookOver: there was no record, and the database was there.
+	Created, TookOver bool
+	// Applied is what the record says otherwise now than before of how to reach the server, as the connector says it.
+	Applied []string
+	// NotApplied is why what the operator asked for, to apply the connector, could not be done.
+	NotApplied error
 }
 
 // Run provisions the tenant and publishes the hand-over. open gives access to a server.
@@ -147,6 +157,10 @@ type run[S server] struct {
 	tenant string
 	// refusals are the server's answers to active logins whose password it calls wrong.
 	refusals map[tenant.Login][]error
+	// request is the operator's request to apply the connector that this attempt saw; a later one is left to a later start.
+	request string
+	// born, created: this run made the record, the database.
+	born, created bool
 }
 
 func (r *run[S]) attempt(ctx context.Context) (Result, error) {
@@ -157,9 +171,14 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	if err := r.belongs(record); err != nil {
 		return Result{}, err
 	}
-	r.tenant = ""
+	r.tenant, r.request = "", ""
 	if record != nil {
-		r.tenant = record.UID
+		r.tenant, r.request = record.UID, record.Apply
+	}
+	if r.First != nil && !r.born && (record == nil || !record.Provisioned()) {
+		if err := r.First(ctx, record != nil); err != nil {
+			return Result{}, err
+		}
 	}
 
 	// The restart path.
@@ -301,10 +320,14 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 			r.Log.Warn("could not note what was found (continuing)", zap.String("error", err.Error()))
 		}
 	}
+	var notApplied error
 	if todo := r.unfinished(record); todo != "" {
 		result, err := r.finish(ctx, record)
 		if err == nil {
 			return result, nil
+		}
+		if record.Apply != "" {
+			notApplied = err
 		}
 		r.Log.Warn("could not finish what is left to do (continuing)", zap.String("todo", todo), zap.String("error", err.Error()))
 		// It may have come far enough to change the active credential.
@@ -318,12 +341,14 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
 	}
-	return Result{Record: record, Restarted: true}, nil
+	return Result{Record: record, Restarted: true, NotApplied: notApplied}, nil
 }
 
 // unfinished says what the admin path would still do for a tenant whose login works; "" where nothing.
 func (r *run[S]) unfinished(record *tenant.Record) string {
 	switch {
+	case record.Apply != "":
+		return "apply the connector"
 	case record.Make < tenant.Make:
 		return "bring the tenant's objects up to date"
 	case record.ConnectionLimit != r.ConnectionLimit:
@@ -343,10 +368,44 @@ func (r *run[S]) finish(ctx context.Context, record *tenant.Record) (Result, err
 	if err != nil {
 		return Result{}, err
 	}
-	if c.Server != record.Server {
+	if c.Server == record.Server {
+		return r.provision(ctx, record, c)
+	}
+	if record.Apply == "" && (c.Server.Engine != record.Server.Engine || c.Server.Address() != record.Server.Address()) {
 		return Result{}, errors.New("the connector points at another server than the record, whose login still works")
 	}
+	// Before anything is changed, what works here has to work there: the same login, on the same data.
+	data, err := r.enter(ctx, r.open(c.Server), record.Login(record.Active))
+	switch {
+	case err != nil:
+		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: with the settings of the connector: %w", c.Server.Address(), err))
+	case record.DataSeen && !data:
+		return Result{}, r.empty(record, c.Server)
+	}
 	return r.provision(ctx, record, c)
+}
+
+// differences are what an operator must see when a control plane is led by other settings than before.
+func differences(was, is connector.Server) (list []string) {
+	for _, d := range []struct{ what, was, is string }{
+		{"type", string(was.Engine), string(is.Engine)},
+		{"address", was.Address(), is.Address()},
+		{"sslMode", string(was.SSLMode), string(is.SSLMode)},
+	} {
+		if d.was != d.is {
+			list = append(list, d.what+" "+d.was+" -> "+d.is)
+		}
+	}
+	switch {
+	case was.CA == is.CA:
+	case was.CA == "":
+		list = append(list, "caCert added")
+	case is.CA == "":
+		list = append(list, "caCert removed")
+	default:
+		list = append(list, "caCert replaced")
+	}
+	return list
 }
 
 // provision is the admin path.
@@ -377,6 +436,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 		ConnectionLimit: r.ConnectionLimit,
 		Provisioned:     record.Provisioned(),
 	})
+	r.created = r.created || slices.Contains(done.Changes, tenant.CreateDatabase)
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
@@ -394,9 +454,13 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 			return Result{}, r.empty(record, c.Server)
 		}
 	}
+	was := record.Server
 	record, err = r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
 		if err := r.same(old); err != nil {
 			return nil, err
+		}
+		if old.Apply == r.request {
+			old.Apply = ""
 		}
 		old.Server, old.ConnectionLimit = c.Server, r.ConnectionLimit
 		old.Make = max(old.Make, tenant.Make) // what a later release made stays: Ensure takes nothing back
@@ -412,7 +476,11 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
 	}
-	return Result{Record: record, Done: done}, nil
+	result := Result{Record: record, Done: done, Created: r.created, TookOver: r.born && !r.created, Applied: differences(was, c.Server)}
+	if len(result.Applied) > 0 {
+		r.Log.Info("applied the connector", zap.Strings("changes", result.Applied))
+	}
+	return result, nil
 }
 
 // uid is the tenant's, and never what the record alone says: who may write Secrets in one namespace could write another
@@ -457,6 +525,7 @@ func (r *run[S]) intent(ctx context.Context, record *tenant.Record, uid string, 
 			}
 			return old, nil
 		})
+		r.born = r.born || err == nil && record.Slots[tenant.A] == fresh.Slots[tenant.A]
 	}
 	if err != nil {
 		return nil, err

@@ -748,6 +748,34 @@ func TestBothInUse(t *testing.T) {
 	})
 }
 
+// TestLostRecord: one start is enough where the old control plane has ended before, as a StatefulSet's has. Where it still runs,
+// as a Deployment's does, the login that it uses must be left alone, and takes a second start (F40).
+func TestLostRecord(t *testing.T) {
+	t.Parallel()
+	settled := func(w *world) bool {
+		other := w.record.Active.Other()
+		return w.record.Slots[other].Password != "" && w.users[names.User(other)] == w.record.Slots[other].Password
+	}
+	for _, running := range []bool{false, true} {
+		w := newWorld(t)
+		w.must("first start")
+		used := names.User(w.record.Active)
+		if running {
+			w.sessions[used] = 1
+		}
+		before := w.users[used]
+		w.record = nil
+		w.must("record lost")
+		if settled(w) == running || running && w.users[used] != before {
+			t.Errorf("running %t: settled %t, the password in use is the same %t", running, settled(w), w.users[used] == before)
+		}
+		w.sessions = map[string]int{}
+		if w.must("the next start"); !settled(w) {
+			t.Errorf("running %t: not settled by the next start", running)
+		}
+	}
+}
+
 // TestAnotherTenantsRecord: a record that names another tenant reaches the admin neither when it is read nor when it is put in
 // the place of the own one at any later moment (S2).
 func TestAnotherTenantsRecord(t *testing.T) {

@@ -250,8 +250,8 @@ func (l *loop[S]) adopt(r *tenant.Record) {
 func (l *loop[S]) turn(ctx context.Context) time.Duration {
 	for moves := 0; ctx.Err() == nil; {
 		if !l.suspect && !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
-			return l.fail(Step{Kind: Look, What: truth}, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q, tenant UID %s: a copy must not change the original's password; the next start of init says what to do",
-				l.record.VCluster, l.record.Namespace, connector.Show(l.record.UID)))
+			return l.fail(Step{Kind: Look, What: truth}, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q: a copy must not change the original's password; the next start of init says what to do",
+				l.record.VCluster, l.record.Namespace))
 		}
 		now := l.Now()
 		step := Step{Kind: Look, What: truth}

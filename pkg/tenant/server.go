@@ -20,6 +20,9 @@ type Want struct {
 	Provisioned bool
 }
 
+// CreateDatabase is the name of the statement in Done.Changes that makes a tenant's database where there was none.
+const CreateDatabase = "create database"
+
 // Done is what an engine did to fulfil a Want.
 type Done struct {
 	// Changes name the statements that ran and changed something, in order; none of them holds a secret.

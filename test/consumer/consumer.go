@@ -129,7 +129,7 @@ func (t *Tenant) Environ() []string {
 	if t.Cluster == nil {
 		env = append(env, "DBCONNECTOR_TENANT_UID=consumer/"+t.Name, "DBCONNECTOR_STATE_DIR="+t.state())
 	} else {
-		env = append(env, "KUBECONFIG="+t.Cluster.API.Kubeconfig, "DBCONNECTOR_NAMESPACE="+rig.Namespace)
+		env = append(env, "KUBECONFIG="+t.Cluster.API.Kubeconfig, "DBCONNECTOR_NAMESPACE="+rig.Namespace, "DBCONNECTOR_ALLOW_NEW=true")
 	}
 	return append(env, t.Env...)
 }

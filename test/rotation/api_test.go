@@ -539,6 +539,57 @@ func stat(tb testing.TB, dir string) string {
 	return all.String()
 }
 
+// TestRecordOfAnotherNamespace: a record that was written for another namespace of this name is a copy in another cluster, or has
+// outlived its namespace (F2). No sidecar rotates it, init refuses it, and both go on when an operator has taken it over for this
+// namespace. A restore in place needs no operator.
+func TestRecordOfAnotherNamespace(t *testing.T) {
+	t.Parallel()
+	c := sharedCluster(t)
+	p, _ := plane(t, c)
+	replace := func(namespaceUID string) { // the Secret as a restore brings it
+		t.Helper()
+		var secret map[string]any
+		check(t, "reading the record's Secret", c.API.Do(t.Context(), http.MethodGet, secretPath(p), nil, &secret))
+		meta, _ := secret["metadata"].(map[string]any)
+		annotations, _ := meta["annotations"].(map[string]any)
+		if annotations["dbconnector/namespace-uid"] != c.UID || annotations["dbconnector/secret-uid"] != meta["uid"] {
+			t.Fatalf("the record carries %v, its Secret is %v in a namespace that is %s", annotations, meta["uid"], c.UID)
+		}
+		annotations["dbconnector/namespace-uid"] = namespaceUID
+		delete(meta, "resourceVersion")
+		delete(meta, "uid")
+		check(t, "deleting the record's Secret", c.API.Do(t.Context(), http.MethodDelete, secretPath(p), nil, nil))
+		check(t, "restoring the record's Secret", c.API.Do(t.Context(), http.MethodPost, filepath.Dir(secretPath(p)), secret, nil))
+	}
+	due(t, p)
+	copied := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	replace("99999999-0000-4000-8000-000000000000")
+
+	sidecar := rotate(t, p, hourly...)
+	failing(t, sidecar, "read")
+	command := "kubectl --namespace " + rig.Namespace + " annotate --overwrite secret dbconnector-" + p.Name + " dbconnector/namespace-uid=" + c.UID
+	if log := sidecar.Log(); !strings.Contains(log, command) {
+		t.Errorf("the sidecar does not say what to do:\n%s", log)
+	}
+	result, err := p.Run(t.Context())
+	check(t, "dbconnector-init", err)
+	if result.Exit != 2 || !strings.Contains(result.Stderr, command) {
+		t.Errorf("exit code %d, want 2, and the command:\n%s", result.Exit, result.Stderr)
+	}
+	if r, err := p.Record(t.Context()); err != nil || r.Generation != copied.Generation || r.Pending != nil {
+		t.Errorf("the copy was changed: %+v, %v", r, err)
+	}
+	accepts(t, copied)
+
+	patch(t, p, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/namespace-uid": c.UID}}})
+	until(t, p, "generation 2", generation(2))
+	provision(t, p)
+	replace(c.UID)
+	provision(t, p)
+	replace(c.UID) // which also looks at what the start before has noted
+	gauge(t, sidecar, "dbconnector_failing", 0)
+}
+
 // TestRecordOfAnother: the record of another vCluster in place of one's own, as a restore into the wrong place makes it. No
 // password is changed, of neither, and nothing of it is handed over.
 func TestRecordOfAnother(t *testing.T) {

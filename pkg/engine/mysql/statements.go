@@ -134,7 +134,7 @@ func plan(d dialect, c catalog, w tenant.Want, tls bool) []statement {
 		}
 	}
 	if !c.database {
-		add("create database", fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
+		add(tenant.CreateDatabase, fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
 	}
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 		have, user := c.accounts[slot].privileges, w.User(slot)

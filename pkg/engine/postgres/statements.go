@@ -144,7 +144,7 @@ func createDatabase(s session, w tenant.Want) statement {
 	if s.version >= 150000 {
 		provider = " LOCALE_PROVIDER libc"
 	}
-	return statement{"create database", fmt.Sprintf(
+	return statement{tenant.CreateDatabase, fmt.Sprintf(
 		"CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8'%s LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT %d",
 		quote(w.Database), provider, w.ConnectionLimit)}
 }

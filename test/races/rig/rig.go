@@ -117,7 +117,9 @@ func (t *Tenant) Environ() []string {
 	if kubeconfig == "" {
 		kubeconfig = t.Cluster.API.Kubeconfig
 	}
-	env = append(env, "KUBECONFIG="+kubeconfig, "DBCONNECTOR_NAMESPACE="+Namespace)
+	// All control planes share the one namespace, and none has a workload: to a new one, the others look like what a release
+	// that was renamed has left behind.
+	env = append(env, "KUBECONFIG="+kubeconfig, "DBCONNECTOR_NAMESPACE="+Namespace, "DBCONNECTOR_ALLOW_NEW=true")
 	if t.ConnectorDir == "" {
 		env = append(env, "DBCONNECTOR_CONNECTOR="+t.ConnectorName)
 	}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestWrongName is F32: a control plane that had data must not come up on a new, empty database because it has got another name.
+// Each case is refused before anything is made on the server or in the API, and goes on where the operator says that a new one
+// is meant.
+func TestWrongName(t *testing.T) {
+	t.Parallel()
+	server := postgres.get(t)
+	for name, test := range map[string]struct {
+		reason string
+		change func(t *testing.T, v *vcluster)
+		want   []string
+	}{
+		"the pod's own name": {
+			"fieldPath: metadata.name in place of the release's label",
+			func(_ *testing.T, v *vcluster) { v.env["DBCONNECTOR_VCLUSTER_NAME"] = v.release + "-0" },
+			[]string{`the pod "my-v-c-0" is not one of that name's`},
+		},
+		"another's ServiceAccount": {
+			"a name from another's values; Events are switched off",
+			func(_ *testing.T, v *vcluster) {
+				delete(v.env, "DBCONNECTOR_POD_NAME")
+				delete(v.env, "DBCONNECTOR_POD_UID")
+				v.env["DBCONNECTOR_VCLUSTER_NAME"] = "other"
+			},
+			[]string{`the ServiceAccount "vc-my-v-c" is that of another one`},
+		},
+		"a release that was renamed": {
+			"its record is there, and its workload is not",
+			func(t *testing.T, v *vcluster) { renamed(t, v, "new") },
+			[]string{`secret NAMESPACE/dbconnector-my-v-c is that of vCluster "my-v-c"`, "DBCONNECTOR_RECORD_SECRET=dbconnector-my-v-c"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := newVCluster(t, server, connectorFor(server))
+			test.change(t, v)
+			uid := v.uid + "/" + v.env["DBCONNECTOR_VCLUSTER_NAME"]
+			record := "dbconnector-" + v.env["DBCONNECTOR_VCLUSTER_NAME"]
+
+			o := v.run(t)
+
+			t.Logf("%s: %s", test.reason, o.message())
+			want := strings.Split(strings.ReplaceAll(strings.Join(test.want, "\x00"), "NAMESPACE", v.namespace), "\x00")
+			o.refused(t, human, append(want, "DBCONNECTOR_ALLOW_NEW=true")...)
+			if left := objects(t, server, uid); len(left) > 0 {
+				t.Errorf("left on the server: %q", left)
+			}
+			if getSecret(t, v.namespace, record) != nil {
+				t.Error("a record was made")
+			}
+			if left := names(t, v.outputDir); len(left) > 0 {
+				t.Errorf("left in the output directory: %q", left)
+			}
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "true"
+			v.run(t).succeeded(t)
+			if name := databaseIn(t, read(t, v.outputDir, "dsn")); name != databaseOf(uid) {
+				t.Errorf("the hand-over leads to database %q, want %q", name, databaseOf(uid))
+			}
+			delete(v.env, "DBCONNECTOR_ALLOW_NEW")
+			v.run(t).succeeded(t) // it is no first start any more
+		})
+	}
+}
+
+// renamed provisions a vCluster, and lets its environment be that of another release in the same namespace.
+func renamed(tb testing.TB, v *vcluster, name string) {
+	tb.Helper()
+	v.provision(tb)
+	account := "/api/v1/namespaces/" + v.namespace + "/serviceaccounts"
+	do(tb, http.MethodPost, account, object{"metadata": object{"name": "vc-" + name}}, nil)
+	bind := "/apis/rbac.authorization.k8s.io/v1/namespaces/"
+	for _, binding := range []string{v.namespace + "/rolebindings/vc-" + v.release, v.namespace + "/rolebindings/dbconnector-" + v.release, v.platform + "/rolebindings/dbconnector." + v.namespace + "." + v.release} {
+		do(tb, http.MethodPatch, bind+binding, object{"subjects": []object{{"kind": "ServiceAccount", "name": "vc-" + name, "namespace": v.namespace}}}, nil)
+	}
+	token, err := cluster(tb).Token(tb.Context(), v.namespace, "vc-"+name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	v.useKubeconfig(tb, string(cluster(tb).KubeconfigFor(token)))
+	v.env["DBCONNECTOR_VCLUSTER_NAME"], v.env["DBCONNECTOR_POD_NAME"] = name, name+"-0"
+	v.outputDir = dir(tb)
+	v.env["DBCONNECTOR_OUTPUT_DIR"] = v.outputDir
+}
+
+// workload makes a StatefulSet or Deployment of a name.
+func workload(tb testing.TB, v *vcluster, resource, kind, name string) {
+	tb.Helper()
+	labels := object{"app": name}
+	do(tb, http.MethodPost, "/apis/apps/v1/namespaces/"+v.namespace+"/"+resource, object{
+		"kind": kind, "metadata": object{"name": name}, "spec": object{
+			"replicas": 0, "selector": object{"matchLabels": labels}, "serviceName": name,
+			"template": object{"metadata": object{"labels": labels}, "spec": object{"containers": []object{{"name": "c", "image": "i"}}}},
+		},
+	}, nil)
+}
+
+// TestNeighbours: beside a vCluster that is there, if only scaled to nothing, another one may begin (F32). So it may where the
+// rights to tell are missing.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	server := postgres.get(t)
+	for resource, kind := range map[string]string{"statefulsets": "StatefulSet", "deployments": "Deployment"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			v := newVCluster(t, server, connectorFor(server))
+			renamed(t, v, "second")
+			workload(t, v, resource, kind, v.release)
+			v.run(t).succeeded(t)
+		})
+	}
+	t.Run("no right to look", func(t *testing.T) {
+		t.Parallel()
+		v := newVCluster(t, server, connectorFor(server))
+		renamed(t, v, "third")
+		role := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + v.namespace + "/roles/vc-" + v.release
+		do(t, http.MethodPatch, role, object{"rules": []object{{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "create", "update"}}}}, nil)
+		o := v.run(t)
+		o.succeeded(t)
+		if !o.said("please look at this", `whether this release was renamed cannot be told`) || !o.said("please look at this", `verb "list" on resource "secrets"`) {
+			t.Errorf("nothing says that it could not look:\n%s", o.stderr)
+		}
+	})
+}
+
+// TestFirstStarts: what a first start says of itself, and that it can be forbidden (F32).
+func TestFirstStarts(t *testing.T) {
+	t.Parallel()
+	for name, on := range engines {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := on.get(t)
+			v := newVCluster(t, server, connectorFor(server))
+			event := func(text string) {
+				t.Helper()
+				if _, all := v.events(t); !strings.Contains(all, text+" "+databaseOf(v.tenant())+" on ") {
+					t.Errorf("no Event says %q: %s", text, all)
+				}
+			}
+
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "false"
+			v.run(t).refused(t, human, "DBCONNECTOR_ALLOW_NEW=false", "restore it from a backup")
+			if left := objects(t, server, v.tenant()); len(left) > 0 || getSecret(t, v.namespace, v.recordName()) != nil {
+				t.Errorf("something was made: %q", left)
+			}
+			delete(v.env, "DBCONNECTOR_ALLOW_NEW")
+			v.run(t).succeeded(t)
+			event("created a new, empty database")
+			put(t, server, v, "mine")
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "false" // a restart is none
+			v.run(t).succeeded(t)
+
+			do(t, http.MethodDelete, secretPath(v.namespace, v.recordName()), nil, nil)
+			v.run(t).refused(t, human, "DBCONNECTOR_ALLOW_NEW=false")
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "true"
+			o := v.run(t)
+			o.succeeded(t)
+			if !o.said("please look at this", "there was no record: took over the existing database") {
+				t.Errorf("the log does not say so:\n%s", o.stderr)
+			}
+			event("there was no record: took over the existing database")
+			if got := get(t, server, v); got != "mine" {
+				t.Errorf("the data is %q, want \"mine\"", got)
+			}
+			if reasons, _ := v.events(t); !slices.Equal(sorted(reasons), []string{"Normal Provisioned", "Normal Provisioned", "Warning Refused", "Warning Refused"}) {
+				t.Errorf("Events %q", reasons)
+			}
+		})
+	}
+}
