@@ -146,3 +146,39 @@ func oneLock(t *testing.T, server *bed.Server, x *enginetest.Tenant, in string) 
 		}
 	})
 }
+
+// F18: what the server itself, or somebody's code in it, answers to our statements, where it can be brought about on demand.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
+	s := admins(t, server)["cloud admin"]
+	for _, tc := range []struct {
+		code, in string
+		sql      []string
+		class    fault.Class
+	}{
+		{"P0001", "{db}", []string{
+			`REVOKE ALL ON SCHEMA public FROM {owner}`,
+			`CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'ask the platform team'; END $$`,
+			`CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('GRANT') EXECUTE FUNCTION no()`,
+		}, fault.Refused},
+		{"39P03", "{db}", []string{
+			`REVOKE ALL ON SCHEMA public FROM {owner}`,
+			`CREATE FUNCTION odd() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '39P03'; END $$`,
+			`CREATE EVENT TRIGGER odd ON ddl_command_start WHEN TAG IN ('GRANT') EXECUTE FUNCTION odd()`,
+		}, fault.Refused},
+		{"58P01", "postgres", []string{`ALTER ROLE "{admin}" SET local_preload_libraries = 'nosuch'`}, fault.Unknown},
+	} {
+		t.Run(tc.code, func(t *testing.T) {
+			x := s.NewTenant()
+			x.Ensure(t)
+			if err := server.ExecIn(t.Context(), x.SQL([]string{tc.in})[0], x.SQL(tc.sql)...); err != nil {
+				t.Fatal(err)
+			}
+			_, err := x.TryEnsure(t.Context())
+			if fault.Of(err) != tc.class || !strings.Contains(err.Error(), "SQLSTATE "+tc.code) {
+				t.Errorf("got class %d: %v", fault.Of(err), err)
+			}
+		})
+	}
+}

@@ -20,7 +20,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestServerWide is what concerns every tenant of a server, and so needs a server of its own. Its steps follow each other. (F33)
+// TestServerWide is what concerns every tenant of a server, and so needs a server of its own. Its steps follow each other. (F12, F33)
 func TestServerWide(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -198,6 +198,7 @@ func postgresWide(t *testing.T, server *bed.Server) {
 			})
 			j.refused(t, "read-only", "default_transaction_read_only")
 		}
+		existing.refused(t, "the server is read-only (default_transaction_read_only)") // F12: a restart reads only, and notices all the same
 		db, err := server.Admin("")
 		if err != nil {
 			t.Fatal(err)
@@ -212,6 +213,24 @@ func postgresWide(t *testing.T, server *bed.Server) {
 				t.Fatal(err)
 			}
 		}
+		enginetest.Eventually(t, "the server to read its settings", func() bool {
+			_, err := existing.try(t)
+			return err == nil
+		})
+	})
+	t.Run("one database read-only", func(t *testing.T) { // F12
+		exec(t, server, existing.SQL([]string{`ALTER DATABASE {db} SET default_transaction_read_only = on`})...)
+		exec(t, server, printed(t, existing.refused(t, "is read-only"), `ALTER DATABASE "[a-z0-9]+" RESET default_transaction_read_only`))
+		existing.run(t)
+	})
+	t.Run("one login read-only", func(t *testing.T) { // F12: what a tenant does to itself goes to the admin path
+		login := existing.published[0].Login(tenant.A)
+		exec(t, server, existing.SQL([]string{`ALTER ROLE {a} SET default_transaction_read_only = on`})...)
+		if _, err := existing.Engine.Enter(t.Context(), login); !fault.Is(err, fault.NoAccess) {
+			t.Errorf("got class %d: %v", fault.Of(err), err)
+		}
+		exec(t, server, existing.SQL([]string{`ALTER ROLE {a} RESET default_transaction_read_only`})...)
+		existing.run(t)
 	})
 	t.Run("standby", func(t *testing.T) {
 		// A server with this file recovers without an end, and takes no writes: just what a standby is.
@@ -225,10 +244,8 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		for _, s := range both {
 			newJob(t, s).refused(t, "standby", "primary")
 		}
-		// A control plane that was there before must not start on it, either. 13 does not say at login what it is.
-		if server.Version != "13" {
-			existing.refused(t, "standby", "primary")
-		}
+		// A control plane that was there before must not start on it, either.
+		existing.refused(t, "standby", "primary")
 	})
 }
 

@@ -54,6 +54,57 @@ func code(err error) string {
 	return ""
 }
 
+// classes are what SQLSTATEs mean for a login and for the statements that we run; those of two letters stand for all that begin
+// with them. What is not here is fault.Unknown: it is said in full, ends the run with exit code 1, and the kubelet's next try may
+// help. At a tenant's login it goes to the admin path, since a login's own settings can bring about any code (docs/failures.md
+// F18). So the codes that such a setting causes have to stay out: 22023 (a value that is none), 58P01 (a library that is not
+// there), 25P04 (transaction_timeout), 55P02. Out are also those of bugs of ours (42601, 25001, 26000 and other 22, 25, 42),
+// and those that only queries on data can meet (21, 23 but for 23505, 24, 27, 34, 44, HV).
+var classes = map[string]fault.Class{
+	invalidPassword:       fault.WrongPassword,
+	invalidCatalogName:    fault.NoDatabase,
+	insufficientPrivilege: fault.NoAccess,
+	notInState:            fault.NoAccess,
+
+	invalidAuthorization: fault.Refused,
+	readOnlyTransaction:  fault.Refused,
+	"0A000":              fault.Refused, // a server that is not all that PostgreSQL is
+	"0L":                 fault.Refused, // who grants may not
+	"0P":                 fault.Refused, // a role that cannot be what it should: reserved, or in a circle
+	"2B":                 fault.Refused, // others depend on what is to be taken away
+	"42703":              fault.Refused, // a catalog without a column, or a server without a function, that PostgreSQL has
+	"42883":              fault.Refused,
+	"42939":              fault.Refused, // a name that the server keeps for itself
+	"38":                 fault.Refused, // event triggers and hooks, in whatever language
+	"39":                 fault.Refused,
+	"P0":                 fault.Refused,
+	"54":                 fault.Refused, // a limit of the program
+	"58000":              fault.Refused, // the server's machine
+	"58030":              fault.Refused,
+	"F0":                 fault.Refused, // its configuration
+	"XX001":              fault.Refused, // its data are damaged
+	"XX002":              fault.Refused,
+
+	// Somebody else does the same at this moment, or the opposite.
+	objectInUse: fault.Unavailable, lockNotAvailable: fault.Unavailable, internalError: fault.Unavailable,
+	duplicateDatabase: fault.Unavailable, duplicateObject: fault.Unavailable, undefinedObject: fault.Unavailable, uniqueViolation: fault.Unavailable,
+	"3F000": fault.Unavailable, "42P01": fault.Unavailable, "25P03": fault.Unavailable,
+	"72000": fault.Unavailable,
+
+	"08": fault.Unavailable, // the connection; and whatever a pooler has to say
+	"53": fault.Unavailable, // resources
+	"57": fault.Unavailable, // starts, stops, cancellations
+	"40": fault.Unavailable, // rollback
+}
+
+// classOf is the class of an SQLSTATE. Who else speaks the protocol may leave it out.
+func classOf(code string) fault.Class {
+	if class, ok := classes[code]; ok {
+		return class
+	}
+	return classes[code[:min(2, len(code))]]
+}
+
 // classify gives a driver's error its class and a message of one line. A statement is never part of it.
 func classify(err error) error {
 	if err == nil {
@@ -64,23 +115,7 @@ func classify(err error) error {
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		class := fault.Unknown
-		switch pg.Code {
-		case invalidPassword:
-			class = fault.WrongPassword
-		case invalidCatalogName:
-			class = fault.NoDatabase
-		case insufficientPrivilege, notInState:
-			class = fault.NoAccess
-		case invalidAuthorization, readOnlyTransaction:
-			class = fault.Refused
-		case objectInUse, lockNotAvailable, internalError, duplicateDatabase, duplicateObject, undefinedObject, uniqueViolation:
-			class = fault.Unavailable // somebody else does the same at this moment, or the opposite
-		}
-		switch pg.Code[:min(2, len(pg.Code))] { // who else speaks the protocol may leave the code out
-		case "08", "53", "57", "40": // connection, resources, operator intervention, rollback
-			class = fault.Unavailable
-		}
+		class := classOf(pg.Code)
 		said := fault.Words(pg.Message)
 		if pg.Code == syntaxError {
 			said = "it does not understand a statement" // its own words repeat a part of it, and that may be a verifier

@@ -20,6 +20,7 @@ import (
 	"dbconnector/pkg/fault"
 )
 
+// F18: each code that a login, DDL, or a statement about a role or a password can meet.
 func TestClassifyPostgres(t *testing.T) {
 	t.Parallel()
 	server := func(code string) error {
@@ -49,6 +50,40 @@ func TestClassifyPostgres(t *testing.T) {
 		"23505":           {"B40: and in the same instant", server("23505"), fault.Unavailable},
 		"55006":           {"the database is in use just now", server("55006"), fault.Unavailable},
 		"55P03":           {"the server's limit for waiting for a lock", server("55P03"), fault.Unavailable},
+		"0A000":           {"F18: a server that is not all that PostgreSQL is", server("0A000"), fault.Refused},
+		"0L000":           {"who grants may not", server("0L000"), fault.Refused},
+		"0LP01":           {"a circle of roles", server("0LP01"), fault.Refused},
+		"0P000":           {"a role that cannot be what it should", server("0P000"), fault.Refused},
+		"2BP01":           {"others depend on it", server("2BP01"), fault.Refused},
+		"38000":           {"an event trigger's function", server("38000"), fault.Refused},
+		"39P03":           {"an event trigger's function is none", server("39P03"), fault.Refused},
+		"P0001":           {"a hook or an event trigger says no", server("P0001"), fault.Refused},
+		"42703":           {"a catalog without a column", server("42703"), fault.Refused},
+		"42883":           {"a server without a function", server("42883"), fault.Refused},
+		"42939":           {"a reserved name", server("42939"), fault.Refused},
+		"54000":           {"a limit of the program", server("54000"), fault.Refused},
+		"58000":           {"the server's machine", server("58000"), fault.Refused},
+		"58030":           {"the server's disk", server("58030"), fault.Refused},
+		"F0000":           {"the server's configuration", server("F0000"), fault.Refused},
+		"XX001":           {"damaged data", server("XX001"), fault.Refused},
+		"XX002":           {"a damaged index", server("XX002"), fault.Refused},
+		"08P01":           {"F8: a pooler's word for everything", server("08P01"), fault.Unavailable},
+		"53100":           {"the disk is full", server("53100"), fault.Unavailable},
+		"53200":           {"out of memory", server("53200"), fault.Unavailable},
+		"53400":           {"a limit of the configuration", server("53400"), fault.Unavailable},
+		"57P02":           {"another process crashed", server("57P02"), fault.Unavailable},
+		"57P04":           {"the database was dropped: the next try finds out", server("57P04"), fault.Unavailable},
+		"57P05":           {"idle_session_timeout", server("57P05"), fault.Unavailable},
+		"25P03":           {"idle_in_transaction_session_timeout", server("25P03"), fault.Unavailable},
+		"40001":           {"a rival", server("40001"), fault.Unavailable},
+		"42P01":           {"somebody dropped the table just now", server("42P01"), fault.Unavailable},
+		"3F000":           {"somebody dropped the schema just now", server("3F000"), fault.Unavailable},
+		"72000":           {"the snapshot is too old", server("72000"), fault.Unavailable},
+		"58P01":           {"a login's own setting can cause it", server("58P01"), fault.Unknown},
+		"22023":           {"a login's own setting can cause it", server("22023"), fault.Unknown},
+		"55P02":           {"a login's own setting can cause it", server("55P02"), fault.Unknown},
+		"25P04":           {"a login's own setting can cause it", server("25P04"), fault.Unknown},
+		"99999":           {"a code that no PostgreSQL has", server("99999"), fault.Unknown},
 		"42601":           {"a syntax error is our bug", server("42601"), fault.Unknown},
 		"no code":         {"a server that is none", server(""), fault.Unknown},
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},

@@ -191,7 +191,12 @@ func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	// Schema public is the only one in which a tenant may create tables. Asked in two steps, so that a table that is not
 	// there yet leaves no error in the server's log.
 	var table, data bool
-	err = conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL").Scan(&table)
+	var readOnly string
+	err = conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only')").
+		Scan(&table, &readOnly)
+	if err == nil && readOnly == "on" {
+		return false, s.readOnly(ctx, conn, login)
+	}
 	if err == nil && table {
 		err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
 	}
@@ -212,6 +217,26 @@ func (s *Server) primary(conn *pgx.Conn) error {
 		return fault.New(fault.Refused, "%s is a standby (in_hot_standby): point the connector at the primary", s.server.Address())
 	}
 	return nil
+}
+
+// readOnly says why a tenant's session cannot write: kine would start, and fail at its first write. What the login has set for
+// itself the admin path takes back; the rest, such as a provider's answer to a full disk, is a human's matter. (docs/failures.md F12)
+func (s *Server) readOnly(ctx context.Context, conn *pgx.Conn, login tenant.Login) error {
+	var recovery bool
+	var source string
+	err := conn.QueryRow(ctx, `SELECT pg_catalog.pg_is_in_recovery(), (SELECT source FROM pg_catalog.pg_settings
+		WHERE name OPERATOR(pg_catalog.=) 'default_transaction_read_only')`).Scan(&recovery, &source)
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking why database %q is read-only: %w", login.Database, classify(err))
+	case recovery:
+		return fault.New(fault.Refused, "%s is a standby (pg_is_in_recovery): point the connector at the primary", s.server.Address())
+	case source == "user", source == "database user":
+		return fault.New(fault.NoAccess, "login %q has set itself to be read-only (default_transaction_read_only)", login.User)
+	case source == "database":
+		return fault.New(fault.Refused, "database %q is read-only: ALTER DATABASE %s RESET default_transaction_read_only", login.Database, quote(login.Database))
+	}
+	return fault.New(fault.Refused, "the server is read-only (default_transaction_read_only): make room where its disk is full, and switch the setting off where no service does that by itself")
 }
 
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
