@@ -7,12 +7,14 @@ package logging
 import (
 	"encoding/json"
 	"os"
+	"syscall"
 	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"dbconnector/pkg/config"
+	"dbconnector/pkg/fault"
 )
 
 // New logs to standard error.
@@ -36,6 +38,27 @@ func Last(log *zap.Logger, message string, err error, exitCode int) {
 		log.Error(message+", in full", zap.String("error", reason))
 	}
 	log.Error(message, zap.String("error", short), zap.Int("exitCode", exitCode))
+	terminate(terminationLog, reason)
+}
+
+// terminationLog is the kubelet's default for a container's terminationMessagePath. It mounts a file there, also where the root
+// file system is read-only. It is a variable so that a test can name another one (-ldflags -X).
+var terminationLog = "/dev/termination-log"
+
+// maxTermination is the most that the kubelet reads of it (MaxContainerTerminationMessageLength).
+const maxTermination = 4096
+
+// terminate leaves the reason as plain text for the kubelet, which else shows the end of the log: the reason would stand there
+// behind what was logged before, as JSON. Where the kubelet has made no file, there is none to fill.
+func terminate(path, reason string) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|syscall.O_NONBLOCK, 0) //nolint:gosec // a constant but in tests
+	if err != nil {
+		return
+	}
+	defer file.Close() //nolint:errcheck // the log has it, too
+	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+		_, _ = file.WriteString(fault.Cut(reason, maxTermination))
+	}
 }
 
 // maxReason is how much of an error the last line may hold, as JSON. The kubelet shows the last 2048 bytes of the log

@@ -4,9 +4,15 @@ package logging
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"unicode/utf8"
+
+	"dbconnector/pkg/fault"
 )
 
 func TestShorten(t *testing.T) {
@@ -43,5 +49,28 @@ func TestShorten(t *testing.T) {
 		if utf8.ValidString(reason) && !utf8.ValidString(short) {
 			t.Errorf("%s: cut inside of a character: %q", name, short)
 		}
+	}
+}
+
+// TestTerminate: the reason is left where the kubelet has made a file for it, and nowhere else. (F36)
+func TestTerminate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, missing, fifo := filepath.Join(dir, "f"), filepath.Join(dir, "none"), filepath.Join(dir, "fifo")
+	if err := errors.Join(os.WriteFile(file, []byte(strings.Repeat("before ", 1000)), 0o600), syscall.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, reason := range []string{"a reason with \"quotes\" and ü", strings.Repeat("long ", 5000)} {
+		terminate(file, reason)
+		got, err := os.ReadFile(file)
+		if want := fault.Cut(reason, 4096); err != nil || string(got) != want {
+			t.Errorf("got %.100q, %v; want %.100q", got, err, want)
+		}
+	}
+	for _, path := range []string{missing, fifo, dir} {
+		terminate(path, "x") // returns
+	}
+	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("made a file that nobody reads: %v", err)
 	}
 }

@@ -205,6 +205,8 @@ func classify(err error) error {
 	case errors.Is(err, mysqldriver.ErrUnknownPlugin), errors.Is(err, mysqldriver.ErrCleartextPassword), errors.Is(err, mysqldriver.ErrOldPassword),
 		errors.Is(err, mysqldriver.ErrNativePassword):
 		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", fault.Words(err.Error()))
+	case fault.Unresolved(err) != nil:
+		return fault.Unresolved(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		return fault.New(fault.Unavailable, "no answer within the time limit")
 	case errors.Is(err, context.Canceled):

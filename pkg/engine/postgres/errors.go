@@ -137,6 +137,8 @@ func classify(err error) error {
 		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", fault.Words(alert.Error()))
 	case errors.As(err, &record):
 		return fault.New(fault.Refused, "the server answers TLS with something else")
+	case fault.Unresolved(err) != nil:
+		return fault.Unresolved(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		return fault.New(fault.Unavailable, "no answer within the time limit")
 	case errors.Is(err, context.Canceled):

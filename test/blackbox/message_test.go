@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"dbconnector/test/deploy"
+)
+
+// TestUnresolvedName: a name that nobody knows is waited for, and said with the key that it comes from. (F17)
+func TestUnresolvedName(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []string{"postgres", "mysql"} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, nil)
+			s.connector["type"], s.connector["endpoint"] = engine, "no-such-name.invalid"
+			s.env["DBCONNECTOR_TIMEOUT"] = "5s"
+			o := s.run(t)
+			o.refused(t, 1, `the server's name "no-such-name.invalid" (the connector's key "endpoint") does not resolve: `)
+			if !o.said("waiting", "no-such-name.invalid") {
+				t.Errorf("it was not waited for:\n%s", o.stderr)
+			}
+		})
+	}
+}
+
+// TestTerminationMessage: the kubelet's file holds the reason and nothing else, for each program; a run that goes well leaves it
+// empty. (F36)
+func TestTerminationMessage(t *testing.T) {
+	t.Parallel()
+	root, err := deploy.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := dir(t)
+	file := filepath.Join(base, "termination-log")
+	for _, name := range []string{"init", "rotate"} {
+		binary := filepath.Join(base, name)
+		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-X dbconnector/pkg/logging.terminationLog="+file, "-o", binary, "./cmd/"+name)
+		build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		write(t, file, "of the run before")
+		refused := exec.CommandContext(t.Context(), binary)
+		refused.Env = []string{"DBCONNECTOR_STATE_DIR=relative"}
+		if err := refused.Run(); refused.ProcessState.ExitCode() != 2 {
+			t.Fatalf("%s: %v", name, err)
+		}
+		const want = `environment: `
+		if got := read(t, file); len(got) < len(want) || got[:len(want)] != want {
+			t.Errorf("%s: got %q, want %q and the reason", name, got, want)
+		}
+	}
+	s := newSite(t, postgres.get(t))
+	s.writeConnector(t)
+	write(t, file, "")
+	well := exec.CommandContext(t.Context(), filepath.Join(base, "init"))
+	for name, value := range s.env {
+		well.Env = append(well.Env, name+"="+value)
+	}
+	if out, err := well.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if got := read(t, file); got != "" {
+		t.Errorf("a run that went well left %q", got)
+	}
+}
