@@ -184,6 +184,15 @@ func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 		{Name: "switch the log off", Reason: "the admin's evidence", SQL: []string{"SET GLOBAL general_log = OFF"}, Codes: []string{need}},
 		{Name: "hide from the log", Reason: "the admin's evidence", SQL: []string{"SET SESSION sql_log_bin = 0"}, Codes: []string{need}},
 		{Name: "flush", Reason: "it is everybody's", SQL: []string{"FLUSH PRIVILEGES"}, Codes: []string{need}},
+		{Name: "let its password expire", Reason: "its login would be nobody's", SQL: []string{"ALTER USER CURRENT_USER() PASSWORD EXPIRE"}, Codes: []string{need}},
+		{Name: "lock its login", Reason: "as above", SQL: []string{"ALTER USER CURRENT_USER() ACCOUNT LOCK"}, Codes: []string{need}},
+		{Name: "keep its password beside the next one", Reason: "what is rotated away must be dead", SQL: []string{"ALTER USER USER() IDENTIFIED BY 'Kept-1~password' RETAIN CURRENT PASSWORD"}, Codes: []string{need, "1064"}},
+		{Name: "have wrong passwords block its login", Reason: "F13: whoever reaches the port could", SQL: []string{"ALTER USER {a} FAILED_LOGIN_ATTEMPTS 1 PASSWORD_LOCK_TIME UNBOUNDED"}, Codes: []string{need, "1064"}},
+		{Name: "lock the server for a backup", Reason: "it is everybody's", SQL: []string{"LOCK INSTANCE FOR BACKUP"}, Codes: []string{need, "1064"}},
+		{Name: "lock a table for a backup", Reason: "as above", SQL: []string{"BACKUP LOCK {db}.t"}, Codes: []string{need, "1064"}},
+		{Name: "set what outlives a restart", Reason: "as above", SQL: []string{"SET PERSIST sql_mode = ''"}, Codes: []string{need, "1064"}},
+		{Name: "read accounts through a table of its own", Reason: "B33", SQL: []string{"CREATE TABLE loot (i INTEGER) ENGINE = MERGE UNION = (mysql.user)"}, Codes: []string{table}},
+		{Name: "read accounts by their handler", Reason: "B33", SQL: []string{"HANDLER mysql.user OPEN"}, Codes: []string{table}},
 		{Name: "write to a read-only server", Reason: "it is everybody's", SQL: []string{"SET GLOBAL read_only = ON"}, Codes: []string{need}},
 	}
 	return out
