@@ -671,7 +671,7 @@ func TestLooksBad(t *testing.T) {
 		{"no CA", "encrypted, not verified: said, and done", postgres, unset("caCert"), []string{`"caCert"`, "not verified"}, "sslmode=require"},
 		{"verify-ca, mysql", "kine's driver knows no such mode", mysql, key("sslMode", "verify-ca"), []string{`"verify-ca"`}, ""},
 		{"clear text", "it was said", postgres, all(unset("caCert"), key("sslMode", "disable")), []string{"clear text"}, "sslmode=disable"},
-		{"unknown variable", "a pod's environment is not made by one hand", postgres, variable("DBCONNECTOR_TIME_LIMIT", "1h"), []string{"DBCONNECTOR_TIMEOUTS", "ignored"}, ""},
+		{"unknown variable", "a pod's environment is not made by one hand", postgres, variable("DBCONNECTOR_TIME_LIMIT", "1h"), []string{"DBCONNECTOR_TIME_LIMIT", "ignored"}, ""},
 		{"empty variables", "set to nothing counts as not set", postgres, all(variable("DBCONNECTOR_TIMEOUT", ""), variable("DBCONNECTOR_CONNECTOR", ""), variable("DBCONNECTOR_LOG_FORMAT", "")), nil, ""},
 		{"a Service called dbconnector", "what the kubelet injects for it is not ours", postgres, all(
 			variable("DBCONNECTOR_PORT", "tcp://10.96.0.7:5432"), variable("DBCONNECTOR_SERVICE_HOST", "10.96.0.7"), variable("DBCONNECTOR_SERVICE_PORT", "5432"),
