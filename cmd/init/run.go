@@ -95,6 +95,12 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 		},
 		Log: log,
 	}
+	end := time.Now().Add(cfg.Timeout)
+	job.Waiting = func(err error, attempt int) {
+		if attempt == 2 { // what lasts; a moment is no news
+			record(ctx, cfg, client, kube.Warning, "Waiting", err.Error()+"; tried again until "+end.UTC().Format(time.RFC3339), log)
+		}
+	}
 	if cfg.StateDir == "" {
 		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding).Own(cfg.VCluster, cfg.TenantUID, warner(log))
 		job.RecordName = "the record (secret " + cfg.Namespace + "/" + cfg.RecordSecret + ")"
@@ -176,6 +182,14 @@ func announce(ctx context.Context, cfg config.Init, client *kube.Client, result 
 		reason, message = "Refused", failure.Error()
 	default:
 		message = failure.Error()
+	}
+	record(ctx, cfg, client, kind, reason, message, log)
+}
+
+// record makes an Event on the pod, where there is one to make it on.
+func record(ctx context.Context, cfg config.Init, client *kube.Client, kind, reason, message string, log *zap.Logger) {
+	if client == nil || cfg.PodName == "" {
+		return
 	}
 	pod := kube.Pod{Namespace: cfg.Namespace, Name: cfg.PodName, UID: cfg.PodUID}
 	if err := client.Event(ctx, pod, kind, reason, message); err != nil {

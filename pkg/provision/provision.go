@@ -75,6 +75,8 @@ type Init struct {
 	Publish func(r *tenant.Record) error
 
 	Log *zap.Logger
+	// Waiting is told of each try after which there is another one; nil: nobody is.
+	Waiting func(err error, attempt int)
 	// Now is the clock; nil: the real one.
 	Now func() time.Time
 }
@@ -125,6 +127,9 @@ func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(0), // ctx is the limit
 		backoff.WithNotify(func(err error, next time.Duration) {
 			r.Log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
+			if r.Waiting != nil {
+				r.Waiting(err, attempt)
+			}
 		}))
 	if err == nil {
 		return result, nil

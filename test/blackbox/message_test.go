@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"dbconnector/test/deploy"
@@ -69,5 +71,31 @@ func TestTerminationMessage(t *testing.T) {
 	}
 	if got := read(t, file); got != "" {
 		t.Errorf("a run that went well left %q", got)
+	}
+}
+
+// TestWaitingIsSaid: the server is down. Who looks at the pod sees what is waited for and until when, once a run, and a run that
+// is served at once says nothing of the kind. (F35)
+func TestWaitingIsSaid(t *testing.T) {
+	t.Parallel()
+	c := connectorFor(postgres.get(t))
+	c["port"] = closedPort(t)
+	v := prepared(t, postgres.get(t), c)
+	v.env["DBCONNECTOR_TIMEOUT"] = "8s"
+	run(t, v.env).refused(t, 1, "gave up when the time limit was reached")
+	reasons, text := v.events(t)
+	if want := []string{"Warning Failed", "Warning Waiting"}; !slices.Equal(sorted(reasons), want) {
+		t.Errorf("Events %q, want %q", reasons, want)
+	}
+	for _, want := range []string{"127.0.0.1:" + c["port"], "; tried again until 20"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no Event says %q:\n%s", want, text)
+		}
+	}
+	v.setConnector(t, connectorFor(postgres.get(t)))
+	v.env["DBCONNECTOR_TIMEOUT"] = "60s"
+	run(t, v.env).succeeded(t)
+	if reasons, _ := v.events(t); len(reasons) != 3 {
+		t.Errorf("Events %q, want one more for what was done", reasons)
 	}
 }
