@@ -4,6 +4,7 @@ package fault
 
 import (
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -12,12 +13,19 @@ import (
 // prose, or somebody's page.
 const maxWords = 600
 
-// Words are the words of another program as an error may repeat them: on one line, and not too many.
+// Words are the words of another program as an error may repeat them: on one line, without what a terminal would act upon,
+// and not too many.
 func Words(s string) string {
 	if len(s) > 4*maxWords { // white space may go
 		s = s[:4*maxWords]
 	}
-	return Cut(strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD"), maxWords)
+	line := strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD")
+	return Cut(strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) { // Cf turns the direction of what follows
+			return '\uFFFD'
+		}
+		return r
+	}, line), maxWords)
 }
 
 // Cut shortens s to at most n bytes, between two characters.
