@@ -204,8 +204,7 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	// From here on the connector is needed.
 	c, err := r.Connector(ctx)
 	if err != nil {
-		switch fault.Of(refused) {
-		case fault.WrongPassword, fault.NoAccess:
+		if repairable(refused) {
 			// Some servers refuse a right password for a moment (MariaDB, FLUSH PRIVILEGES). Where there is a connector, the admin path
 			// asks again before it believes that.
 			if data, err := r.enter(ctx, r.open(record.Server), record.Login(record.Active)); err == nil && (data || !record.DataSeen) {
@@ -221,14 +220,20 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 	r.warn(c.Warnings)
 	// A server that does not answer, or that cannot be verified any more, may have moved: the connector knows where to.
 	moved := record != nil && record.Server != c.Server
-	if refused != nil && !moved {
-		switch fault.Of(refused) {
-		case fault.WrongPassword, fault.NoAccess: // to be repaired
-		default:
-			return Result{}, r.guard(record, record.Server, refused)
-		}
+	if refused != nil && !moved && !repairable(refused) {
+		return Result{}, r.guard(record, record.Server, refused)
 	}
 	return r.provision(ctx, record, c)
+}
+
+// repairable says whether the admin path may mend what keeps a login out. Also where the class is unknown: a
+// login's settings, which a tenant makes, decide with which code it fails (docs/failures.md S6).
+func repairable(err error) bool {
+	switch fault.Of(err) {
+	case fault.WrongPassword, fault.NoAccess, fault.Unknown:
+		return err != nil
+	}
+	return false
 }
 
 // belongs refuses a record of somebody else: restored under another name, or copied.
