@@ -4,6 +4,7 @@ package config
 
 import (
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,8 @@ type Rotate struct {
 	// for, and rare enough that nobody minds a rollout.
 	Period time.Duration `ignored:"true"`
 	// Grace is how long the old password stays valid after a rotation, at least. Default 10m: a rollout of three replicas
-	// takes less, and whoever read the old DSN from a file a moment ago has had his time.
+	// takes less, and whoever read the old DSN from a file a moment ago has had his time. It is a tenth of the period where
+	// that is less.
 	Grace time.Duration `ignored:"true"`
 	// Adopt is how the control plane gets to use a new password: none (its next restart) or rollout (its pods are
 	// restarted one after the other). Default none: what restarts a control plane is switched on by hand.
@@ -66,7 +68,11 @@ func loadRotate(namespaceFile string) (Rotate, []string, error) {
 func (v *validator) rotate(c *Rotate, t rotateTexts) {
 	c.Period = v.duration("DBCONNECTOR_ROTATION_PERIOD", t.Period, minPeriod, maxPeriod, "from 2s to 8784h, such as 168h")
 	c.Grace = v.duration("DBCONNECTOR_GRACE", t.Grace, 0, maxPeriod, "from 0s to 8784h, such as 10m")
-	if c.Period > 0 && c.Grace >= c.Period {
+	switch {
+	case os.Getenv("DBCONNECTOR_GRACE") == "":
+		// Who rotates more often than in two hours has not asked for ten minutes.
+		c.Grace = min(c.Grace, c.Period/10)
+	case c.Period > 0 && c.Grace >= c.Period:
 		v.refuse("DBCONNECTOR_GRACE", t.Grace, "must be shorter than DBCONNECTOR_ROTATION_PERIOD="+t.Period)
 	}
 	switch {

@@ -56,6 +56,18 @@ func TestRotateStandalone(t *testing.T) {
 	}
 }
 
+// TestGraceAdapts: a short period alone is no mistake, and the grace that nobody has set follows it (F38).
+func TestGraceAdapts(t *testing.T) {
+	for period, want := range map[string]time.Duration{"720h": 10 * time.Minute, "100m": 10 * time.Minute, "10m": time.Minute, "2s": 200 * time.Millisecond} {
+		for _, grace := range []map[string]string{{}, {"DBCONNECTOR_GRACE": ""}} {
+			environment(t, with(minimal, with(grace, map[string]string{"DBCONNECTOR_ROTATION_PERIOD": period})))
+			if got, _, err := loadRotate(serviceAccount(t, "team-a")); err != nil || got.Grace != want {
+				t.Errorf("period %s: grace %s, want %s; %v", period, got.Grace, want, err)
+			}
+		}
+	}
+}
+
 func TestRotateRefusals(t *testing.T) {
 	for name, test := range map[string]struct {
 		vars map[string]string
@@ -65,7 +77,7 @@ func TestRotateRefusals(t *testing.T) {
 		"period too short":       {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "1999ms", "DBCONNECTOR_GRACE": "0s"}, `must be a duration from 2s`},
 		"period too long":        {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "8785h"}, `must be a duration from 2s to 8784h`},
 		"grace negative":         {map[string]string{"DBCONNECTOR_GRACE": "-1s"}, `DBCONNECTOR_GRACE="-1s": must be a duration from 0s`},
-		"grace as the period":    {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "10m"}, `DBCONNECTOR_GRACE="10m": must be shorter than DBCONNECTOR_ROTATION_PERIOD=10m`},
+		"grace as the period":    {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "10m", "DBCONNECTOR_GRACE": "10m"}, `DBCONNECTOR_GRACE="10m": must be shorter than DBCONNECTOR_ROTATION_PERIOD=10m`},
 		"adoption":               {map[string]string{"DBCONNECTOR_ADOPT": "socket"}, `DBCONNECTOR_ADOPT="socket": must be none or rollout`},
 		"rollout of nothing":     {map[string]string{"DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_STATE_DIR": "/s"}, `DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`},
 		"address without port":   {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": "localhost"}, `DBCONNECTOR_HTTP_ADDRESS="localhost": must be an address to listen on`},
