@@ -74,7 +74,7 @@ func TestBadObjects(t *testing.T) {
 		{name: "config that is refused", reason: "before anything is asked of a server, and yet an operator must see it", change: func(tb testing.TB, v *vcluster) {
 			s := &site{env: v.env}
 			config("controlPlane: {backingStore: {database: {external: {enabled: true, dataSource: \"postgres://kept/d\"}}}}\n")(tb, s)
-		}, want: []string{"external.dataSource", "is set"}, event: true},
+		}, want: []string{"external.dataSource", "names a store of its own"}, event: true},
 
 		{name: "namespace missing", reason: "the UID is asked for there", change: env("DBCONNECTOR_NAMESPACE", "nowhere"), want: []string{`"nowhere" does not exist`, "DBCONNECTOR_NAMESPACE"}},
 		{name: "namespace is being deleted", reason: "nothing can be made in it any more", change: func(tb testing.TB, v *vcluster) {
