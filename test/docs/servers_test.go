@@ -4,6 +4,7 @@ package docs_test
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
@@ -119,6 +120,81 @@ func TestSQLOfOperations(t *testing.T) {
 			}
 			if left, err := server.Query(ctx, "", count); left != "0" || err != nil {
 				t.Errorf("%s objects are left, %v", left, err)
+			}
+		})
+	}
+}
+
+// TestDeletionAmongNeighbours (S14): a neighbour that has granted something to a tenant's roles, in its own database, keeps
+// nobody from deleting the tenant, and loses nothing of its own.
+func TestDeletionAmongNeighbours(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"13", "15", "18"} {
+		t.Run("postgres-"+version, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			server := bed.NewServer(t, bed.Postgres, version, bed.Options{RequireTLS: true})
+			if err := server.Exec(ctx, block(t, "postgres: admin")...); err != nil {
+				t.Fatal(err)
+			}
+			target := connector.Server{Engine: connector.Postgres, Host: server.Host, Port: port(t, server), SSLMode: connector.VerifyFull, CA: string(server.CA)}
+			admin, err := engine.Open(target, "docs").Admin(ctx, "dbconnector", "change-me")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer admin.Close()
+			victim, neighbour := tenant.NamesOf("docs/victim"), tenant.NamesOf("docs/neighbour")
+			password := tenant.NewPassword()
+			for _, names := range []tenant.Names{victim, neighbour} {
+				want := tenant.Want{Names: names, Passwords: map[tenant.Slot]connector.Password{tenant.A: password, tenant.B: password}, ConnectionLimit: 10}
+				if _, err := admin.Ensure(ctx, want); err != nil {
+					t.Fatal(err)
+				}
+			}
+			run := func(user, password, database string, statements ...string) error {
+				db, err := server.Open(user, password, database)
+				if err != nil {
+					return err
+				}
+				defer db.Close()
+				for _, statement := range statements {
+					if _, err := db.ExecContext(ctx, strings.NewReplacer("vcXXXX", victim.Database, "vcYYYY", neighbour.Database).Replace(statement)); err != nil {
+						return fmt.Errorf("%s: %w", statement, err)
+					}
+				}
+				return nil
+			}
+			login := tenant.Login{User: neighbour.User(tenant.A), Password: password, Database: neighbour.Database}
+			if err := run(login.User, password.Reveal(), login.Database, "CREATE TABLE kine (id INT PRIMARY KEY)", "INSERT INTO kine VALUES (1)",
+				`GRANT SELECT ON kine TO "vcXXXXa"`, `CREATE POLICY p ON kine TO "vcXXXXb"`, `ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO "vcXXXXo"`); err != nil {
+				t.Fatal(err)
+			}
+
+			deletion := block(t, "postgres: delete a tenant")
+			if err := run("dbconnector", "change-me", "postgres", deletion[:1]...); err != nil {
+				t.Fatal(err)
+			}
+			if err := run("dbconnector", "change-me", "postgres", deletion[1:]...); err == nil || !strings.Contains(err.Error(), "2BP01") {
+				t.Fatalf("the neighbour is not in the way: %v", err)
+			}
+			who := block(t, "postgres: who names the tenant's roles")
+			if err := run("dbconnector", "change-me", "postgres", who[0]); err != nil {
+				t.Fatal(err)
+			}
+			// Query gives the first row, and there must be no other.
+			where, err := server.Query(ctx, "postgres", "SELECT string_agg(datname, ',') FROM ("+strings.TrimSuffix(strings.ReplaceAll(who[1], "vcXXXX", victim.Database), ";")+") w")
+			if err != nil || where != neighbour.Database {
+				t.Fatalf("the roles are named in %q, %v", where, err)
+			}
+			if err := run("dbconnector", "change-me", where, block(t, "postgres: let go of the tenant's roles")...); err != nil {
+				t.Fatal(err)
+			}
+			if err := run("dbconnector", "change-me", "postgres", deletion[1:]...); err != nil {
+				t.Fatal(err)
+			}
+			if left, err := server.Query(ctx, login.Database, "SELECT count(*) FROM kine"); left != "1" || err != nil {
+				t.Errorf("of the neighbour's rows %s are left, %v", left, err)
 			}
 		})
 	}
