@@ -226,7 +226,8 @@ var errForeign = fault.New(fault.Refused, `the server does not speak MySQL's pro
 // greeting is what is known of the first bytes from a server. A MySQL server speaks first; one that stays silent may be
 // waiting to be spoken to.
 type greeting struct {
-	patience time.Time // when a silent server is asked what it is; zero for never
+	patience time.Time                // when a silent server is asked what it is; zero for never
+	redial   func() (net.Conn, error) // another connection, for as long as the attempt lasts
 	anything atomic.Bool
 	verdict  atomic.Pointer[error] // why this is no MySQL server
 }
@@ -263,9 +264,10 @@ func (s *sniffer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// first waits for the greeting. Where there is none in time, the server is asked PostgreSQL's first question (SSLRequest, "Message
-// Formats" in its manual), over this very connection: it is lost by then, and a server that counts broken connections and
-// blocks a host for them (max_connect_errors) has one less to count.
+// first waits for the greeting. Where there is none in time, the server is asked what it is over this very connection: it is lost
+// by then, and a server that counts broken connections and blocks a host for them (max_connect_errors) has one less to count.
+// One that hangs up without a word is asked over another: PostgreSQL does so, where its authentication_timeout is shorter than
+// our patience.
 func (s *sniffer) first(p []byte) (int, error) {
 	if s.heard.patience.IsZero() {
 		return s.Conn.Read(p)
@@ -273,21 +275,32 @@ func (s *sniffer) first(p []byte) (int, error) {
 	_ = s.SetReadDeadline(s.heard.patience)
 	n, err := s.Conn.Read(p)
 	_ = s.SetReadDeadline(time.Time{}) // from here on the driver ends the connection when its context ends
-	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-		return n, err
+	switch {
+	case n > 0:
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.heard.ask(s.Conn)
+	case errors.Is(err, io.EOF):
+		if conn, derr := s.heard.redial(); derr == nil {
+			s.heard.ask(conn)
+			_ = conn.Close() // nothing was written that counts
+		}
 	}
-	if _, werr := s.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); werr != nil {
-		return 0, err
+	return n, err
+}
+
+// ask asks a silent server PostgreSQL's first question (SSLRequest, "Message Formats" in its manual).
+func (g *greeting) ask(conn net.Conn) {
+	if _, err := conn.Write([]byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}); err != nil {
+		return
 	}
 	answer := make([]byte, 64)
-	n, _ = s.Conn.Read(answer)
+	n, _ := conn.Read(answer)
 	switch answer = answer[:n]; {
 	case n == 1 && (answer[0] == 'S' || answer[0] == 'N'):
-		s.heard.judge(fault.New(fault.Refused, `the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`))
+		g.judge(fault.New(fault.Refused, `the server speaks PostgreSQL's protocol, not MySQL's: set the connector's key "type" to "postgres"`))
 	case !isMySQL(answer): // a MySQL server that was merely late is none of these
-		s.heard.judge(errForeign)
+		g.judge(errForeign)
 	}
-	return 0, err
 }
 
 // careful turns the driver's panic on a greeting that is cut short into an error.

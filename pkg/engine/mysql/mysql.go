@@ -70,8 +70,15 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	if config.TLS, err = s.server.TLSConfig(); err != nil {
 		return nil, fault.New(fault.Refused, "preparing TLS: %w", err)
 	}
-	heard := greeting{patience: patience(ctx)}
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
+	heard := greeting{patience: patience(ctx)}
+	heard.redial = func() (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, "tcp", s.server.Address())
+		if deadline, ok := ctx.Deadline(); ok && err == nil {
+			_ = conn.SetDeadline(deadline)
+		}
+		return conn, err
+	}
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
