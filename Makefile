@@ -66,7 +66,7 @@ demo: ## Show it at work on a server of its own; ENGINE=postgres (default), mari
 
 .PHONY: matrix
 matrix: ## Kill a rotation at every question, and write docs/crash-matrix.md
-	go test ./test/rotation -run '^TestCrashMatrix$$' -count=1 -update
+	go test ./test/rotation -timeout $(TEST_TIMEOUT) -run '^TestCrashMatrix$$' -count=1 -update
 
 .PHONY: lint
 lint: ## Run the linters of .golangci.yml

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -232,19 +233,25 @@ func run(ctx context.Context, dir string, name string, args ...string) (string, 
 
 func output(cmd *exec.Cmd) (string, error) {
 	var out, all strings.Builder
-	cmd.Stdout = &teeBuilder{&out, &all}
-	cmd.Stderr = &all
+	var mu sync.Mutex // the two streams are copied side by side
+	cmd.Stdout = &lockedWriter{&mu, io.MultiWriter(&out, &all)}
+	cmd.Stderr = &lockedWriter{&mu, &all}
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("running %s: %w\n%s", strings.Join(cmd.Args, " "), err, tail(all.String()))
 	}
 	return out.String(), nil
 }
 
-type teeBuilder struct{ a, b *strings.Builder }
+// lockedWriter shares a writer with others.
+type lockedWriter struct {
+	mu *sync.Mutex
+	io.Writer
+}
 
-func (t *teeBuilder) Write(p []byte) (int, error) {
-	t.a.Write(p)
-	return t.b.Write(p)
+func (w *lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.Writer.Write(p)
 }
 
 // tail returns the last lines of a log, which is what an error has room for.

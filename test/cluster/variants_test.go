@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"dbconnector/test/bed"
 )
 
@@ -76,10 +78,11 @@ func TestVariantsInPods(t *testing.T) {
 	ready(t, v)
 	lap("ready")
 	mustWrite(t, v, "one")
-	first, err := onePod(t.Context(), v)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var first *corev1.Pod
+	bed.Eventually(t, patience, func(ctx context.Context) (err error) { // on a busy machine the first rollout is under way
+		first, err = onePod(ctx, v)
+		return err
+	})
 	if first.Spec.ServiceAccountName != names.ServiceAccount {
 		t.Errorf("the pod has the ServiceAccount %s", first.Spec.ServiceAccountName)
 	}

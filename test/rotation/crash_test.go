@@ -100,17 +100,25 @@ func TestCrashMatrix(t *testing.T) {
 		}
 		t.Run(section, func(t *testing.T) {
 			t.Parallel()
-			m := newMatrix(t, bed.NewServer(t, s.engine, s.version, bed.Options{}))
+			m := newMatrix(t, bed.NewServer(t, s.engine, s.version, briefLogins(s.engine)))
 			compare(t, section, m.run())
 		})
 	}
 	t.Run("rollout", func(t *testing.T) {
 		t.Parallel()
-		m := newMatrix(t, bed.NewServer(t, bed.Postgres, "17", bed.Options{}))
+		m := newMatrix(t, bed.NewServer(t, bed.Postgres, "17", briefLogins(bed.Postgres)))
 		m.workload = newWorkload(t, m.tenant, "StatefulSet", 1)
 		compare(t, "rollout", m.run())
 	})
 	compare(t, "situations", situationTable())
+}
+
+// briefLogins make a server on which a retirement, of which each point has one, waits as short as can be.
+func briefLogins(engine bed.Engine) bed.Options {
+	if engine == bed.Postgres {
+		return bed.Options{Settings: map[string]string{"authentication_timeout": "2s"}}
+	}
+	return bed.Options{} // MySQL's connect_timeout is the least already
 }
 
 // matrix is one tenant that is rotated again and again, on one server.
