@@ -229,8 +229,7 @@ func checkNames(t *testing.T, where, expr string, served map[string]string) {
 	}
 }
 
-// TestAlerts: Prometheus takes the rules, and each of them fires when it should, and not before; none for a fleet that is as it
-// should be (F34).
+// TestAlerts: Prometheus takes the rules, and each of them fires when it should, and not before.
 func TestAlerts(t *testing.T) {
 	t.Parallel()
 	m := renderMonitoring(t)
