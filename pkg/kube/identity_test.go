@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"strconv"
 	"testing"
 	"time"
 
@@ -170,7 +171,7 @@ func testCopies(t *testing.T, c cluster) {
 	}
 	must(update(writer, func(r *tenant.Record) { r.Make = tenant.Make })) // nothing else changes
 	claimed("second write")
-	if fact("make") != "2" {
+	if fact("make") != strconv.Itoa(tenant.Make) {
 		t.Errorf("make is %q", fact("make"))
 	}
 	before := c.secret(t, "copies", "rec").ResourceVersion
@@ -193,7 +194,7 @@ func testCopies(t *testing.T, c cluster) {
 		t.Fatalf("the request is not seen: %+v, %v", r, err)
 	}
 	must(update(store(), func(r *tenant.Record) { r.Apply = "" }))
-	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" || a["dbconnector/make"] != "2" {
+	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" || a["dbconnector/make"] != strconv.Itoa(tenant.Make) {
 		t.Errorf("annotations of others are gone: %v", a)
 	} else if _, there := a["dbconnector/apply-connector"]; there {
 		t.Error("the request is still there")

@@ -58,8 +58,8 @@ func TestSlowGreeting(t *testing.T) {
 // connection as long as it lasts.
 func TestSilentPostgres(t *testing.T) {
 	t.Parallel()
-	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
-	// PostgreSQL hangs up without a word when its authentication_timeout ends, which is 5 s here and usually a minute.
+	// PostgreSQL hangs up without a word when its authentication_timeout ends, which is usually a minute.
+	server := bed.NewServer(t, bed.Postgres, "17", bed.Options{Settings: map[string]string{"authentication_timeout": "5s"}})
 	for name, test := range map[string]struct {
 		attempt     time.Duration
 		connections int

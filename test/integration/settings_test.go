@@ -63,7 +63,14 @@ func TestLockOfTheDead(t *testing.T) {
 			defer proxy.Cut()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			if _, err := x.TryEnsure(ctx); err != nil {
+			// As init does: it waits for the lock, and again, as long as it may.
+			if err := bed.Wait(ctx, func(context.Context) error {
+				_, err := x.TryEnsure(ctx)
+				if err != nil && !fault.Is(err, fault.Unavailable) {
+					return bed.Permanent(err)
+				}
+				return err
+			}); err != nil {
 				t.Errorf("%s: %v", v, err)
 			}
 		})
