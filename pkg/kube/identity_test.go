@@ -6,8 +6,8 @@ import (
 	"context"
 	"net/http"
 	"slices"
-	"strings"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
