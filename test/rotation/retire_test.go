@@ -147,10 +147,13 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 		stands := func(reason string, lines int) {
 			t.Helper()
 			gauge(t, sidecar, `dbconnector_postponed{reason="`+reason+`"}`, 1)
-			logged := sidecar.Lines("postponed")
-			if len(logged) != lines || logged[len(logged)-1]["reason"] != reason {
-				t.Errorf("it has logged %v, want %d lines, %s last", logged, lines, reason)
-			}
+			bed.Eventually(t, patience, func(context.Context) error { // the line follows the metric
+				logged := sidecar.Lines("postponed")
+				if len(logged) != lines || logged[len(logged)-1]["reason"] != reason {
+					return fmt.Errorf("it has logged %v, want %d lines, %s last", logged, lines, reason)
+				}
+				return nil
+			})
 		}
 		until(t, plane, "generation 2", generation(2))
 		stands("OldCredentialInUse", 1)
