@@ -55,8 +55,11 @@ func NamesOf(uid string) Names {
 	n := "vc" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:24]
 	mark := sha256.Sum256([]byte("dbconnector marker\n" + uid))
 	lock := sha256.Sum256([]byte("dbconnector lock\n" + uid))
-	return Names{Database: n, Owner: n + "o", Marker: "dbconnector:" + hex.EncodeToString(mark[:16]), Lock: "dbconnector/" + hex.EncodeToString(lock[:16])}
+	return Names{Database: n, Owner: OwnerOf(n), Marker: "dbconnector:" + hex.EncodeToString(mark[:16]), Lock: "dbconnector/" + hex.EncodeToString(lock[:16])}
 }
+
+// OwnerOf is the name of the owner role that goes with a database.
+func OwnerOf(database string) string { return database + "o" }
 
 // User is the login of a slot.
 func (n Names) User(s Slot) string { return n.Database + string(s) }

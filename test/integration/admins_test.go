@@ -167,9 +167,9 @@ func TestNeighbourIsBeingMade(t *testing.T) {
 			neighbour.Ensure(t)
 			unmade := []string{
 				"ALTER DATABASE {db} ALLOW_CONNECTIONS false", // first: a closed database is nobody's finding
-				"REVOKE ALL ON DATABASE {db} FROM {owner}; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO PUBLIC",
+				"REVOKE ALL ON DATABASE {db} FROM {a}, {b}; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO PUBLIC",
 			}
-			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {owner}; ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
+			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {a}, {b}; ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
 
 			done := make(chan struct{})
 			var wg sync.WaitGroup
@@ -244,7 +244,7 @@ func TestRivals(t *testing.T) {
 			if err := set(); err != nil {
 				t.Errorf("again: %v", err)
 			}
-			if err := beside(t, x.SQL([]string{"DROP ROLE {a}"})[0], set); !fault.Is(err, fault.Unavailable) {
+			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], set); !fault.Is(err, fault.Unavailable) {
 				t.Errorf("dropped: got class %d: %v", fault.Of(err), err)
 			}
 			// And an admin who may not do it is told what he lacks.
@@ -262,7 +262,7 @@ func TestRivals(t *testing.T) {
 				_, err := admin.Ensure(t.Context(), tenant.Want{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit, Provisioned: true})
 				return err
 			}
-			if err := beside(t, x.SQL([]string{"DROP ROLE {a}"})[0], ensure); err != nil {
+			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], ensure); err != nil {
 				t.Errorf("got class %d: %v", fault.Of(err), err)
 			}
 		})

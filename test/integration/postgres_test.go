@@ -33,7 +33,8 @@ const (
 		SELECT format('on database: %s %s %s', CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END, x.privilege_type, x.is_grantable)
 		FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) x WHERE datname = $1
 		UNION ALL
-		SELECT format('setting %s', s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = $1
+		SELECT format('setting %s %s %s', d.datname, r.rolname, ARRAY(SELECT unnest(s.setconfig) ORDER BY 1)) FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+		LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = $1 OR starts_with(r.rolname, $1)
 		ORDER BY 1`
 	postgresInside = `
 		SELECT format('on schema public: %s %s %s', CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END, x.privilege_type, x.is_grantable)
@@ -87,16 +88,24 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		return lines(ctx, s, n.Database, `
 			SELECT 'database ' || p FROM unnest(ARRAY['CONNECT', 'TEMPORARY', 'CREATE']) p WHERE has_database_privilege($1, current_database(), p)
 			UNION ALL
-			SELECT 'schema ' || p FROM unnest(ARRAY['USAGE', 'CREATE']) p WHERE has_schema_privilege($1, 'public', p)
+			SELECT 'schema ' || p FROM unnest(ARRAY['USAGE', 'CREATE']) p WHERE has_schema_privilege($2, 'public', p)
 			UNION ALL
 			SELECT 'attribute ' || a.key FROM pg_roles r, jsonb_each(to_jsonb(r)) a
-			WHERE pg_has_role($1, r.oid, 'MEMBER') AND a.key IN ('rolsuper', 'rolcreatedb', 'rolcreaterole', 'rolreplication', 'rolbypassrls') AND a.value = 'true'`, n.User(slot))
+			WHERE pg_has_role($1, r.oid, 'MEMBER') AND a.key IN ('rolsuper', 'rolcreatedb', 'rolcreaterole', 'rolreplication', 'rolbypassrls') AND a.value = 'true'`, n.User(slot), n.Owner)
 	}
 
+	// What was made before the logins had rights of their own.
+	older := []string{
+		`GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {owner}`, `REVOKE ALL ON DATABASE {db} FROM {a}, {b}`, `ALTER DATABASE {db} RESET ALL`,
+		`ALTER ROLE {owner} INHERIT`, `ALTER ROLE {a} INHERIT CONNECTION LIMIT -1`, `ALTER ROLE {b} INHERIT CONNECTION LIMIT -1`,
+	}
+	if version >= 16 {
+		older = append(older, `GRANT {owner} TO {a}, {b} WITH INHERIT TRUE GRANTED BY "{admin}"`)
+	}
 	d.Breaks = []enginetest.Break{
-		{Name: "login a gone", Reason: "somebody dropped it", SQL: []string{`DROP ROLE {a}`}},
-		{Name: "login b gone", Reason: "somebody dropped it", SQL: []string{`DROP ROLE {b}`}},
-		{Name: "both logins gone", Reason: "a dump holds no roles", SQL: []string{`DROP ROLE {a}, {b}`}},
+		{Name: "login a gone", Reason: "somebody dropped it", SQL: []string{`DROP OWNED BY {a}`, `DROP ROLE {a}`}},
+		{Name: "login b gone", Reason: "somebody dropped it", SQL: []string{`DROP OWNED BY {b}`, `DROP ROLE {b}`}},
+		{Name: "both logins gone", Reason: "a dump holds no roles", SQL: []string{`DROP OWNED BY {a}, {b}`, `DROP ROLE {a}, {b}`}},
 		{Name: "membership of a gone", Reason: "B4", SQL: []string{`REVOKE {owner} FROM {a} GRANTED BY "{admin}"`}},
 		{Name: "membership of b gone", Reason: "B4, B5", SQL: []string{`REVOKE {owner} FROM {b} GRANTED BY "{admin}"`}},
 		{Name: "SET role of a gone", Reason: "B4", SQL: []string{`ALTER ROLE {a} RESET role`}},
@@ -106,9 +115,33 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		{Name: "mark of the database changed", Reason: "as above", SQL: []string{`COMMENT ON DATABASE {db} IS 'the blue one'`}},
 		{Name: "mark of the owner role gone", Reason: "it says whose it is (B15)", SQL: []string{`COMMENT ON ROLE {owner} IS NULL`}},
 		{Name: "marks of the logins gone", Reason: "as above", SQL: []string{`COMMENT ON ROLE {a} IS NULL`, `COMMENT ON ROLE {b} IS ''`}},
-		{Name: "CONNECT gone", Reason: "the tenant is locked out", SQL: []string{`REVOKE CONNECT ON DATABASE {db} FROM {owner}`}},
-		{Name: "all rights on the database gone", Reason: "as above", SQL: []string{`REVOKE ALL ON DATABASE {db} FROM {owner}`}},
-		{Name: "CREATE on the database", Reason: "a tenant makes no schemas", SQL: []string{`GRANT CREATE ON DATABASE {db} TO {owner}`}},
+		{Name: "CONNECT gone", Reason: "the tenant is locked out", SQL: []string{`REVOKE CONNECT ON DATABASE {db} FROM {a}`}},
+		{Name: "all rights on the database gone", Reason: "as above", SQL: []string{`REVOKE ALL ON DATABASE {db} FROM {owner}, {a}, {b}`}},
+		{Name: "CREATE on the database", Reason: "a tenant makes no schemas", SQL: []string{`GRANT CREATE ON DATABASE {db} TO {owner}, {b}`}},
+		{Name: "owner role may connect", Reason: "S1: a member of it would be in", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO {owner}`}},
+		{Name: "roles inherit", Reason: "S1: what is forced on a login would have an effect", SQL: []string{`ALTER ROLE {owner} INHERIT`, `ALTER ROLE {a} INHERIT`, `ALTER ROLE {b} INHERIT`}},
+		{Name: "limit of a login lifted", Reason: "S4: other databases count for themselves", SQL: []string{`ALTER ROLE {a} CONNECTION LIMIT -1`}},
+		{Name: "limit of a login changed", Reason: "S4", SQL: []string{`ALTER ROLE {b} CONNECTION LIMIT 3`}},
+		{Name: "foreign member of a login", Reason: "S1", SQL: []string{`CREATE ROLE {db}x LOGIN`, `GRANT {a} TO {db}x`}, AsAdmin: true, Clean: []string{`DROP ROLE {db}x`}},
+		{
+			Name: "foreign member of the owner role, who may grant it on", Reason: "S1", AsAdmin: true, Clean: []string{`DROP ROLE {db}x`, `DROP ROLE {db}y`},
+			SQL: []string{`CREATE ROLE {db}x LOGIN`, `CREATE ROLE {db}y`, `GRANT {owner} TO {db}x WITH ADMIN OPTION`, `GRANT {owner} TO {db}y`},
+		},
+		{Name: "a login is a member of the other", Reason: "S1", AsAdmin: true, SQL: []string{`GRANT {a} TO {b}`}},
+		{
+			Name: "a neighbour's login is forced on it", Reason: "S1", AsAdmin: true, Clean: []string{`DROP ROLE {db}x`},
+			SQL: []string{`CREATE ROLE {db}x LOGIN`, `GRANT {db}x TO {a}`, `GRANT {db}x TO {owner}`},
+		},
+		{Name: "a login may grant the owner role", Reason: "S1", AsAdmin: true, SQL: []string{`GRANT {owner} TO {a} WITH ADMIN OPTION`}},
+		{Name: "settings of the logins", Reason: "S6", SQL: []string{
+			`ALTER ROLE {a} SET search_path = pg_temp`, `ALTER ROLE {a} SET local_preload_libraries = 'nosuch'`, `ALTER ROLE {a} SET statement_timeout = 1`,
+			`ALTER ROLE {b} SET default_transaction_read_only = on`, `ALTER ROLE {b} IN DATABASE {db} SET role = 'none'`,
+			`ALTER ROLE {b} IN DATABASE {db} SET "DateStyle" = 'German'`, `ALTER ROLE {owner} SET work_mem = '1MB'`, `ALTER ROLE {b} SET session_authorization = '{b}'`,
+		}},
+		{Name: "made by an older release", Reason: "S1, S4, F11", SQL: older},
+		{Name: "pins of the database", Reason: "F11", SQL: []string{
+			`ALTER DATABASE {db} RESET search_path`, `ALTER DATABASE {db} SET lock_timeout = 1`, `ALTER DATABASE {db} SET default_transaction_isolation = 'serializable'`,
+		}},
 		{Name: "CONNECT for PUBLIC", Alone: true, Reason: "B24: every login of the server could read along", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`}},
 		{Name: "TEMPORARY for PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT TEMPORARY ON DATABASE {db} TO PUBLIC`}},
 		{Name: "everything for PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT ALL ON DATABASE {db} TO PUBLIC`}},
@@ -116,7 +149,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		{Name: "limit lowered", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT 1`}},
 		{Name: "database closed", Reason: "nobody gets in", SQL: []string{`ALTER DATABASE {db} ALLOW_CONNECTIONS false`}},
 		{Name: "everything at once", Alone: true, Reason: "repairs must not depend on each other", SQL: []string{
-			`DROP ROLE {b}`, `ALTER ROLE {a} RESET role`, `COMMENT ON DATABASE {db} IS NULL`, `REVOKE ALL ON DATABASE {db} FROM {owner}`,
+			`DROP OWNED BY {b}`, `DROP ROLE {b}`, `ALTER ROLE {a} RESET role`, `COMMENT ON DATABASE {db} IS NULL`, `REVOKE ALL ON DATABASE {db} FROM {a}`,
 			`GRANT ALL ON DATABASE {db} TO PUBLIC`, `ALTER DATABASE {db} CONNECTION LIMIT 1`, `ALTER DATABASE {db} ALLOW_CONNECTIONS false`,
 		}},
 	}
@@ -165,7 +198,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		},
 	}
 	d.Foreign = []string{`CREATE DATABASE {db}`}
-	d.Close = []string{`REVOKE ALL ON DATABASE {db} FROM {owner}`}
+	d.Close = []string{`REVOKE ALL ON DATABASE {db} FROM {a}, {b}`}
 	d.DropDatabase = []string{`DROP DATABASE {db} WITH (FORCE)`}
 	d.DropLogins = []string{`DROP ROLE {a}, {b}, {owner}`}
 	d.Dump = []string{ // never open to PUBLIC, or it would be a finding for others

@@ -494,7 +494,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 			table = append(table, "GRANT SELECT ON kine TO PUBLIC")
 			again = []string{ // closed until it is locked down: other tenants' runs would notice
 				"CREATE DATABASE " + j.Database + " ALLOW_CONNECTIONS false", "REVOKE ALL ON DATABASE " + j.Database + " FROM PUBLIC",
-				"GRANT CONNECT ON DATABASE " + j.Database + " TO " + j.Owner, "ALTER DATABASE " + j.Database + " ALLOW_CONNECTIONS true",
+				"GRANT CONNECT ON DATABASE " + j.Database + " TO " + j.User(tenant.A), "ALTER DATABASE " + j.Database + " ALLOW_CONNECTIONS true",
 			}
 		}
 		j.MustExec(t, j.Database, append(table, "INSERT INTO kine VALUES (1)")...)

@@ -405,7 +405,7 @@ func TestRightsWithdrawn(t *testing.T) {
 			"one": "REVOKE INSERT ON `{db}`.* FROM '{db}b'@'%'", "all": "REVOKE ALL PRIVILEGES ON `{db}`.* FROM '{db}b'@'%'",
 		}
 		if engine == bed.Postgres {
-			withdrawals = map[string]string{"membership": `REVOKE "{db}o" FROM "{db}b"`, "owner role": `ALTER ROLE "{db}b" RESET role`}
+			withdrawals = map[string]string{"membership": `REVOKE "{db}o" FROM "{db}b"`, "a member of the owner role": `CREATE ROLE "{db}m"; GRANT "{db}o" TO "{db}m"`}
 		}
 		var all sync.WaitGroup
 		defer all.Wait()

@@ -82,6 +82,8 @@ type Break struct {
 	// SQL is run by a superuser, or by the admin under test.
 	SQL     []string
 	AsAdmin bool
+	// Clean is run in the end by who ran SQL: it removes what is not the tenant's.
+	Clean []string
 	// Inside: in the tenant's database.
 	Inside bool
 	// Alone: other tenants notice.

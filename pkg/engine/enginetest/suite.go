@@ -128,6 +128,9 @@ func repair(t *testing.T, s *Server, alone bool) {
 			if len(done.Changes) == 0 {
 				t.Errorf("%s: no change reported", b.Reason)
 			}
+			if len(b.Clean) > 0 {
+				x.ExecAs(t, x.Connector.User, x.Connector.Password, database, x.SQL(b.Clean)...)
+			}
 			if now := x.Look(t); now != whole {
 				t.Errorf("%s: got\n%s\nwant\n%s\nafter %q", b.Reason, now, whole, done.Changes)
 			}

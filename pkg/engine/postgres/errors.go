@@ -153,6 +153,24 @@ func classify(err error) error {
 	return fault.New(fault.Unknown, "%s", fault.Words(innermost(err).Error()))
 }
 
+// classifyTheirs is classify for what may run a tenant's code: where public.kine is a view, its functions answer with any
+// code and any words, and neither may decide anything or stand in our log. What ends the session is still the server's.
+func classifyTheirs(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.SeverityUnlocalized != "FATAL" && pg.SeverityUnlocalized != "PANIC" {
+		class := fault.Unknown
+		switch pg.Code[:min(2, len(pg.Code))] { // perhaps the server's: waiting does no harm
+		case "53", "40":
+			class = fault.Unavailable
+		}
+		return fault.Translate(class, errTheirs, "table kine cannot be read (SQLSTATE %s)", fault.Words(pg.Code))
+	}
+	return classify(err)
+}
+
+// errTheirs stands for an error of a tenant's code.
+var errTheirs = errors.New("a tenant's code")
+
 // classifyChange is classify for the change of a password: there, these codes are about the new one.
 func classifyChange(err error) error {
 	classified := classify(err)

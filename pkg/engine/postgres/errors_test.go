@@ -178,7 +178,7 @@ func TestAdminsNewPassword(t *testing.T) {
 	for code, want := range map[string]fault.Class{
 		"22023": fault.Refused, "28P01": fault.Refused, "42501": fault.Refused, "XX000": fault.Unavailable, "42704": fault.Unavailable,
 	} {
-		if err := explain(classifyChange(&pgconn.PgError{Code: code}), "admin"); fault.Of(err) != want {
+		if err := explain(classifyChange(&pgconn.PgError{Code: code}), "admin", ""); fault.Of(err) != want {
 			t.Errorf("%s: class %d, want %d: %v", code, fault.Of(err), want, err)
 		}
 	}

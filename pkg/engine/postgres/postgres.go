@@ -65,6 +65,17 @@ func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, 
 // lock_timeout: it ends with the name of who holds the lock.
 var adminSettings = map[string]string{"search_path": "pg_catalog, pg_temp", "lock_timeout": "10s"}
 
+// tenantSettings hold for sessions of a tenant's login in which we ask something: what the login has for defaults is set by
+// whoever has its password, and operators of its own would answer in the server's place (docs/failures.md S6, S10). Login and
+// Enter go without, as kine does: they are to notice what keeps a control plane out.
+var tenantSettings = map[string]string{
+	"search_path":                    "pg_catalog, pg_temp",
+	"statement_timeout":              "0",
+	"lock_timeout":                   "10s",
+	"default_transaction_isolation":  "read committed",
+	"default_transaction_deferrable": "off",
+}
+
 // connect opens one connection, with settings of its own, and does not try again. Where the server does not let the login
 // through in time, it finds out why.
 func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (*pgx.Conn, error) {
@@ -144,9 +155,10 @@ func (s *Server) Login(ctx context.Context, login tenant.Login) error {
 	return s.primary(conn)
 }
 
-// Ready is Login, and asks whether the login can do what a control plane does; see package engine.
+// Ready is Login, and asks whether the login can do what a control plane does, and whether it is what Ensure made it; see
+// package engine.
 func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Names) error {
-	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, tenantSettings)
 	if err != nil {
 		return err
 	}
@@ -156,12 +168,16 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Nam
 	}
 	// Whoever does not begin as the owner role makes tables that the other slot cannot use (docs/failures.md B4).
 	var owner, schema, table bool
+	var settings, strangers []string
 	err = conn.QueryRow(ctx, `
 		SELECT current_user = $1,
 		       pg_catalog.has_schema_privilege('public', 'USAGE') AND pg_catalog.has_schema_privilege('public', 'CREATE'),
 		       COALESCE((SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(pg_catalog.to_regclass('public.kine'), right_))
-		                 FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) right_), true)`,
-		names.Owner).Scan(&owner, &schema, &table)
+		                 FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) right_), true),
+		       ARRAY(SELECT DISTINCT n.name `+entries+` AND r.rolname = session_user
+		             AND (n.name = 'role' AND s.setdatabase <> 0 OR n.name <> 'role' AND `+settable("'user'")+`) ORDER BY 1),
+		       ARRAY(SELECT DISTINCT u.rolname::text `+members+` ORDER BY 1)`,
+		names.Owner, names.Database, names.User(tenant.A), names.User(tenant.B)).Scan(&owner, &schema, &table, &settings, &strangers)
 	lacks := ""
 	switch {
 	case err != nil:
@@ -172,6 +188,10 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Nam
 		lacks = fmt.Sprintf("may not create tables in schema public of database %q", login.Database)
 	case !table:
 		lacks = fmt.Sprintf("may not read and write table kine of database %q", login.Database)
+	case len(settings) > 0:
+		lacks = "has settings that dbconnector did not make: " + strings.Join(shown(settings), ", ")
+	case len(strangers) > 0:
+		lacks = "has members that dbconnector did not make, or its owner role has: " + strings.Join(shown(strangers), ", ")
 	default:
 		return nil
 	}
@@ -192,19 +212,22 @@ func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
 	// there yet leaves no error in the server's log.
 	var table, data bool
 	var readOnly string
-	err = conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only')").
-		Scan(&table, &readOnly)
-	if err == nil && readOnly == "on" {
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only')").
+		Scan(&table, &readOnly); err != nil {
+		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
+	}
+	if readOnly == "on" {
 		return false, s.readOnly(ctx, conn, login)
 	}
-	if err == nil && table {
-		err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
+	if !table {
+		return false, nil
 	}
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
 	switch {
 	case code(err) == insufficientPrivilege:
 		return true, nil // somebody else's, from a restore: that is not nothing, and kine will say what is wrong with it
 	case err != nil:
-		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
+		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classifyTheirs(err))
 	}
 	return data, nil
 }
@@ -242,7 +265,7 @@ func (s *Server) readOnly(ctx context.Context, conn *pgx.Conn, login tenant.Logi
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
 // the answer is left behind.
 func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error) {
-	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
+	conn, err := s.connect(ctx, login.User, login.Password, login.Database, tenantSettings)
 	if err != nil {
 		return nil, err
 	}
@@ -251,6 +274,9 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	var current string
 	var readOnly, creates bool
 	var mighty, foreign, open []string
+	// What a role could do by SET ROLE counts where it is an admin's; by inheritance alone where it is a neighbour's, who up to 14
+	// may force his login on this one: the logins inherit nothing, so that has no effect.
+	//
 	// Whether a database is open and to whom is read from one row: has_database_privilege looks at a newer or older state of
 	// it than the query does, and would see a neighbour that is just being made as open to everybody.
 	err = conn.QueryRow(ctx, `
@@ -280,13 +306,13 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	case !creates:
 		return nil, fault.New(fault.Refused, "login %q may not create tables in schema public of database %q: grant USAGE and CREATE on it to %q", login.User, login.Database, names.Owner)
 	case len(mighty) > 0:
-		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User, strings.Join(mighty, ", "))
+		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User, strings.Join(shown(mighty), ", "))
 	case len(open) > 0:
 		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC, or from the role that it was granted to", login.User, strings.Join(open, ", "))
 	}
 	var warnings []string
 	if len(foreign) > 0 {
-		warnings = append(warnings, fmt.Sprintf("login %q is a member of role %s, which dbconnector did not grant", login.User, strings.Join(foreign, ", ")))
+		warnings = append(warnings, fmt.Sprintf("login %q is a member of role %s, which dbconnector did not grant", login.User, strings.Join(shown(foreign), ", ")))
 	}
 	return warnings, nil
 }
@@ -400,13 +426,25 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 				break
 			}
 		}
-		return explain(a.held(ctx, err), a.session.user)
+		err = a.held(ctx, err)
+		if fault.Is(err, fault.NoAccess) {
+			return explain(err, a.session.user, a.handOver(ctx, want.Database, rolesOf(want.Names)...))
+		}
+		return explain(err, a.session.user, "")
 	}
 
 	var seen catalog
 	if err := run(func() (err error) {
 		if seen, err = a.look(ctx, want); err != nil {
 			return err
+		}
+		if len(seen.foreign) > 0 {
+			if err := a.disown(ctx, seen.foreign, want.Names, &done); err != nil {
+				return err
+			}
+			if seen, err = a.look(ctx, want); err != nil { // what was granted by way of them went with them
+				return err
+			}
 		}
 		verifiers := map[tenant.Slot]string{}
 		for slot, password := range want.Passwords {
@@ -435,7 +473,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 				return fault.New(fault.Unavailable, "database %q vanished while it was set up", want.Database)
 			}
 		}
-		return a.transaction(ctx, a.conn, planDatabase(*seen.database, want), &done)
+		return a.transaction(ctx, a.conn, planDatabase(*seen.database, a.session, want), &done)
 	}); err != nil {
 		return done, fmt.Errorf("ensuring the tenant's database: %w", err)
 	}
@@ -465,15 +503,20 @@ func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
 	case seen.database != nil && seen.database.limit == invalid:
 		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and nobody can enter it: DROP DATABASE %s, and restore it if it held data",
 			want.Database, quote(want.Database))
+	default:
+		err = unmarked(seen, want)
 	}
 	return seen, err
 }
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
-func explain(err error, user string) error {
+func explain(err error, user, remedy string) error {
 	switch fault.Of(err) {
 	case fault.NoAccess:
-		return fault.New(fault.Refused, "the admin %q may not do this: %w; objects that another admin made have to be handed over to it", user, err)
+		if remedy != "" {
+			remedy = ": " + remedy
+		}
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; objects that another admin made have to be handed over to it%s", user, err, remedy)
 	case fault.Rejected:
 		return fault.New(fault.Refused, "%w", err) // init makes no second password for a change that is pending
 	}
@@ -505,55 +548,6 @@ func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statemen
 	}
 	done.Changes = append(done.Changes, names...)
 	return nil
-}
-
-// catalog asks the shared catalogs for everything about a tenant. pg_roles and not pg_authid, which managed services close.
-func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error) {
-	seen := catalog{roles: map[string]role{}}
-	users := []string{names.Owner, names.User(tenant.A), names.User(tenant.B)}
-
-	rows, err := a.conn.Query(ctx, `
-		SELECT r.rolname::text, COALESCE(pg_catalog.shobj_description(r.oid, 'pg_authid'), ''), COALESCE(r.rolconfig, '{}'),
-		       EXISTS (SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles o ON o.oid = m.roleid
-		               WHERE m.member = r.oid AND o.rolname = $2),
-		       COALESCE(r.rolvaliduntil <> 'infinity', false)
-		FROM pg_catalog.pg_roles r WHERE r.rolname = ANY($1)`, users, names.Owner)
-	if err != nil {
-		return seen, fmt.Errorf("reading the roles: %w", classify(err))
-	}
-	var name string
-	var r role
-	if _, err := pgx.ForEachRow(rows, []any{&name, &r.marker, &r.settings, &r.member, &r.expires}, func() error {
-		seen.roles[name] = role{r.marker, slices.Clone(r.settings), r.member, r.expires}
-		return nil
-	}); err != nil {
-		return seen, fmt.Errorf("reading the roles: %w", classify(err))
-	}
-
-	// From 16 on whoever creates a role keeps a grant of it with ADMIN OPTION alone, which is as it should be.
-	leftover := "true"
-	if a.session.version >= 160000 {
-		leftover = "(m.inherit_option OR m.set_option) AND m.grantor = u.oid"
-	}
-	var d database
-	err = a.conn.QueryRow(ctx, `
-		SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles o ON o.oid = m.roleid
-		               JOIN pg_catalog.pg_roles u ON u.oid = m.member
-		               WHERE o.rolname = $2 AND u.rolname = current_user AND `+leftover+`),
-		       d.oid IS NOT NULL, COALESCE(pg_catalog.shobj_description(d.oid, 'pg_database'), ''),
-		       COALESCE(d.datallowconn, false), COALESCE(d.datconnlimit, 0),
-		       EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x WHERE x.grantee = 0),
-		       ARRAY(SELECT x.privilege_type FROM pg_catalog.aclexplode(COALESCE(d.datacl, pg_catalog.acldefault('d', d.datdba))) x
-		             JOIN pg_catalog.pg_roles g ON g.oid = x.grantee WHERE g.rolname = $2)
-		FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_database d ON d.datname = $1`, names.Database, names.Owner).
-		Scan(&seen.adminMember, &d.exists, &d.marker, &d.allowConn, &d.limit, &d.publicACL, &d.ownerACL)
-	if err != nil {
-		return seen, fmt.Errorf("reading the database: %w", classify(err))
-	}
-	if d.exists {
-		seen.database = &d
-	}
-	return seen, nil
 }
 
 // expel ends the sessions that others opened while the database was open to them: a REVOKE does not (docs/failures.md B25).
@@ -651,7 +645,11 @@ func (a *Admin) SetPassword(ctx context.Context, user string, password connector
 		return err
 	}
 	if _, err := a.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(user), literal(v))); err != nil {
-		return fmt.Errorf("setting the password of login %q: %w", user, explain(a.held(ctx, classifyChange(err)), a.session.user))
+		err, remedy := a.held(ctx, classifyChange(err)), ""
+		if fault.Is(err, fault.NoAccess) {
+			remedy = a.handOver(ctx, "", user)
+		}
+		return fmt.Errorf("setting the password of login %q: %w", user, explain(err, a.session.user, remedy))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package postgres
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -24,11 +25,14 @@ func want() tenant.Want {
 // good is a tenant to whom nothing is missing.
 func good() catalog {
 	w := want()
-	login := role{marker: w.Marker, settings: []string{"role=vcxo"}, member: true}
-	return catalog{
-		roles:    map[string]role{"vcxo": {marker: w.Marker}, "vcxa": login, "vcxb": login},
-		database: &database{exists: true, marker: w.Marker, allowConn: true, limit: 40, ownerACL: []string{"CONNECT", "TEMPORARY"}},
+	login := role{marker: w.Marker, limit: 40, begins: true, member: true}
+	d := &database{exists: true, marker: w.Marker, allowConn: true, limit: 40, acl: []string{
+		"vcxa CONNECT", "vcxa TEMPORARY", "vcxb CONNECT", "vcxb TEMPORARY", "vcxo TEMPORARY",
+	}}
+	for _, pin := range pins {
+		d.settings = append(d.settings, pin.name+"="+pin.value)
 	}
+	return catalog{roles: map[string]role{"vcxo": {marker: w.Marker}, "vcxa": login, "vcxb": login}, database: d}
 }
 
 func check(t *testing.T, reason string, got, want []statement) {
@@ -41,12 +45,12 @@ func check(t *testing.T, reason string, got, want []statement) {
 func TestPlanRoles(t *testing.T) {
 	t.Parallel()
 	const (
-		a = `CREATE ROLE "vcxa" LOGIN PASSWORD 'SCRAM-A' IN ROLE "vcxo"`
-		b = `CREATE ROLE "vcxb" LOGIN PASSWORD 'SCRAM-B' IN ROLE "vcxo"`
+		a = `CREATE ROLE "vcxa" LOGIN NOINHERIT CONNECTION LIMIT 40 PASSWORD 'SCRAM-A' IN ROLE "vcxo"`
+		b = `CREATE ROLE "vcxb" LOGIN NOINHERIT CONNECTION LIMIT 40 PASSWORD 'SCRAM-B' IN ROLE "vcxo"`
 	)
 	newTenant := func(grant ...statement) []statement {
 		head := []statement{
-			{"create owner role", `CREATE ROLE "vcxo" NOLOGIN`},
+			{"create owner role", `CREATE ROLE "vcxo" NOLOGIN NOINHERIT`},
 			{"mark owner role", `COMMENT ON ROLE "vcxo" IS 'dbconnector:0'`},
 			{"create login a", a},
 			{"mark login a", `COMMENT ON ROLE "vcxa" IS 'dbconnector:0'`},
@@ -99,8 +103,43 @@ func TestPlanRoles(t *testing.T) {
 			[]statement{{"grant owner role to login a", `GRANT "vcxo" TO "vcxa"`}},
 		},
 		"setting gone": {
-			"what the login creates would belong to itself (B4)", super, change("vcxa", func(r *role) { r.settings = []string{"work_mem=4MB"} }),
+			"what the login creates would belong to itself (B4)", super, change("vcxa", func(r *role) { r.begins = false }),
 			[]statement{{"set owner role for login a", `ALTER ROLE "vcxa" SET role TO 'vcxo'`}},
+		},
+		"membership gone, from 16 on": {
+			"S1: a login becomes the owner role, and does not inherit from it", cloud16, change("vcxa", func(r *role) { r.member = false }),
+			[]statement{{"grant owner role to login a", `GRANT "vcxo" TO "vcxa" WITH INHERIT FALSE, SET TRUE`}},
+		},
+		"made by an older release": {
+			"S1, S4: the login's own right to connect comes before it ceases to inherit one", cloud16, func(c *catalog) {
+				c.roles["vcxo"] = role{marker: want().Marker, inherits: true, limit: -1}
+				for _, user := range []string{"vcxa", "vcxb"} {
+					c.roles[user] = role{marker: want().Marker, inherits: true, limit: -1, begins: true, wrong: []grant{{"vcxo", user, "cloud", true}}}
+				}
+				c.database.acl = []string{"vcxo CONNECT", "vcxo TEMPORARY"}
+			},
+			[]statement{
+				{"let owner role not inherit", `ALTER ROLE "vcxo" NOINHERIT`},
+				{"revoke foreign membership", `REVOKE "vcxo" FROM "vcxa" GRANTED BY "cloud" CASCADE`},
+				{"grant owner role to login a", `GRANT "vcxo" TO "vcxa" WITH INHERIT FALSE, SET TRUE`},
+				{"open database to login", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxa"`},
+				{"let login a not inherit", `ALTER ROLE "vcxa" NOINHERIT`},
+				{"limit connections of login a", `ALTER ROLE "vcxa" CONNECTION LIMIT 40`},
+				{"revoke foreign membership", `REVOKE "vcxo" FROM "vcxb" GRANTED BY "cloud" CASCADE`},
+				{"grant owner role to login b", `GRANT "vcxo" TO "vcxb" WITH INHERIT FALSE, SET TRUE`},
+				{"open database to login", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxb"`},
+				{"let login b not inherit", `ALTER ROLE "vcxb" NOINHERIT`},
+				{"limit connections of login b", `ALTER ROLE "vcxb" CONNECTION LIMIT 40`},
+			},
+		},
+		"settings of a login's own": {
+			"S6: it made them, or who had its password", super, change("vcxa", func(r *role) {
+				r.settings = []setting{{"DateStyle", false}, {"role", true}}
+			}),
+			[]statement{
+				{"reset setting of login a", `ALTER ROLE "vcxa" RESET "DateStyle"`},
+				{"reset setting of login a", `ALTER ROLE "vcxa" IN DATABASE "vcx" RESET "role"`},
+			},
 		},
 		"marks gone": {
 			"marks tell our roles from others (B15)", super, func(c *catalog) {
@@ -140,23 +179,38 @@ func TestPlanDatabase(t *testing.T) {
 		"nothing to do": {"a second run must change nothing", func(*database) {}, nil},
 		"just created": {
 			"B25: locked down first, opened last", func(d *database) {
-				*d = database{exists: true, limit: 40, publicACL: true}
+				*d = database{exists: true, limit: 40, publicACL: true, settings: d.settings}
 			},
 			[]statement{
 				{"close database to others", `REVOKE ALL ON DATABASE "vcx" FROM PUBLIC`},
-				{"open database to tenant", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxo"`},
+				{"open database to login", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxa"`},
+				{"open database to login", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxb"`},
+				{"let tenant make temporary tables", `GRANT TEMPORARY ON DATABASE "vcx" TO "vcxo"`},
 				{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`},
 				{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`},
 			},
 		},
 		"opened to PUBLIC": {"B24", func(d *database) { d.publicACL = true }, []statement{{"close database to others", `REVOKE ALL ON DATABASE "vcx" FROM PUBLIC`}}},
 		"right gone": {
-			"kine needs CONNECT", func(d *database) { d.ownerACL = []string{"TEMPORARY"} },
-			[]statement{{"open database to tenant", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxo"`}},
+			"kine needs CONNECT", func(d *database) {
+				d.acl = slices.DeleteFunc(d.acl, func(s string) bool { return s == "vcxb CONNECT" })
+			},
+			[]statement{{"open database to login", `GRANT CONNECT, TEMPORARY ON DATABASE "vcx" TO "vcxb"`}},
 		},
 		"right too many": {
-			"a tenant makes no schemas", func(d *database) { d.ownerACL = append(d.ownerACL, "CREATE") },
+			"a tenant makes no schemas", func(d *database) { d.acl = append(d.acl, "vcxo CREATE") },
 			[]statement{{"withhold schemas from tenant", `REVOKE CREATE ON DATABASE "vcx" FROM "vcxo"`}},
+		},
+		"owner role may connect": {
+			"S1: who became a member of it could", func(d *database) { d.acl = append(d.acl, "vcxo CONNECT") },
+			[]statement{{"close database to owner role", `REVOKE CONNECT ON DATABASE "vcx" FROM "vcxo"`}},
+		},
+		"pin changed": {
+			"F11: kine finds nothing by another search_path", func(d *database) {
+				d.settings = slices.DeleteFunc(d.settings, func(s string) bool { return strings.HasPrefix(s, "search_path=") })
+				d.settings = append(d.settings, "search_path=app", "work_mem=4MB")
+			},
+			[]statement{{"set search_path of database", `ALTER DATABASE "vcx" SET search_path TO "$user", public`}},
 		},
 		"limit changed": {"the limit is the operator's setting", func(d *database) { d.limit = -1 }, []statement{{"limit connections", `ALTER DATABASE "vcx" CONNECTION LIMIT 40`}}},
 		"mark gone":     {"the mark says whose it is", func(d *database) { d.marker = "" }, []statement{{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`}}},
@@ -167,7 +221,7 @@ func TestPlanDatabase(t *testing.T) {
 			t.Parallel()
 			have := *good().database
 			tc.have(&have)
-			check(t, tc.reason, planDatabase(have, want()), tc.want)
+			check(t, tc.reason, planDatabase(have, super, want()), tc.want)
 		})
 	}
 	check(t, "B42: template0, and closed from the start (B25)", []statement{createDatabase(session{version: 140000}, want())}, []statement{{
