@@ -18,7 +18,7 @@ func TestWords(t *testing.T) {
 		"one too many": {strings.Repeat("x", maxWords+1), strings.Repeat("x", maxWords-3) + "…"},
 		"characters":   {strings.Repeat("ü", maxWords), strings.Repeat("ü", (maxWords-3)/2) + "…"},
 		"no UTF-8":     {"a\xffb", "a\uFFFDb"},
-		"control":      {"a\x1b[2Jb\x00\u202ec", "a\uFFFD[2Jb\uFFFD\uFFFDc"}, // a login names the library that it cannot load
+		"control":      {"a\x1b[2Jb\x00\u202ec", "a\uFFFD[2Jb\uFFFD\uFFFDc"}, // S6: a login names the library that it cannot load
 	} {
 		if got := Words(test.in); got != test.want {
 			t.Errorf("%s: got %q, want %q", name, got, test.want)

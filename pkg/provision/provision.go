@@ -227,7 +227,7 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 }
 
 // repairable says whether the admin path may mend what keeps a login out. Also where the class is unknown: a
-// login's settings, which a tenant makes, decide with which code it fails.
+// login's settings, which a tenant makes, decide with which code it fails (docs/failures.md S6).
 func repairable(err error) bool {
 	switch fault.Of(err) {
 	case fault.WrongPassword, fault.NoAccess, fault.Unknown:
