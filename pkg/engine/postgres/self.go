@@ -26,7 +26,6 @@ type Self struct {
 var selfSettings = func() map[string]string {
 	settings := maps.Clone(tenantSettings)
 	settings["local_preload_libraries"] = ""
-	settings["default_transaction_read_only"] = "off"
 	return settings
 }()
 
@@ -64,13 +63,16 @@ func major(conn *pgx.Conn) int {
 }
 
 // begin makes the session its own master. It ends when the sidecar stands still: as long as it lasts, it blocks the others.
+// A login that made itself read-only is overruled. A server or a database that is read-only is not: its provider means it.
 func (s *Self) begin(ctx context.Context) error {
 	var role string
-	var idle, transaction *string
+	var idle, transaction, readOnly *string
 	err := s.conn.QueryRow(ctx, `
 		SELECT pg_catalog.set_config('role', 'none', false), CASE WHEN version >= 140000 THEN pg_catalog.set_config('idle_session_timeout', '60s', false) END,
-		       CASE WHEN version >= 170000 THEN pg_catalog.set_config('transaction_timeout', '0', false) END
-		FROM (SELECT pg_catalog.current_setting('server_version_num')::int) v(version)`).Scan(&role, &idle, &transaction)
+		       CASE WHEN version >= 170000 THEN pg_catalog.set_config('transaction_timeout', '0', false) END,
+		       CASE WHEN readonly.source IN ('user', 'database user') THEN pg_catalog.set_config('default_transaction_read_only', 'off', false) END
+		FROM (SELECT pg_catalog.current_setting('server_version_num')::int) v(version), pg_catalog.pg_settings readonly
+		WHERE readonly.name = 'default_transaction_read_only'`).Scan(&role, &idle, &transaction, &readOnly)
 	if err != nil {
 		return fmt.Errorf("leaving the owner role as login %q: %w", s.login.User, classify(err))
 	}
