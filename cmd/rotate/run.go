@@ -34,6 +34,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	}
 	observer := newObserver()
 	metrics := observer.metrics
+	metrics.AdoptInfo.WithLabelValues(cfg.Adopt).Set(1)
 	if p.Published() {
 		metrics.SetReady()
 	}

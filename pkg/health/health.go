@@ -46,6 +46,7 @@ type Metrics struct {
 	Failing            prometheus.Gauge
 	Failures           *prometheus.CounterVec
 	LockedOut          *prometheus.GaugeVec
+	AdoptInfo          *prometheus.GaugeVec
 }
 
 // New registers the metrics. Series with labels whose values are known are there from the beginning, or nobody would see their
@@ -75,7 +76,8 @@ func New() *Metrics {
 	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
 	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
-	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut)
+	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "adopt_info", Help: "1 for the mode of adoption that is set: none or rollout."}, []string{"mode"})
+	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo)
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)
 	}

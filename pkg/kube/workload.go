@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -117,22 +118,31 @@ func (o *workload) asks(r *tenant.Record) bool {
 // rolled says what `kubectl rollout status` would: the controller has seen the template, all pods have it, all are
 // available. It does not compare a StatefulSet's revisions: with the strategy OnDelete they stay different.
 func (o *workload) rolled() bool {
-	want := int32(1)
-	if o.Spec.Replicas != nil {
-		want = *o.Spec.Replicas
-	}
-	s := o.Status
+	want, s := o.replicas(), o.Status
 	return s.ObservedGeneration >= o.Metadata.Generation && s.Replicas == want && s.UpdatedReplicas == want && s.AvailableReplicas == want
 }
 
+func (o *workload) replicas() int32 {
+	if o.Spec.Replicas == nil {
+		return 1
+	}
+	return *o.Spec.Replicas
+}
+
 // Status tells whether the pod template asks for the record's active credential, and whether all pods have the template and are
-// available.
-func (w *Workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error) {
+// available; and how many have and are, with the command that shows what holds it up.
+func (w *Workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, progress string, err error) {
 	o, err := w.get(ctx)
 	if err != nil {
-		return false, false, err
+		return false, false, "", err
 	}
-	return o.asks(r), o.rolled(), nil
+	updated := o.Status.UpdatedReplicas
+	if o.Status.ObservedGeneration < o.Metadata.Generation {
+		updated = 0 // what it counts is of an earlier template
+	}
+	progress = fmt.Sprintf("%s %s/%s: %d of %d pods replaced, %d available; to see why: kubectl --namespace %s rollout status %s %s",
+		o.Kind, w.namespace, w.name, updated, o.replicas(), o.Status.AvailableReplicas, w.namespace, strings.ToLower(o.Kind), w.name)
+	return o.asks(r), o.rolled(), progress, nil
 }
 
 // Request makes the pod template ask for the record's active credential. Replicas that ask together write the same, so there is

@@ -61,7 +61,7 @@ func (c cluster) template(t *testing.T, path string) (generation int64, annotati
 
 func testWorkload(t *testing.T, c cluster) {
 	c.namespace(t, "workload")
-	_, _, err := c.admin(t).Workload("workload", "none").Status(t.Context(), of(1))
+	_, _, _, err := c.admin(t).Workload("workload", "none").Status(t.Context(), of(1))
 	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "neither a StatefulSet nor a Deployment workload/none") {
 		t.Errorf("none: got class %v: %v", fault.Of(err), err)
 	}
@@ -82,12 +82,12 @@ func testWorkload(t *testing.T, c cluster) {
 			if !maps.Equal(annotations, all) {
 				t.Errorf("%s, %s: got %v, want %v", kind, what, annotations, all)
 			}
-			if asked, _, err := c.admin(t).Workload("workload", name).Status(t.Context(), want); err != nil || !asked {
+			if asked, _, _, err := c.admin(t).Workload("workload", name).Status(t.Context(), want); err != nil || !asked {
 				t.Errorf("%s, %s: asks for it: %t, %v", kind, what, asked, err)
 			}
 		}
 		w := c.admin(t).Workload("workload", name)
-		if asked, _, err := w.Status(t.Context(), of(1)); err != nil || asked {
+		if asked, _, _, err := w.Status(t.Context(), of(1)); err != nil || asked {
 			t.Errorf("%s: asked before it was: %t, %v", kind, asked, err)
 		}
 
@@ -111,7 +111,7 @@ func testWorkload(t *testing.T, c cluster) {
 		// The same number, but of another record.
 		other := of(5)
 		other.RotatedAt = other.RotatedAt.Add(time.Hour)
-		if asked, _, err := w.Status(t.Context(), other); err != nil || asked {
+		if asked, _, _, err := w.Status(t.Context(), other); err != nil || asked {
 			t.Errorf("%s: another record's: %t, %v", kind, asked, err)
 		}
 		if err := w.Request(t.Context(), other, newest); err != nil {
@@ -153,15 +153,16 @@ func testWorkload(t *testing.T, c cluster) {
 			observed int64
 			replicas, updated,
 			available int
-			want bool
+			want     bool
+			progress string
 		}{
-			{"nobody looks after it", 0, 0, 0, 0, false},
-			{"the controller has not seen it", generation - 1, 2, 2, 2, false},
-			{"the old pods", generation, 2, 0, 2, false},
-			{"one of two", generation, 2, 1, 2, false},
-			{"a new one besides", generation, 3, 2, 3, false},
-			{"not available", generation, 2, 2, 1, false},
-			{"done", generation, 2, 2, 2, true},
+			{"nobody looks after it", 0, 0, 0, 0, false, "0 of 2 pods replaced, 0 available"},
+			{"the controller has not seen it", generation - 1, 2, 2, 2, false, "0 of 2 pods replaced, 2 available"},
+			{"the old pods", generation, 2, 0, 2, false, "0 of 2 pods replaced, 2 available"},
+			{"one of two", generation, 2, 1, 2, false, "1 of 2 pods replaced, 2 available"},
+			{"a new one besides", generation, 3, 2, 3, false, "2 of 2 pods replaced, 3 available"},
+			{"not available", generation, 2, 2, 1, false, "2 of 2 pods replaced, 1 available"},
+			{"done", generation, 2, 2, 2, true, "kubectl --namespace workload rollout status " + strings.ToLower(kind) + " " + name},
 		} {
 			status := map[string]any{
 				"observedGeneration": test.observed, "replicas": test.replicas, "updatedReplicas": test.updated,
@@ -171,8 +172,8 @@ func testWorkload(t *testing.T, c cluster) {
 				status["currentRevision"], status["updateRevision"] = "one", "two"
 			}
 			c.do(t, http.MethodPatch, path+"/status", map[string]any{"status": status}, nil)
-			if asked, rolled, err := w.Status(t.Context(), of(6)); err != nil || !asked || rolled != test.want {
-				t.Errorf("%s, %s: asked %t, rolled %t, %v; want %t", kind, test.what, asked, rolled, err, test.want)
+			if asked, rolled, progress, err := w.Status(t.Context(), of(6)); err != nil || !asked || rolled != test.want || !strings.Contains(progress, test.progress) {
+				t.Errorf("%s, %s: asked %t, rolled %t, %q, %v; want %t, %q", kind, test.what, asked, rolled, progress, err, test.want, test.progress)
 			}
 		}
 	}
@@ -241,7 +242,7 @@ func TestWorkloadFaults(t *testing.T) {
 		"no version":   object(map[string]any{"kind": "StatefulSet"}),
 	} {
 		c, _ = play(t, foreign)
-		if _, _, err := c.Workload("team-a", "blue").Status(t.Context(), of(2)); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "what answers is not an API server") {
+		if _, _, _, err := c.Workload("team-a", "blue").Status(t.Context(), of(2)); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "what answers is not an API server") {
 			t.Errorf("%s: got class %v: %v", name, fault.Of(err), err)
 		}
 	}

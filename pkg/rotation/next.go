@@ -53,6 +53,11 @@ type Observation struct {
 	// Pending is the server's verdict on the pending password, and Stored on the one that the record holds for the slot that
 	// is to get another.
 	Pending, Stored Verdict
+	// Held is for how long it has been known here that the server accepts the pending password, by a clock that does not jump.
+	Held time.Duration
+	// Remains is what was left of logins to the pending slot that began before the look, and Looked what Held was then.
+	Remains *tenant.Remains
+	Looked  time.Duration
 	// Active and Other are the sessions of the two slots, but for the one that looked.
 	Active, Other *tenant.Sessions
 	// Quiet is for how long every look found clients on the active slot and none on the other.
@@ -102,6 +107,7 @@ const (
 	ActiveSessions
 	OtherSessions
 	WorkloadStatus
+	OldLogins
 )
 
 // Reason says why something was postponed; it is a metric's label and stands in Events.
@@ -144,6 +150,11 @@ const (
 // Next decides. It is pure: the same input gives the same step, on every replica.
 func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	due := period(r, p) - age(r, seen, now)
+	if ahead := r.RotatedAt.Sub(now); ahead > p.Period/10 {
+		// A clock was wrong when it was made, or is now. Pods may live shorter than the period: none of them would know it for
+		// long enough. The next commit sets it right; what is less ahead is only as late as that.
+		due = 0
+	}
 	switch {
 	case !r.Provisioned():
 		return Step{Kind: Wait, Until: now.Add(recheck)} // init is at work
@@ -162,10 +173,8 @@ func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 		return unknown(now)
 	case seen.Stored == Refused:
 		return doubt(r, seen, now)
-	case seen.Other == nil:
+	case seen.Other == nil: // who is there does not matter: it has to be a login that works
 		return Step{Kind: Look, What: OtherSessions}
-	case seen.Other.Addresses > 0: // rivals that look do not count, nor does it harm if they stage as well
-		return Step{Kind: Postpone, Until: now.Add(again(-due, p)), Why: OtherInUse}
 	}
 	return Step{Kind: Stage, Slot: other, Purpose: tenant.Activate}
 }
@@ -183,6 +192,8 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case seen.Pending == Accepted && change.Purpose == tenant.Activate && seen.Active == nil:
 		// How many clients have to move is known only before the move.
 		return Step{Kind: Look, What: ActiveSessions}
+	case seen.Pending == Accepted && change.Purpose == tenant.Retire:
+		return drained(seen, now)
 	case seen.Pending == Accepted:
 		return Step{Kind: Commit}
 	case r.Slots[change.Slot].Password == "":
@@ -196,6 +207,24 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 		}
 	}
 	return Step{Kind: Apply}
+}
+
+// drained: the server knows the password that nobody gets. A login that began with the one before may still become a session:
+// the server reads the verifier when a login begins. Only when that can be no more, and all that it left has been ended, is
+// the old password dead.
+func drained(seen Observation, now time.Time) Step {
+	left := seen.Remains
+	if left == nil || seen.Looked < left.LoginTime && seen.Held >= left.LoginTime {
+		return Step{Kind: Look, What: OldLogins}
+	}
+	since := seen.Held - left.LoginTime
+	switch {
+	case since < 0:
+		return Step{Kind: Wait, Until: now.Add(-since)}
+	case left.Sessions > 0 || len(left.Entering) > 0:
+		return Step{Kind: Postpone, Until: now.Add(min(max(since/8, time.Second), recheck)), Why: OtherInUse}
+	}
+	return Step{Kind: Commit}
 }
 
 // adoption: the active slot is new and somebody may still use the old one.
@@ -242,7 +271,9 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 		return Step{Kind: Postpone, Until: later, Why: OtherInUse}, false
 	case seen.Active == nil:
 		return Step{Kind: Look, What: ActiveSessions}, false
-	case seen.Active.Addresses == 0:
+	case seen.Active.Addresses == 0, !asked && seen.Active.Here == 0:
+		// Whoever else uses the active slot has read it from the record's Secret: of the control plane in this very pod it says
+		// nothing, however long that stays away.
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	case !asked && seen.Active.Addresses < r.Clients && seen.Quiet < patience*p.Grace:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false

@@ -43,7 +43,7 @@ func admins(r *tenant.Record)  { r.Pending.Admin = true }
 func doubted(r *tenant.Record) { r.OtherRefused = true }
 
 func from(addresses int) *tenant.Sessions {
-	return &tenant.Sessions{Count: 3 * addresses, Addresses: addresses}
+	return &tenant.Sessions{Count: 3 * addresses, Addresses: addresses, Here: min(addresses, 1)}
 }
 
 // TestNext is the table of states (docs/rotation.md), transposed.
@@ -61,7 +61,10 @@ func TestNext(t *testing.T) {
 	}
 	due := Due(made(), Policy{Period: days30}).Sub(rotatedAt)
 	seen := func(o Observation) Observation { o.Projected = true; return o }
-	rivals := &tenant.Sessions{Count: 2}
+	rivals, foreign := &tenant.Sessions{Count: 2}, &tenant.Sessions{Count: 1, Addresses: 1}
+	left := func(sessions int, entering ...string) *tenant.Remains {
+		return &tenant.Remains{Sessions: sessions, Entering: entering, LoginTime: time.Minute}
+	}
 
 	for name, tc := range map[string]struct {
 		reason  string
@@ -80,16 +83,16 @@ func TestNext(t *testing.T) {
 		"due":             {"is the other slot in use?", made(), seen(Observation{}), due, false, look(OtherSessions)},
 		"due, free":       {"nobody uses the retired slot", made(), seen(Observation{Other: from(0)}), due, false, stage(tenant.Activate)},
 		"due, rivals":     {"other sidecars that look are no users", made(), seen(Observation{Other: rivals}), due, false, stage(tenant.Activate)},
-		"due, used":       {"somebody got at a password that nobody got", made(), seen(Observation{Other: from(1)}), due, false, in(due, recheck, OtherInUse)},
-		"due, long used":  {"looked at less and less often", made(), seen(Observation{Other: from(1)}), due + 8*time.Minute, false, in(due, 9*time.Minute, OtherInUse)},
-		"due, ever used":  {"but often enough", made(), seen(Observation{Other: from(1)}), due + 24*time.Hour, false, in(due+24*time.Hour, longRecheck, OtherInUse)},
+		"due, used":       {"its password was given to nobody: an intruder, who does not hold up a rotation (S5)", made(), seen(Observation{Other: from(1)}), due, false, stage(tenant.Activate)},
 		"due, blank":      {"nobody knows the other slot's password", made(blank), seen(Observation{}), late, false, in(late, unknownRecheck, OtherUnknown)},
 		"due, refused":    {"the record is wrong about it: init is to know", made(), seen(Observation{Stored: Refused}), late, false, Step{Kind: Doubt}},
 		"due, doubted":    {"init knows; but is the active one accepted?", made(doubted), seen(Observation{Stored: Refused}), late, false, look(ActiveSessions)},
 		"due, both asked": {"it is", made(doubted), seen(Observation{Stored: Refused, Active: from(1)}), late, false, in(late, unknownRecheck, OtherUnknown)},
 		"due, doubt gone": {"the server was wrong for a while", made(doubted), seen(Observation{Other: from(0)}), late, false, stage(tenant.Activate)},
-		"known for long":  {"made under a clock in the future, but old all the same", made(), seen(Observation{Known: due}), -1000 * time.Hour, false, look(OtherSessions)},
-		"future, new":     {"and not before", made(), seen(Observation{Known: due - time.Second}), -1000 * time.Hour, false, in(-1000*time.Hour, time.Second, "")},
+		"known for long":  {"made under a clock that was ahead, but old all the same", made(), seen(Observation{Known: due}), -time.Hour, false, look(OtherSessions)},
+		"ahead, new":      {"and not before", made(), seen(Observation{Known: due - time.Second}), -time.Hour, false, in(-time.Hour, time.Second, "")},
+		"ahead, a little": {"two clocks are never the same", made(), seen(Observation{}), -days30 / 10, false, in(-days30/10, due, "")},
+		"far ahead":       {"a clock was years ahead: due at first sight, however short a pod lives (S12)", made(), seen(Observation{}), -days30/10 - time.Second, false, look(OtherSessions)},
 
 		"pending":                         {"how far did it come?", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), early, false, look(PendingLogin)},
 		"pending, refused":                {"the server does not know it", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, Step{Kind: Apply}},
@@ -106,7 +109,13 @@ func TestNext(t *testing.T) {
 		"the admin's, accepted":           {"no sidecar takes it from init", made(pends(tenant.B, tenant.Retire), admins), seen(Observation{Pending: Accepted}), early, false, in(early, unknownRecheck, RepairPending)},
 		"pending while due":               {"never a second one", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), late, false, look(PendingLogin)},
 
-		"retiring, accepted":          {"dead, and nobody has to move", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted}), adopted, false, Step{Kind: Commit}},
+		"retiring, accepted":          {"what has begun with the old one? (S5)", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted}), adopted, false, look(OldLogins)},
+		"retiring, logins may end":    {"a login may take a minute", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(0), Held: 20 * time.Second, Looked: 20 * time.Second}), adopted, false, in(adopted, 40*time.Second, "")},
+		"retiring, logins have ended": {"and what it has become was not looked for since", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(0), Held: time.Minute, Looked: 20 * time.Second}), adopted, false, look(OldLogins)},
+		"retiring, one was ended":     {"it is gone when it is not found any more", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(1), Held: time.Minute, Looked: time.Minute}), adopted, false, in(adopted, time.Second, OtherInUse)},
+		"retiring, one stays":         {"looked at less and less often", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(1), Held: time.Hour, Looked: time.Hour}), adopted, false, in(adopted, recheck, OtherInUse)},
+		"retiring, one is under way":  {"it was let in, and is no session yet", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(0, "1"), Held: 81 * time.Second, Looked: time.Minute}), adopted, false, in(adopted, 21*time.Second/8, OtherInUse)},
+		"retiring, nothing is left":   {"dead, and nobody has to move", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Accepted, Remains: left(0), Held: time.Minute, Looked: time.Minute}), adopted, false, Step{Kind: Commit}},
 		"retiring, refused":           {"perhaps somebody came back since it was staged", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, false, look(OtherSessions)},
 		"retiring, somebody is back":  {"and is not cut off", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(1)}), minutes, false, in(minutes, recheck, OtherInUse)},
 		"retiring, outage":            {"nobody at all is no evidence", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(0)}), minutes, false, in(minutes, recheck, NotAdopted)},
@@ -129,6 +138,8 @@ func TestNext(t *testing.T) {
 		"one of two, for a long time": {"scaled down, or one was a backup: nobody waits for ever", made(unretired(2)), seen(Observation{Other: from(0), Active: from(1), Quiet: patience * minutes}), adopted, false, stage(tenant.Retire)},
 		"two of two":                  {"all have moved", made(unretired(2)), seen(Observation{Other: from(0), Active: from(2)}), minutes, false, stage(tenant.Retire)},
 		"three of two":                {"scaled up", made(unretired(2)), seen(Observation{Other: from(0), Active: from(3)}), minutes, false, stage(tenant.Retire)},
+		"a backup instead":            {"it uses the new one, and the control plane in this pod does not (S7)", made(unretired(1)), seen(Observation{Other: from(0), Active: foreign, Quiet: late}), minutes, false, in(minutes, recheck, NotAdopted)},
+		"rollout, done, from afar":    {"there the workload knows, and no address counts", made(unretired(1)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: foreign}), minutes, true, stage(tenant.Retire)},
 		"nobody counted":              {"somebody has to be there", made(unretired(0)), seen(Observation{Other: from(0), Active: from(1)}), minutes, false, stage(tenant.Retire)},
 		"rivals on the old slot":      {"sidecars that look have nothing to adopt", made(unretired(2)), seen(Observation{Other: rivals, Active: from(2)}), minutes, false, stage(tenant.Retire)},
 		"rivals on the new slot":      {"and are no evidence", made(unretired(1)), seen(Observation{Other: from(0), Active: rivals}), minutes, false, in(minutes, recheck, NotAdopted)},

@@ -26,8 +26,8 @@ var (
 // TestSchedules runs one to four replicas of init, sidecar and control plane through schedules that a seed decides: kills at
 // any call, before its effect or after, calls that fail, stall or come too late, outages, restarts, a scaling down, rejected
 // passwords. At every change of a password the world checks that nobody who uses it is cut off, at every write of the record that
-// the active credential logs in, that there is one pending change at most, and that what is retired is dead. When the
-// faults end, rotations have to go on: due, rotated, adopted, retired.
+// the active credential logs in, that there is one pending change at most, and that what is retired is dead, with all that an
+// attacker has begun in time (S5). When the faults end, rotations have to go on: due, rotated, adopted, retired.
 func TestSchedules(t *testing.T) {
 	t.Parallel()
 	if *seedFlag != 0 {
@@ -86,6 +86,8 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 			group.Go(func() { p.live(inside) })
 		}
 		group.Go(func() { w.roll(ctx) })
+		besieged, peace := context.WithCancel(ctx)
+		group.Go(func() { w.attack(besieged, rand.New(rand.NewPCG(seed, 1<<33))) })
 
 		for range 8 {
 			wait(ctx, moment(rng, time.Minute))
@@ -118,6 +120,7 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 		w.mu.Lock()
 		w.note("the faults are over")
 		w.faults = odds{}
+		peace()
 		from := int64(0)
 		if w.record != nil {
 			from = w.record.Generation

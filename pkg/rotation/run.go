@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -36,8 +37,9 @@ type Store interface {
 // Workload is the control plane's Deployment or StatefulSet.
 type Workload interface {
 	// Status tells whether the pod template asks for the adoption of the record's active credential, of that one and of no
-	// other, and whether the workload reports that all its pods have the template as it is, and are ready.
-	Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error)
+	// other, and whether the workload reports that all its pods have the template as it is, and are ready. progress says how far
+	// it has come, and how to find out what holds it up.
+	Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, progress string, err error)
 	// Request makes the pod template ask for it, which restarts the pods one after the other. Where it asks already, nothing
 	// is changed. Otherwise current is called after the template was read, and what was read is replaced only if current
 	// returned nil and nobody else changed it meanwhile: whoever comes late takes nothing back.
@@ -153,6 +155,7 @@ type loop[S server] struct {
 	seen    Observation
 	forget  time.Time // when what was seen is too old
 	checked time.Time // when the hand-over was last compared
+	drain   drain
 	quiet   time.Time // since when there are clients on the active slot and none on the other; zero for not
 
 	deaf       bool // the record cannot be read
@@ -161,6 +164,16 @@ type loop[S server] struct {
 	busy       int  // times in a row that a slot had sessions when its password was to be set
 	rejections int  // in a row
 	postponed  Reason
+	progress   string // of the rollout, in words
+}
+
+// drain is what is known of the time since the server accepted a pending password: a sidecar that starts anew waits anew.
+type drain struct {
+	password connector.Password
+	since    time.Time // when it was first seen to be accepted
+	// entering are the logins that were under way when the last that began before should have ended, and have been since.
+	entering []string
+	listed   bool
 }
 
 // learn takes in what Follow tells. It says whether that is news, and in how long to act on it.
@@ -298,7 +311,15 @@ func (l *loop[S]) observe(now time.Time) {
 	if age := now.Sub(l.checked); age >= reproject || age < 0 {
 		l.seen.Projected = false
 	}
-	l.seen.Known, l.seen.Born = now.Sub(l.since), l.born
+	l.seen.Known, l.seen.Born, l.seen.Held = now.Sub(l.since), l.born, l.held(now)
+}
+
+// held is for how long this process has known that the server accepts the pending password.
+func (l *loop[S]) held(now time.Time) time.Duration {
+	if p := l.record.Pending; p == nil || p.Password != l.drain.password {
+		return 0
+	}
+	return now.Sub(l.drain.since)
 }
 
 // watch keeps for how long all looks have been the same. It counts up to the last look, and no further.
@@ -386,8 +407,9 @@ func (l *loop[S]) postpone(why Reason) {
 		l.Observer.Postponed("", "")
 		return
 	}
-	l.Observer.Postponed(why, l.describe(why))
-	l.Log.Warn("postponed", zap.String("reason", string(why)), zap.Int64("generation", l.record.Generation))
+	detail := l.describe(why)
+	l.Observer.Postponed(why, detail)
+	l.Log.Warn("postponed", zap.String("reason", string(why)), zap.String("detail", detail), zap.Int64("generation", l.record.Generation))
 }
 
 // do performs one step. When the program is to end, it gets a little time to come to its own end: stop is the caller's context,
@@ -474,10 +496,13 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		switch {
 		case err == nil:
 			l.seen.Pending = Accepted
+			if l.drain.password != p.Password {
+				l.drain = drain{password: p.Password, since: l.Now()}
+			}
 		case !fault.Is(err, fault.WrongPassword):
 			return err
 		default:
-			l.seen.Pending = Refused
+			l.seen.Pending, l.drain = Refused, drain{}
 		}
 		return nil
 	case ActiveSessions:
@@ -502,14 +527,50 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		l.seen.Other = s
 		return err
 	case WorkloadStatus:
-		asked, rolled, err := l.Workload.Status(ctx, l.record)
+		asked, rolled, progress, err := l.Workload.Status(ctx, l.record)
 		if err != nil {
 			return err
 		}
-		l.seen.Asked, l.seen.Rolled, l.seen.Workload = asked, rolled, true
+		l.seen.Asked, l.seen.Rolled, l.seen.Workload, l.progress = asked, rolled, true, progress
 		return nil
+	case OldLogins:
+		return l.oldLogins(ctx)
 	}
 	return fmt.Errorf("rotation: nothing of kind %d to look at", what)
+}
+
+// oldLogins ends the sessions that logins with the slot's old password have become. All that began before the look's own session
+// go, so that what a client calls itself does not matter. It may be that of a rival that looks or sets the same password: to
+// lose its session does a rival no harm, and of two that look together the later one stays.
+func (l *loop[S]) oldLogins(ctx context.Context) error {
+	p := l.record.Pending
+	held := l.held(l.Now())
+	self, err := l.open(l.record.Server).Self(ctx, l.record.LoginWith(p.Slot, p.Password))
+	if fault.Is(err, fault.WrongPassword) {
+		l.seen.Pending = Unasked // the server is wrong now, or was before
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	left, err := self.Expel(ctx)
+	if err != nil {
+		return err
+	}
+	l.ended(left)
+	// Those that come later begin with the new password, or with that of another login.
+	switch {
+	case held < left.LoginTime:
+		left.Entering = nil
+	case l.drain.listed:
+		left.Entering = slices.DeleteFunc(left.Entering, func(id string) bool { return !slices.Contains(l.drain.entering, id) })
+		l.drain.entering = left.Entering
+	default:
+		l.drain.entering, l.drain.listed = left.Entering, true
+	}
+	l.seen.Remains, l.seen.Looked = &left, held
+	return nil
 }
 
 // sessions asks as the very login: a login sees its own sessions on every server, without a right.
@@ -625,12 +686,30 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 	return nil
 }
 
+// alone says whether the session is the slot's only one. The password of a slot that is retired was given to nobody: who stays
+// there for longer than a rival would is an intruder, or a rival that stands still, and has to go. The slot is left alone until
+// that has happened.
 func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
 	sessions, err := self.Sessions(ctx)
-	if err == nil && sessions.Count > 0 {
-		return errBusy
+	if err != nil || sessions.Count == 0 {
+		return err
 	}
-	return err
+	if l.record.OtherRetired && l.busy >= maxBusy {
+		left, err := self.Expel(ctx)
+		if err != nil {
+			return err
+		}
+		l.ended(left)
+	}
+	return errBusy
+}
+
+// ended tells of sessions that nobody should have had.
+func (l *loop[S]) ended(left tenant.Remains) {
+	if left.Sessions > 0 {
+		l.Log.Warn("ended sessions of a login whose password nobody has", zap.Int("sessions", left.Sessions),
+			zap.String("user", l.record.Login(l.record.Active.Other()).User))
+	}
 }
 
 // discard throws a pending password away that a policy refused, after a login has shown that it was not applied.
@@ -676,12 +755,27 @@ func (l *loop[S]) commit(ctx context.Context) error {
 }
 
 func (l *loop[S]) describe(why Reason) string {
-	other := l.record.Login(l.record.Active.Other()).User
+	active, other := l.record.Login(l.record.Active).User, l.record.Login(l.record.Active.Other()).User
+	left := l.seen.Remains
 	switch why {
 	case OtherInUse:
+		switch {
+		case left != nil && left.Sessions > 0:
+			return "sessions that began with a dead password of login " + other + " do not end: see the server's list of sessions"
+		case left != nil:
+			return "somebody was let in and is in no list of sessions yet, perhaps with a dead password of login " + other + ": see the server's pg_locks"
+		case l.record.OtherRetired:
+			return "login " + other + " has sessions, and its password was given to nobody: they are ended"
+		}
 		return "login " + other + " is still in use: restart what uses it"
 	case NotAdopted:
-		return "not every client has moved to login " + l.record.Login(l.record.Active).User
+		switch {
+		case l.seen.Workload && l.seen.Asked && !l.seen.Rolled:
+			return l.progress
+		case l.seen.Active != nil && l.seen.Active.Here == 0:
+			return "no session on login " + active + " comes from this pod: restart its control plane"
+		}
+		return "not every client has moved to login " + active
 	case OtherUnknown:
 		return "nobody knows the password of login " + other + ": the next start of init renews it"
 	case RepairPending:

@@ -338,8 +338,8 @@ func TestLoop(t *testing.T) {
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		b.after(10 * time.Second)
-		b.told("postponed ", "rotated 2")
+		b.after(20 * time.Second)
+		b.told("postponed ", "retired", "rotated 2") // what init has set is retired by the sidecar
 	})
 	run(t, "the inactive slot refused for a while", hourly, func(t *testing.T, b *bench) {
 		right := b.users[tenant.B]
@@ -347,20 +347,74 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(70 * time.Minute)
 		b.told("postponed InactiveSlotUnknown")
-		// It is accepted again, and by chance in use: whether it may do all that it has to is shown by the next commit.
-		var client *session
-		b.edit(func() { b.users[tenant.B] = right; client = b.open(nil, tenant.B, "1") })
-		b.after(10 * time.Minute)
-		b.told("postponed OldCredentialInUse")
-		if !b.record.OtherRefused {
-			t.Error("the doubt is gone, and nothing has shown that it may")
-		}
-		b.edit(client.end)
+		// It is accepted again: whether it may do all that it has to is shown by the commit.
+		b.edit(func() { b.users[tenant.B] = right })
 		b.after(20 * time.Minute)
 		b.told("postponed ", "rotated 2", "postponed NotAdopted")
 		if r := b.record; r.OtherRefused || r.Generation != 2 {
 			t.Errorf("the doubt stays for good: %+v", r)
 		}
+	})
+	// The password of a retired slot was given to nobody: who has a session there for longer than a rival has to go (S5).
+	run(t, "an intruder on the retired slot", hourly, func(t *testing.T, b *bench) {
+		var intruder *session
+		b.edit(func() { b.open(nil, tenant.A, "1"); intruder = b.open(nil, tenant.B, "evil"); intruder.hostile = true })
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("postponed OldCredentialInUse", "postponed ", "rotated 2", "postponed OldCredentialInUse")
+		if intruder.alive() {
+			t.Error("the intruder is still there")
+		}
+	})
+	// A rival that has a session there for a moment is given the time that it needs.
+	run(t, "a rival on the retired slot", hourly, func(t *testing.T, b *bench) {
+		var rival *session
+		b.then = func(_ *proc, what string) {
+			if what == "open session" && rival == nil {
+				rival = b.open(&proc{world: b.world}, tenant.B, "sidecar")
+				time.AfterFunc(2*time.Second, func() {
+					b.edit(func() {
+						if !rival.alive() {
+							t.Error("the rival was ended at once")
+						}
+						rival.end()
+					})
+				})
+			}
+		}
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("rotated 2", "postponed NotAdopted")
+	})
+	// A login that was begun with the old password is let in after the change, and does not show for a while (S5).
+	run(t, "a login under way when the password dies", hourly, func(t *testing.T, b *bench) {
+		var client *session
+		b.edit(func() { client = b.open(nil, tenant.A, "1") })
+		b.start()
+		b.after(70 * time.Minute)
+		b.told("rotated 2", "postponed OldCredentialInUse")
+		h := &half{slot: tenant.A, password: b.users[tenant.A]}
+		b.edit(func() { client.end(); b.open(nil, tenant.B, "2"); b.halves = append(b.halves, h) })
+		b.before = func(_ *proc, what string) error {
+			if b.users[tenant.A] != h.password {
+				h.inside = true
+			}
+			return nil
+		}
+		b.after(5 * time.Minute)
+		b.told("postponed ", "postponed OldCredentialInUse")
+		var intruder *session
+		b.edit(func() {
+			b.before = nil
+			b.halves = nil
+			intruder = b.open(nil, tenant.A, "evil")
+			intruder.password, intruder.number = h.password, 0
+		})
+		b.after(time.Minute)
+		if intruder.alive() {
+			t.Error("the intruder is still there")
+		}
+		b.told("retired", "postponed ")
 	})
 	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
 		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
@@ -376,8 +430,8 @@ func TestLoop(t *testing.T) {
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		b.after(10 * time.Second)
-		b.told("healthy")
+		b.after(20 * time.Second)
+		b.told("healthy", "retired")
 	})
 	run(t, "both slots changed by hand, with a change pending", hourly, func(t *testing.T, b *bench) {
 		b.rewrite(pends(tenant.B, tenant.Activate))
@@ -645,9 +699,7 @@ func TestLoop(t *testing.T) {
 		b.halt()
 		b.start() // it has never seen a right clock
 		b.after(5 * time.Minute)
-		b.told("retired")
-		b.after(70 * time.Minute)
-		b.told("rotated 3", "postponed OldCredentialInUse")
+		b.told("retired", "rotated 3", "postponed OldCredentialInUse") // at first sight (S12)
 		if age := time.Since(b.record.RotatedAt); age < 0 || age > time.Hour {
 			t.Errorf("rotated %s ago", age)
 		}

@@ -52,6 +52,8 @@ type world struct {
 	sessions []*session
 	down     bool
 	lock     *session // the admin's lock
+	halves   []*half  // logins that an attacker has begun
+	numbered int      // logins, so that of two it is known which is older
 	// refuse is asked before a login changes its own password; errIgnored: the server says yes and does nothing.
 	refuse func() error
 	// before and then are called around the effect of every call.
@@ -75,6 +77,80 @@ type world struct {
 	request   chan string
 	trace     []string
 	silent    bool // the journal is off
+}
+
+// window is how long a login may take on this world's server.
+const window = 8 * time.Second
+
+// half is a login that somebody began with a password that was right then. It is nowhere to be seen until it is let in, and
+// what is seen of it afterwards, for as long as its client wants, is that it is under way.
+type half struct {
+	slot     tenant.Slot
+	password connector.Password
+	number   int
+	inside   bool
+}
+
+// attack: whoever has the DSN that was rotated away does with it what the server allows (S5).
+func (w *world) attack(ctx context.Context, rng *rand.Rand) {
+	for wait(ctx, moment(rng, 4*time.Second)) {
+		w.mu.Lock()
+		var h *half
+		if r := w.record; r != nil && !w.down && w.published[w.users[r.Active.Other()]] {
+			w.numbered++
+			h = &half{slot: r.Active.Other(), password: w.users[r.Active.Other()], number: w.numbered}
+			w.halves = append(w.halves, h)
+			w.note("attacker: begins a login on %s", h.slot)
+		}
+		w.mu.Unlock()
+		if h == nil {
+			continue
+		}
+		unseen, hidden, stays := moment(rng, window), time.Duration(0), moment(rng, 30*time.Second)
+		if rng.IntN(4) == 0 {
+			hidden = moment(rng, time.Minute)
+		}
+		go func() {
+			defer w.forsake(h)
+			if !wait(ctx, unseen) {
+				return
+			}
+			w.mu.Lock()
+			h.inside = true
+			w.mu.Unlock()
+			if !wait(ctx, hidden) {
+				return
+			}
+			w.mu.Lock()
+			var s *session
+			if slices.Contains(w.halves, h) {
+				w.note("attacker: is in on %s", h.slot)
+				s = w.open(nil, h.slot, "evil")
+				s.password, s.number, s.hostile = h.password, h.number, true
+			}
+			w.mu.Unlock()
+			w.forsake(h)
+			if s == nil {
+				return
+			}
+			wait(ctx, stays)
+			w.mu.Lock()
+			s.end()
+			w.mu.Unlock()
+		}()
+	}
+}
+
+func (w *world) forsake(h *half) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.halves = slices.DeleteFunc(w.halves, func(other *half) bool { return other == h })
+}
+
+// survivor says that a login with another password than the slot's is alive, or will be.
+func (w *world) survivor(slot tenant.Slot) bool {
+	return slices.ContainsFunc(w.halves, func(h *half) bool { return h.slot == slot && h.password != w.users[slot] }) ||
+		slices.ContainsFunc(w.sessions, func(s *session) bool { return s.slot == slot && s.owner == nil && s.password != w.users[slot] })
 }
 
 // odds are how often, per thousand calls, something happens.
@@ -103,12 +179,13 @@ func (w *world) violated(format string, args ...any) {
 // proc is a process that calls the world: an init or a sidecar.
 type proc struct {
 	*world
-	name   string
-	rng    *rand.Rand // guarded by the world's mutex, as all below
-	stop   context.CancelFunc
-	dead   bool
-	calls  int
-	killAt int // the call that is the last; 0 for by chance
+	name    string
+	rng     *rand.Rand // guarded by the world's mutex, as all below
+	stop    context.CancelFunc
+	dead    bool
+	calls   int
+	killAt  int    // the call that is the last; 0 for by chance
+	address string // its pod's; "" for a test that is about one pod
 	// once: the process gives up when a call fails. init's own patience has a jitter that no seed decides.
 	once bool
 }
@@ -217,10 +294,15 @@ type session struct {
 	address string
 	ended   chan struct{}
 	late    bool // a statement is on its way
+	hostile bool
+	// password is the one that it began with; number says when.
+	password connector.Password
+	number   int
 }
 
 func (w *world) open(owner *proc, slot tenant.Slot, address string) *session {
-	s := &session{world: w, owner: owner, slot: slot, address: address, ended: make(chan struct{})}
+	w.numbered++
+	s := &session{world: w, owner: owner, slot: slot, address: address, ended: make(chan struct{}), password: w.users[slot], number: w.numbered}
 	w.sessions = append(w.sessions, s)
 	return s
 }
@@ -242,7 +324,7 @@ func (w *world) outage(down bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.note("the server is down: %t", down)
-	w.down = down
+	w.down, w.halves = down, nil
 	for len(w.sessions) > 0 {
 		w.sessions[0].end()
 	}
@@ -263,7 +345,7 @@ func (w *world) change(by *proc, slot tenant.Slot, to connector.Password) {
 		w.violated("%s: the active slot %s gets another password", by.name, slot)
 	}
 	for _, s := range w.sessions {
-		if s.slot == slot && s.owner == nil && from != "" {
+		if s.slot == slot && s.owner == nil && !s.hostile && from != "" {
 			w.violated("%s: the password of slot %s changes while it is in use", by.name, slot)
 		}
 	}
@@ -356,10 +438,36 @@ func (s *self) Sessions(ctx context.Context) (out tenant.Sessions, err error) {
 				out.Count++
 				if other.owner == nil {
 					addresses[other.address] = true
+					if s.address == "" || other.address == s.address {
+						out.Here++
+					}
 				}
 			}
 		}
 		out.Addresses = len(addresses)
+		return nil
+	})
+	return out, err
+}
+
+// Expel: the server ends sessions in its own time.
+func (s *self) Expel(ctx context.Context) (out tenant.Remains, err error) {
+	out.LoginTime = window
+	err = s.call(ctx, "end sessions", func() error {
+		if err := s.lost(); err != nil {
+			return err
+		}
+		for _, other := range slices.Clone(s.sessions) {
+			if other.slot == s.session.slot && other.number < s.session.number {
+				out.Sessions++
+				s.linger(other)
+			}
+		}
+		for _, h := range s.halves {
+			if h.inside {
+				out.Entering = append(out.Entering, fmt.Sprint(h.number))
+			}
+		}
 		return nil
 	})
 	return out, err
@@ -565,6 +673,9 @@ func (w *world) write(by *proc, next *tenant.Record) {
 		if !old.OtherRetired && next.OtherRetired && w.published[w.users[next.Active.Other()]] {
 			w.violated("%s: retired, and yet a password that was handed over is accepted", by.name)
 		}
+		if p := old.Pending; p != nil && next.Pending == nil && next.Slots[p.Slot].Password == p.Password && strings.HasPrefix(by.name, "sidecar") && w.survivor(p.Slot) {
+			w.violated("%s: committed to %s, and a login that began with an older password of slot %s is alive (S5)", by.name, p.Purpose, p.Slot)
+		}
 		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.users[p.Slot] == p.Password && w.refuse == nil && !w.stripped[p.Slot] {
 			w.violated("%s: init is called to a change that is done", by.name)
 		}
@@ -617,12 +728,12 @@ func (s store) Follow(ctx context.Context) <-chan tenant.News {
 // workload is the control plane's for one process.
 type workload struct{ *proc }
 
-func (l workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, err error) {
+func (l workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, progress string, err error) {
 	err = l.call(ctx, "workload status", func() error {
 		asked, rolled = l.requested == mark(r), l.rolled
 		return nil
 	})
-	return asked, rolled, err
+	return asked, rolled, fmt.Sprintf("%d rollouts", l.rollouts), err
 }
 
 func (l workload) Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error {
@@ -676,6 +787,7 @@ type pod struct {
 	handover *tenant.Record
 	restart  chan struct{}
 	ready    bool
+	address  string // in this incarnation
 }
 
 func (w *world) pod(seed uint64, id int) *pod {
@@ -693,7 +805,7 @@ func (p *pod) proc(ctx context.Context, kind string) (*proc, context.Context) {
 	defer p.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	return &proc{
-		world: p.world, name: fmt.Sprintf("%s %d", kind, p.id), stop: cancel,
+		world: p.world, address: p.address, name: fmt.Sprintf("%s %d", kind, p.id), stop: cancel,
 		rng: rand.New(rand.NewPCG(p.rng.Uint64(), 0)),
 	}, ctx
 }
@@ -770,7 +882,10 @@ func (p *pod) live(ctx context.Context) {
 	wait(ctx, p.moment(5*time.Second)) // what happens at one instant has no order that a seed decides
 	for incarnation := 0; ctx.Err() == nil; incarnation++ {
 		p.mu.Lock()
-		p.handover, p.ready = nil, false
+		p.handover, p.ready, p.address = nil, false, fmt.Sprintf("%d.%d", p.id, incarnation)
+		if p.nat {
+			p.address = "nat"
+		}
 		p.note("pod %d: starts", p.id)
 		p.mu.Unlock()
 		for p.init(ctx) != nil && wait(ctx, p.moment(5*time.Second)) {
@@ -786,7 +901,7 @@ func (p *pod) live(ctx context.Context) {
 		})
 		group.Go(func() {
 			for inside.Err() == nil {
-				p.control(inside, rng, fmt.Sprintf("%d.%d", p.id, incarnation))
+				p.control(inside, rng, p.address)
 				wait(inside, moment(rng, 2*time.Second))
 			}
 		})
@@ -807,9 +922,6 @@ func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lifetime)
 	defer cancel()
-	if p.nat {
-		address = "nat"
-	}
 	p.mu.Lock()
 	h, r := p.handover, p.record
 	if h == nil {

@@ -4,6 +4,7 @@ package tenant
 
 import (
 	"context"
+	"time"
 
 	"dbconnector/pkg/connector"
 )
@@ -52,14 +53,30 @@ type Admin interface {
 // Sessions are the sessions of a login, but for the one that counted.
 type Sessions struct {
 	Count     int
-	Addresses int // from how many client addresses they come
+	Addresses int // from how many client addresses they come, our own programs left out
+	Here      int // how many come from the address of the one that counted, our own programs left out
+}
+
+// Remains is what is left of logins that began before a session, after Expel has ended what it could.
+type Remains struct {
+	// Sessions is how many sessions Expel found, and told the server to end: they are gone when it finds none any more.
+	Sessions int
+	// Entering are logins that the server has let in and that no list of sessions shows yet. Whose they are cannot be told, and
+	// they cannot be ended: wait until those that were there once are gone, or show.
+	Entering []string
+	// LoginTime is how long a login may take, from the look at its password to the session.
+	LoginTime time.Duration
 }
 
 // Self is a session of a tenant's own login, in which the login looks at itself and changes its own password. Errors have a
-// class of package fault.
+// class of package fault. The server ends it when it has done nothing for a minute: a sidecar that stands still must not keep
+// the others from the login.
 type Self interface {
 	// Sessions counts the other sessions of this login. If it cannot be told, that is an error and not a zero.
 	Sessions(ctx context.Context) (Sessions, error)
+	// Expel ends the sessions of this login that began before this one, whatever they call themselves. Of two sessions that do
+	// so together, the later one stays.
+	Expel(ctx context.Context) (Remains, error)
 	// SetPassword changes the login's own password. fault.NoAccess: the server does not let a login do so.
 	// fault.Rejected: a password policy refuses this password.
 	SetPassword(ctx context.Context, password connector.Password) error

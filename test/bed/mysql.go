@@ -149,7 +149,8 @@ func (s *Server) mysqlArgv(root string, o Options) ([]string, error) {
 			address = "::"
 		}
 	}
-	argv = append(argv, "--bind-address="+address)
+	argv = append(argv, "--bind-address="+address,
+		"--connect-timeout=2") // a retirement waits for logins that were begun before
 	switch {
 	case !o.NoTLS:
 		argv = append(argv, "--ssl-ca="+s.file("ca.crt"), "--ssl-cert="+s.file("tls.crt"), "--ssl-key="+s.file("tls.key"))

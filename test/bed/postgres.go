@@ -102,6 +102,8 @@ func (s *Server) postgresArgv(root string, o Options) ([]string, error) {
 		"fsync":            "off",
 		"full_page_writes": "off",
 		"log_line_prefix":  "%m [%p] %q%u@%d ",
+		// So long a retirement waits for logins that were begun before.
+		"authentication_timeout": "5s",
 		// In the data directory, which is removed; in /dev/shm the segments of a killed server would stay.
 		"dynamic_shared_memory_type": "mmap",
 	}

@@ -229,7 +229,8 @@ func checkNames(t *testing.T, where, expr string, served map[string]string) {
 	}
 }
 
-// TestAlerts: Prometheus takes the rules, and each of them fires when it should, and not before.
+// TestAlerts: Prometheus takes the rules, and each of them fires when it should, and not before; none for a fleet that is as it
+// should be (F34).
 func TestAlerts(t *testing.T) {
 	t.Parallel()
 	m := renderMonitoring(t)

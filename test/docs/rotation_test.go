@@ -21,6 +21,7 @@ func metrics(t *testing.T) []string {
 	m.Postponements.WithLabelValues("x")
 	m.Postponed.WithLabelValues("x")
 	m.Failures.WithLabelValues("x")
+	m.AdoptInfo.WithLabelValues("x")
 	answer := httptest.NewRecorder()
 	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	body := answer.Body.String()

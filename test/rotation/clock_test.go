@@ -193,15 +193,15 @@ func TestClockJumps(t *testing.T) {
 		accepts(t, r)
 		leave()
 		use(r, r.Active)
-		sidecar.jump(t, -10*day)
+		sidecar.jump(t, 3*day)
 		until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
 		dead(t, first, first.Active)
-		sidecar.jump(t, 0)
 		is("after all that", 2, true)
 
-		// The record says that it was made in three days. It gets old all the same.
+		// The record says that it was made in three days, a clock that is right finds that out at first sight, and nobody waits
+		// for a pod that lives as long as the period (S12).
 		sidecar.halt(t)
-		policy.Period = 3 * time.Second
+		sidecar.ahead.Store(0)
 		sidecar.start(t, policy)
 		r = until(t, plane, "generation 3", generation(3))
 		if time.Until(r.RotatedAt) > day {

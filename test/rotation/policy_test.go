@@ -205,7 +205,7 @@ func TestPasswordRejected(t *testing.T) {
 			}
 		}
 		plane := newTenant(t, server, address)
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 		before := recordOf(t, plane)
 
@@ -259,7 +259,7 @@ func TestStrictMySQL(t *testing.T) {
 	check(t, "setting policies", server.Exec(t.Context(), "INSTALL COMPONENT 'file://component_validate_password'", "SET GLOBAL validate_password.policy = STRONG",
 		"SET GLOBAL password_require_current = ON", "SET GLOBAL password_history = 10", "SET GLOBAL password_reuse_interval = 365"))
 	plane := newTenant(t, server, "")
-	client := consume(t, plane, server, "127.0.0.2", false)
+	client := consume(t, plane, server, "127.0.0.1", false)
 	first := recordOf(t, plane)
 	rewrite(t, plane, overdue)
 	sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
@@ -297,7 +297,7 @@ func TestSelfChangeForbidden(t *testing.T) {
 		return nil
 	})
 	plane := newTenant(t, server, tap.addr)
-	client := consume(t, plane, server, "127.0.0.2", false)
+	client := consume(t, plane, server, "127.0.0.1", false)
 	sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 	rewrite(t, plane, overdue)
 	forbidden := func(what string) *tenant.Record {
@@ -344,7 +344,7 @@ func TestLockedOut(t *testing.T) {
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := bed.NewServer(t, engine, version, bed.Options{LogStatements: true})
 		plane := newTenant(t, server, "")
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 			change := "ALTER ROLE \"%s\" PASSWORD 'Fr0m-a.backup'"
 			if engine != bed.Postgres {
@@ -413,7 +413,7 @@ func TestRightsWithdrawn(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				server := sharedServer(t, engine, version)
 				plane := newTenant(t, server, "")
-				client := consume(t, plane, server, "127.0.0.2", false)
+				client := consume(t, plane, server, "127.0.0.1", false)
 				works(t, plane, server) // makes a table
 				check(t, "withdrawing a right", server.Exec(t.Context(), strings.ReplaceAll(statement, "{db}", plane.Names().Database)))
 				rewrite(t, plane, overdue)

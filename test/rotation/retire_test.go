@@ -90,7 +90,7 @@ func TestOldPasswordsAreDead(t *testing.T) {
 		server := sharedServer(t, engine, version)
 		plane := newTenant(t, server, "")
 		seen := collect(t, plane)
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		const rotations = 5
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=2s", "GRACE=0s")
 		for g := int64(2); g <= 1+rotations; g++ {
@@ -142,7 +142,7 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := bed.NewServer(t, engine, version, bed.Options{LogStatements: true})
 		plane := newTenant(t, server, "")
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=2s", "GRACE=1s")
 		stands := func(reason string, lines int) {
 			t.Helper()

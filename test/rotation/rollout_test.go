@@ -173,7 +173,8 @@ func (w *workload) roll(tb testing.TB, replicas, updated int) {
 }
 
 // TestRollout: three sidecars race for the rollout of one rotation. The pod template is changed once, and nothing else of the
-// object; the old password lives until the workload says that all pods have moved; and the rights are enough.
+// object; the old password lives until the workload says that all pods have moved, and a sidecar says how many have (F37); and the
+// rights are enough.
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	for _, kind := range kinds {
@@ -201,6 +202,12 @@ func TestRollout(t *testing.T) {
 			due(t, p)
 			for _, s := range sidecars { // each of them has asked, or has seen that it was asked for
 				gauge(t, s, `dbconnector_postponed{reason="NotAdopted"}`, 1)
+			}
+			// A rollout that does not come on, for a quota say, is named, with the command that shows why (F37).
+			stuck := fmt.Sprintf("%s %s/%s: 0 of 3 pods replaced, 3 available; to see why: kubectl --namespace %s rollout status %s %s",
+				kind.name, rig.Namespace, p.Name, rig.Namespace, strings.ToLower(kind.name), p.Name)
+			if lines := sidecars[0].Lines("postponed"); len(lines) == 0 || lines[len(lines)-1]["detail"] != stuck {
+				t.Errorf("it says %v, want %q", lines, stuck)
 			}
 			after, generationAfter, ours := w.get(t)
 			if generationAfter != generationBefore+1 {

@@ -28,7 +28,7 @@ func TestSecrets(t *testing.T) {
 		server := bed.NewServer(t, engine, version, bed.Options{LogStatements: true})
 		plane := newKubeTenant(t, sharedCluster(t), server, "")
 		seen := collect(t, plane)
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		pod := func(name string) []string {
 			return append([]string{"LOG_LEVEL=debug", "POD_NAME=" + plane.Name + "-" + name, "POD_UID=11111111-2222-3333-4444-555555555555"}, hourly...)
 		}

@@ -252,7 +252,7 @@ func TestServerRestarted(t *testing.T) {
 		server := bed.NewServer(t, engine, version, bed.Options{})
 		proxy := bed.NewProxy(t, server.Addr())
 		plane := newTenant(t, server, proxy.Addr())
-		consume(t, plane, server, "127.0.0.2", true)
+		consume(t, plane, server, "127.0.0.1", true)
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=2s", "GRACE=1s")
 		done := func(r *tenant.Record) bool { return r.Generation > 1 && r.OtherRetired }
 		// A rotation and a retirement have some seventy questions.
@@ -294,7 +294,7 @@ func TestServerGone(t *testing.T) {
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := bed.NewServer(t, engine, version, bed.Options{})
 		plane := newTenant(t, server, "")
-		moved, cut := consume(t, plane, server, "127.0.0.2", false), consume(t, plane, server, "127.0.0.3", false)
+		moved, cut := consume(t, plane, server, "127.0.0.1", false), consume(t, plane, server, "127.0.0.3", false)
 		rewrite(t, plane, overdue)
 		// Two clients have to move, and that nobody counts them any more takes six times the grace.
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=4s")
@@ -368,7 +368,7 @@ func TestServerHangs(t *testing.T) {
 			return nil
 		})
 		plane := newTenant(t, server, tap.addr)
-		client := consume(t, plane, server, "127.0.0.2", false)
+		client := consume(t, plane, server, "127.0.0.1", false)
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 		ready(t, sidecar)
 		rewrite(t, plane, overdue)
@@ -423,7 +423,7 @@ func TestFailover(t *testing.T) {
 			each(t, func(t *testing.T, engine bed.Engine, version string) {
 				server := bed.NewServer(t, engine, version, bed.Options{})
 				plane := newTenant(t, server, "")
-				client := consume(t, plane, server, "127.0.0.2", false)
+				client := consume(t, plane, server, "127.0.0.1", false)
 				before := recordOf(t, plane)
 				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 				ready(t, sidecar)
@@ -497,7 +497,7 @@ func TestConnectionsExhausted(t *testing.T) {
 				}
 				server := bed.NewServer(t, engine, version, options)
 				plane := newTenant(t, server, "")
-				client := consume(t, plane, server, "127.0.0.2", false)
+				client := consume(t, plane, server, "127.0.0.1", false)
 				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 				ready(t, sidecar)
 				if whose == "tenant" {

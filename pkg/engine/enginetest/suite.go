@@ -38,6 +38,7 @@ func Run(t *testing.T, admins map[string]*Server) {
 				{"classes of a login", logins},
 				{"sessions and passwords", passwords},
 				{"own password", own},
+				{"own sessions", expel},
 				{"connection limit", limit},
 				{"weak admins", weakAdmins},
 				{"isolation", isolation},
@@ -426,14 +427,14 @@ func own(t *testing.T, s *Server) {
 	}
 	Eventually(t, "the end of earlier sessions", func() bool { return count() == tenant.Sessions{} })
 	session := x.Session(t, login)
-	if got, want := count(), (tenant.Sessions{Count: 1, Addresses: 1}); got != want {
+	if got, want := count(), (tenant.Sessions{Count: 1, Addresses: 1, Here: 1}); got != want {
 		t.Errorf("beside a control plane's session: got %+v, want %+v", got, want)
 	}
 	rival, err := x.Engine.Self(t.Context(), login)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := count(), (tenant.Sessions{Count: 2, Addresses: 1}); got != want {
+	if got, want := count(), (tenant.Sessions{Count: 2, Addresses: 1, Here: 1}); got != want {
 		t.Errorf("beside a rival, who is in the way but no evidence: got %+v, want %+v", got, want)
 	}
 	rival.Close()
@@ -454,6 +455,49 @@ func own(t *testing.T, s *Server) {
 	}
 	if err := session.PingContext(t.Context()); err != nil {
 		t.Errorf("the session that was open: %v", err)
+	}
+}
+
+// expel: a login ends its sessions that are older than the one that asks, and no other's (S5).
+func expel(t *testing.T, s *Server) {
+	x := s.NewTenant()
+	x.Ensure(t)
+	open := func() tenant.Self {
+		self, err := x.Engine.Self(t.Context(), x.Login(tenant.B))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(self.Close)
+		return self
+	}
+	ends := func(self tenant.Self) tenant.Remains {
+		left, err := self.Expel(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return left
+	}
+	other, intruder := x.Session(t, x.Login(tenant.A)), x.Session(t, x.Login(tenant.B))
+	rival := open()
+	self := open()
+	later := open()
+	if left := ends(self); left.Sessions < 2 || left.LoginTime < time.Second {
+		t.Errorf("got %+v, want two sessions, and the time that a login may take", left)
+	}
+	Eventually(t, "the end of what was ended", func() bool { return ends(self).Sessions == 0 })
+	if _, err := rival.Sessions(t.Context()); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("an older session: %v", err)
+	}
+	if _, err := later.Sessions(t.Context()); err != nil {
+		t.Errorf("a later session: %v", err)
+	}
+	if err := other.PingContext(t.Context()); err != nil {
+		t.Errorf("the other login's session: %v", err)
+	}
+	if err := intruder.QueryRowContext(t.Context(), "SELECT 1").Scan(new(int)); err == nil {
+		if left := ends(open()); left.Sessions == 0 { // the pool has opened another one
+			t.Error("the intruder's session is not found")
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 // Error numbers that more than their class is decided by.
 const (
 	accessDenied        = 1045
+	noSuchThread        = 1094
 	optionPrevents      = 1290
 	noPlugin            = 1524
 	parseError          = 1064
@@ -97,18 +98,18 @@ var classes = map[uint16]fault.Class{
 	6400: fault.Unavailable, // ER_SERVER_OFFLINE_MODE_REASON
 
 	// A session or a statement was ended.
-	1080: fault.Unavailable, // ER_FORCING_CLOSE
-	1094: fault.Unavailable, // ER_NO_SUCH_THREAD
-	1158: fault.Unavailable, // ER_NET_READ_ERROR
-	1159: fault.Unavailable, // ER_NET_READ_INTERRUPTED: connect_timeout among them
-	1160: fault.Unavailable, // ER_NET_ERROR_ON_WRITE
-	1161: fault.Unavailable, // ER_NET_WRITE_INTERRUPTED
-	1317: fault.Unavailable, // ER_QUERY_INTERRUPTED
-	1927: fault.Unavailable, // ER_CONNECTION_KILLED, MariaDB
-	1969: fault.Unavailable, // ER_STATEMENT_TIMEOUT: max_statement_time, MariaDB
-	3024: fault.Unavailable, // ER_QUERY_TIMEOUT: max_execution_time, MySQL
-	3169: fault.Unavailable, // ER_SESSION_WAS_KILLED
-	4031: fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
+	1080:         fault.Unavailable, // ER_FORCING_CLOSE
+	noSuchThread: fault.Unavailable, // ER_NO_SUCH_THREAD
+	1158:         fault.Unavailable, // ER_NET_READ_ERROR
+	1159:         fault.Unavailable, // ER_NET_READ_INTERRUPTED: connect_timeout among them
+	1160:         fault.Unavailable, // ER_NET_ERROR_ON_WRITE
+	1161:         fault.Unavailable, // ER_NET_WRITE_INTERRUPTED
+	1317:         fault.Unavailable, // ER_QUERY_INTERRUPTED
+	1927:         fault.Unavailable, // ER_CONNECTION_KILLED, MariaDB
+	1969:         fault.Unavailable, // ER_STATEMENT_TIMEOUT: max_statement_time, MariaDB
+	3024:         fault.Unavailable, // ER_QUERY_TIMEOUT: max_execution_time, MySQL
+	3169:         fault.Unavailable, // ER_SESSION_WAS_KILLED
+	4031:         fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
 
 	// Somebody else was faster, or is in the way.
 	1007: fault.Unavailable, // ER_DB_CREATE_EXISTS

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	driver "github.com/go-sql-driver/mysql"
 
@@ -23,9 +24,17 @@ type Self struct {
 	dialect  dialect
 }
 
+// selfIdleLimit is after how many seconds the server ends such a session that does nothing (docs/failures.md S9).
+const selfIdleLimit = "60"
+
+// loginPackets is how many packets of a client a login can take after the server has looked at the password's verifier: the
+// answer to a question for another plugin's scramble, the request for the server's key, and the password. Each may take
+// connect_timeout; one more is for the TLS handshake's remainder and for clocks.
+const loginPackets = 4
+
 // Self logs in as a tenant, without a database: that is how Sessions tells us from a control plane.
 func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, error) {
-	session, err := s.connectSure(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode})
+	session, err := s.connectSure(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": selfIdleLimit})
 	if err != nil {
 		return nil, err
 	}
@@ -45,13 +54,38 @@ func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, err
 // left out, but among the addresses, which are evidence that a control plane has moved, other sidecars do not count.
 func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
 	var out tenant.Sessions
-	// HOST is address:port; what stands behind the last colon is cut off, since an IPv6 address has more of them.
-	err := s.session.conn.QueryRowContext(ctx, `SELECT COUNT(*), COUNT(DISTINCT IF(DB = ?, SUBSTRING(HOST, 1, CHAR_LENGTH(HOST) - LOCATE(':', REVERSE(HOST))), NULL))
-		FROM information_schema.PROCESSLIST WHERE USER = ? AND ID <> CONNECTION_ID()`, s.database, s.user).Scan(&out.Count, &out.Addresses)
+	// HOST is address:port; what stands behind the last colon is cut off, since an IPv6 address has more of them. USER() ends
+	// with this session's address.
+	const address = "SUBSTRING(HOST, 1, CHAR_LENGTH(HOST) - LOCATE(':', REVERSE(HOST)))"
+	err := s.session.conn.QueryRowContext(ctx, "SELECT COUNT(*), COUNT(DISTINCT IF(DB = ?, "+address+", NULL)), "+
+		"COUNT(IF(DB = ? AND "+address+" = SUBSTRING_INDEX(USER(), '@', -1), 1, NULL)) "+
+		"FROM information_schema.PROCESSLIST WHERE USER = ? AND ID <> CONNECTION_ID()", s.database, s.database, s.user).
+		Scan(&out.Count, &out.Addresses, &out.Here)
 	if err != nil {
 		return out, fmt.Errorf("looking for sessions of login %q: %w", s.user, classify(err))
 	}
 	return out, nil
+}
+
+// Expel ends the login's older sessions. MySQL does not show a login that is not complete, so its time has to pass. MariaDB does,
+// and takes any time that its client wants for it: there it is ended as a session is.
+func (s *Self) Expel(ctx context.Context) (tenant.Remains, error) {
+	var seconds int
+	if err := s.session.conn.QueryRowContext(ctx, "SELECT @@global.connect_timeout").Scan(&seconds); err != nil {
+		return tenant.Remains{}, fmt.Errorf("asking how long a login may take: %w", classify(err))
+	}
+	ids, err := column(ctx, s.session.conn, "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = ? AND ID < CONNECTION_ID()", s.user)
+	if err != nil {
+		return tenant.Remains{}, fmt.Errorf("looking for sessions of login %q: %w", s.user, err)
+	}
+	for _, id := range ids {
+		_, err := s.session.conn.ExecContext(ctx, "KILL "+id) // a number that the server gave
+		var server *driver.MySQLError
+		if err != nil && (!errors.As(err, &server) || server.Number != noSuchThread) {
+			return tenant.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.user, classify(err))
+		}
+	}
+	return tenant.Remains{Sessions: len(ids), LoginTime: time.Duration(loginPackets*seconds) * time.Second}, nil
 }
 
 // SetPassword changes the login's own password.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -26,6 +27,10 @@ type Self struct {
 var selfSettings = func() map[string]string {
 	settings := maps.Clone(tenantSettings)
 	settings["local_preload_libraries"] = ""
+	// The session lives in a transaction: that is how every version limits how long it may do nothing (docs/failures.md S9), since
+	// idle_session_timeout came with 14 only. No snapshot is kept between two statements.
+	settings["idle_in_transaction_session_timeout"] = "60s"
+	settings["default_transaction_isolation"] = "read committed"
 	return settings
 }()
 
@@ -76,6 +81,9 @@ func (s *Self) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("leaving the owner role as login %q: %w", s.login.User, classify(err))
 	}
+	if _, err := s.conn.Exec(ctx, "BEGIN"); err != nil {
+		return fmt.Errorf("beginning as login %q: %w", s.login.User, classify(err))
+	}
 	return nil
 }
 
@@ -92,13 +100,65 @@ func (s *Self) orHangUp(ctx context.Context, err error) (tenant.Self, error) {
 // come from the same pods, do not count.
 func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
 	var out tenant.Sessions
+	if err := s.forget(ctx); err != nil {
+		return out, err
+	}
 	err := s.conn.QueryRow(ctx, `
-		SELECT count(*), count(DISTINCT COALESCE(client_addr::text, '')) FILTER (WHERE application_name NOT LIKE 'dbconnector-%')
+		SELECT count(*), count(DISTINCT COALESCE(client_addr::text, '')) FILTER (WHERE application_name NOT LIKE 'dbconnector-%'),
+		       count(*) FILTER (WHERE application_name NOT LIKE 'dbconnector-%' AND client_addr IS NOT DISTINCT FROM pg_catalog.inet_client_addr())
 		FROM pg_catalog.pg_stat_activity
 		WHERE usename = session_user AND pid <> pg_catalog.pg_backend_pid() AND backend_type = 'client backend'`).
-		Scan(&out.Count, &out.Addresses)
+		Scan(&out.Count, &out.Addresses, &out.Here)
 	if err != nil {
 		return out, fmt.Errorf("looking for sessions of login %q: %w", s.login.User, classify(err))
+	}
+	return out, nil
+}
+
+// forget has the server list its sessions anew: within a transaction it would repeat the first list.
+func (s *Self) forget(ctx context.Context) error {
+	if _, err := s.conn.Exec(ctx, "SELECT pg_catalog.pg_stat_clear_snapshot()"); err != nil {
+		return fmt.Errorf("looking for sessions of login %q: %w", s.login.User, classify(err))
+	}
+	return nil
+}
+
+// Expel ends the login's older sessions. Where their application_name says that they are ours proves nothing: a client chooses it.
+//
+// A login that was let in is in pg_stat_activity only when it is complete, and its client can put that off for half an hour
+// (post_auth_delay), as can whoever holds a lock on the database. From before its settings are read until it is in the list it
+// holds a lock on its database. So the locks are asked for first, and then the list: what is in neither has not been let in.
+func (s *Self) Expel(ctx context.Context) (tenant.Remains, error) {
+	var out tenant.Remains
+	fail := func(err error) (tenant.Remains, error) {
+		return tenant.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.login.User, classify(err))
+	}
+	var timeout float64
+	var entering []int32
+	err := s.conn.QueryRow(ctx, `
+		SELECT (SELECT extract(epoch FROM pg_catalog.current_setting('authentication_timeout')::interval)::float8),
+		       ARRAY(SELECT DISTINCT pid FROM pg_catalog.pg_locks
+		             WHERE locktype = 'object' AND classid = 'pg_catalog.pg_database'::regclass AND mode = 'RowExclusiveLock'
+		               AND pg_catalog.has_database_privilege(session_user, objid, 'CONNECT'))`).Scan(&timeout, &entering)
+	if err != nil {
+		return fail(err)
+	}
+	out.LoginTime = time.Duration(timeout * float64(time.Second))
+	if err := s.forget(ctx); err != nil {
+		return fail(err)
+	}
+	var hidden []int32
+	err = s.conn.QueryRow(ctx, `
+		SELECT (SELECT count(pg_catalog.pg_terminate_backend(o.pid)) FROM pg_catalog.pg_stat_activity o
+		        WHERE o.usename = session_user AND o.backend_type = 'client backend' AND o.pid <> me.pid AND o.backend_start <= me.backend_start),
+		       ARRAY(SELECT p FROM pg_catalog.unnest($1::int[]) p
+		             WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity s WHERE s.pid = p AND (s.usename IS NOT NULL OR s.backend_type <> 'client backend')))
+		FROM pg_catalog.pg_stat_activity me WHERE me.pid = pg_catalog.pg_backend_pid()`, entering).Scan(&out.Sessions, &hidden)
+	if err != nil {
+		return fail(err)
+	}
+	for _, pid := range hidden {
+		out.Entering = append(out.Entering, strconv.Itoa(int(pid)))
 	}
 	return out, nil
 }
@@ -114,8 +174,7 @@ func (s *Self) SetPassword(ctx context.Context, password connector.Password) err
 	if err != nil {
 		return fmt.Errorf("looking for what was set for login %q: %w", s.login.User, classify(err))
 	}
-	statements = append(statements, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(s.login.User), literal(v)))
-	// What one simple query holds is one transaction.
+	statements = append(statements, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(s.login.User), literal(v)), "COMMIT", "BEGIN")
 	if err := s.conn.PgConn().Exec(ctx, strings.Join(statements, ";\n")).Close(); err != nil {
 		return fmt.Errorf("changing the password of login %q as itself: %w", s.login.User, classifyChange(err))
 	}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/bed/attack"
+	"dbconnector/test/races/rig"
+)
+
+// What a tenant, or whoever has got at its old DSN, does on purpose.
+
+// serverNames are all that rotation is shown on.
+func serverNames() []string {
+	var names []string
+	for _, s := range servers {
+		names = append(names, string(s.engine)+"-"+s.version)
+	}
+	return names
+}
+
+// refused says whether the server says no to a DSN.
+func refused(ctx context.Context, dsn string) (bool, error) {
+	db, err := rig.OpenDSN(dsn, nil)
+	if err != nil {
+		return false, err
+	}
+	defer db.Close()
+	if err = db.PingContext(ctx); wrongPassword(err) {
+		return true, nil
+	}
+	return false, err
+}
+
+// besiege begins one login after the other with a DSN until the server refuses it, and returns the last ones.
+func besiege(tb testing.TB, engine bed.Engine, dsn string) []*attack.HalfLogin {
+	tb.Helper()
+	const most = 5
+	var late []*attack.HalfLogin
+	bed.Eventually(tb, patience, func(ctx context.Context) error {
+		if engine != bed.MariaDB || len(late) < most { // which shows such logins, so that the old one counts as used
+			h, err := attack.BeginLogin(ctx, dsn, nil)
+			if err != nil {
+				return err
+			}
+			tb.Cleanup(h.Close)
+			if late = append(late, h); len(late) > most {
+				late[0].Close()
+				late = late[1:]
+			}
+		}
+		dead, err := refused(ctx, dsn)
+		if err == nil && !dead {
+			err = errors.New("the old DSN is accepted")
+		}
+		return err
+	})
+	return late
+}
+
+// TestHalfFinishedLogin: a login that was begun with the old password ends after the server has got the new one, and one that the
+// server let in before does not show in the list of sessions until then. Neither lives when the old credential counts as
+// retired (S5).
+func TestHalfFinishedLogin(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{NoTLS: true})
+		plane := newTenant(t, server, "")
+		client := consume(t, plane, server, "127.0.0.1", false)
+		old, err := plane.DSN()
+		check(t, "reading the hand-over", err)
+		rewrite(t, plane, overdue)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		until(t, plane, "generation 2", generation(2))
+		client.move(t)
+
+		var hidden *attack.HalfLogin
+		if engine == bed.Postgres {
+			hidden, err = attack.BeginLogin(t.Context(), old, map[string]string{"post_auth_delay": "12"})
+			check(t, "attacking", err)
+			t.Cleanup(hidden.Close)
+			go func() { _, _ = hidden.Finish(context.Background()) }()
+		}
+		var intruders []*sql.Conn
+		for _, h := range besiege(t, engine, old) {
+			if intruder, err := h.Finish(t.Context()); err == nil {
+				intruders = append(intruders, intruder)
+			}
+		}
+		if len(intruders) == 0 && engine != bed.MariaDB { // which shows such logins, so that they were ended
+			t.Error("the attack came to nothing")
+		}
+		r := until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+		if r.Generation != 2 {
+			t.Errorf("generation %d", r.Generation)
+		}
+		for _, intruder := range intruders {
+			if _, err := intruder.ExecContext(t.Context(), "CREATE TABLE IF NOT EXISTS intruder (i int)"); err == nil {
+				t.Error("a session that began with the old password writes after its retirement")
+			}
+		}
+		if hidden != nil {
+			conn, err := hidden.Finish(t.Context())
+			if err == nil {
+				_, err = conn.ExecContext(t.Context(), "CREATE TABLE IF NOT EXISTS intruder (i int)")
+			}
+			if err == nil {
+				t.Error("a login that did not show became a session that writes after its password's retirement")
+			}
+		}
+		check(t, "the control plane", client.check(t.Context()))
+		if n := len(sidecar.Lines("ended sessions of a login whose password nobody has")); n == 0 && engine != bed.MariaDB {
+			t.Error("the sidecar does not say that it has ended sessions")
+		}
+	}, serverNames()...)
+}
+
+// TestSidecarStandsStill: one sidecar is stopped while it watches the login that is to be retired. The others go on when the
+// server has ended its session (S9), and when it goes on itself, it does no harm.
+func TestSidecarStandsStill(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := sharedServer(t, engine, version)
+		plane := newTenant(t, server, "")
+		client := consume(t, plane, server, "127.0.0.1", false)
+		rewrite(t, plane, overdue)
+		stopped := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=3s")
+		r := until(t, plane, "generation 2", generation(2))
+		client.move(t)
+
+		// It watches for three seconds: what is seen twice lasts.
+		watched := "SELECT count(*) FROM information_schema.PROCESSLIST WHERE USER = '%s'"
+		if engine == bed.Postgres {
+			watched = "SELECT count(*) FROM pg_stat_activity WHERE usename = '%s' AND state LIKE 'idle%%'"
+		}
+		seen := 0
+		bed.Eventually(t, patience, func(ctx context.Context) error {
+			n, err := server.Query(ctx, "", fmt.Sprintf(watched, r.Login(r.Active.Other()).User))
+			if seen++; err != nil || n != "1" {
+				seen = 0
+			}
+			if seen < 2 {
+				return fmt.Errorf("%s sessions: %w", n, errors.Join(err, errors.New("nobody watches the login")))
+			}
+			return nil
+		})
+		check(t, "stopping a sidecar", syscall.Kill(stopped.Pid(), syscall.SIGSTOP))
+
+		other := rotate(t, replica(t, plane), "ROTATION_PERIOD=1h", "GRACE=3s")
+		bed.Eventually(t, 2*patience, func(ctx context.Context) error {
+			r, err := plane.Record(ctx)
+			if err == nil && !r.OtherRetired {
+				err = errors.New("not retired")
+			}
+			return err
+		})
+		if n := len(other.Lines("retired")); n != 1 {
+			t.Errorf("retired %d times by the sidecar that was not stopped", n)
+		}
+		check(t, "waking a sidecar", syscall.Kill(stopped.Pid(), syscall.SIGCONT))
+		healthy(t, stopped)
+		accepts(t, recordOf(t, plane))
+		check(t, "the control plane", client.check(t.Context()))
+	}, serverNames()...)
+}
+
+// TestForeignConsumer: a backup job connects with the new credential, and the one control plane is cut off meanwhile. Its own
+// credential is not retired because of that, however long it takes (S7).
+func TestForeignConsumer(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := sharedServer(t, engine, version)
+		plane := newTenant(t, server, "")
+		client := consume(t, plane, server, "127.0.0.1", false)
+		rewrite(t, plane, overdue)
+		const grace = time.Second
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		until(t, plane, "generation 2", generation(2))
+		consume(t, plane, server, "127.0.0.5", false).move(t) // the backup
+		client.leave()
+		gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
+		cut := time.Now()
+		bed.Eventually(t, patience, func(context.Context) error {
+			if away := time.Since(cut); away < 12*grace {
+				return fmt.Errorf("away for %s", away)
+			}
+			return nil
+		})
+		if r := recordOf(t, plane); r.OtherRetired || r.Pending != nil {
+			t.Errorf("retired %t, pending %t: the control plane was not seen on the new login", r.OtherRetired, r.Pending != nil)
+		}
+		check(t, "the old DSN", client.comeBack())
+		client.connected(t)
+		client.move(t)
+		until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+	})
+}
