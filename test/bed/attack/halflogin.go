@@ -32,8 +32,8 @@ type HalfLogin struct {
 // BeginLogin begins a login with a DSN as kine has it, without TLS. settings are PostgreSQL's, in the start-up packet. It returns
 // when the server has sent its challenge.
 func BeginLogin(ctx context.Context, dsn string, settings map[string]string) (*HalfLogin, error) {
-	hold, release := context.WithCancel(context.Background())
-	life, abandon := context.WithTimeout(context.Background(), 10*time.Minute)
+	hold, release := context.WithCancel(context.WithoutCancel(ctx)) // it outlives the call
+	life, abandon := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
 	reached := make(chan struct{})
 	var once sync.Once
 	gate := func(conn net.Conn, answer int, rewrite func([]byte) []byte) net.Conn {
@@ -149,7 +149,7 @@ func (g *gated) Write(b []byte) (int, error) {
 		select {
 		case <-g.hold.Done():
 		case <-g.life.Done():
-			return 0, errors.Join(g.life.Err(), g.Conn.Close())
+			return 0, errors.Join(g.life.Err(), g.Close())
 		}
 	}
 	if _, err := g.Conn.Write(out); err != nil {
