@@ -188,6 +188,7 @@ func exposition(t *testing.T) string {
 	m.Failures.WithLabelValues("apply").Inc()
 	m.LockedOut.WithLabelValues("active").Set(1)
 	m.LockedOut.WithLabelValues("inactive").Set(1)
+	m.AdoptInfo.WithLabelValues("none").Set(1)
 	answer := httptest.NewRecorder()
 	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	if answer.Code != http.StatusOK {
