@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/bits"
 	"time"
 
@@ -23,6 +24,10 @@ import (
 
 // stepTimeout bounds one step: a login or two, or a request to the API server and its repetitions.
 const stepTimeout = 20 * time.Second
+
+// loginTime caps rotation.Rotation.LoginTime; empty is as long as the server says. It is a variable so that the test that kills
+// a rotation at each of its points need not wait for it each time (-ldflags -X).
+var loginTime = ""
 
 // run wires the parts together.
 func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
@@ -50,6 +55,11 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 			return nil
 		},
 		Replaces: p.Replaces,
+	}
+	if loginTime != "" {
+		if job.LoginTime, err = time.ParseDuration(loginTime); err != nil {
+			return fmt.Errorf("this program was built with loginTime=%q: %w", loginTime, err)
+		}
 	}
 	if cfg.UsesKubernetes() {
 		client, err := kube.New(program)

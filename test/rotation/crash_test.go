@@ -93,6 +93,8 @@ var situations = []situation{
 // What was found is docs/crash-matrix.md. (B12, B17)
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
+	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir())
+	check(t, "building dbconnector-rotate", err)
 	for _, s := range servers {
 		section := string(s.engine) + "-" + s.version
 		if !slices.Contains([]string{"postgres-17", "mysql-9.7", "mariadb-11.8"}, section) {
@@ -100,30 +102,23 @@ func TestCrashMatrix(t *testing.T) {
 		}
 		t.Run(section, func(t *testing.T) {
 			t.Parallel()
-			m := newMatrix(t, bed.NewServer(t, s.engine, s.version, briefLogins(s.engine)))
+			m := newMatrix(t, binary, bed.NewServer(t, s.engine, s.version, bed.Options{}))
 			compare(t, section, m.run())
 		})
 	}
 	t.Run("rollout", func(t *testing.T) {
 		t.Parallel()
-		m := newMatrix(t, bed.NewServer(t, bed.Postgres, "17", briefLogins(bed.Postgres)))
+		m := newMatrix(t, binary, bed.NewServer(t, bed.Postgres, "17", bed.Options{}))
 		m.workload = newWorkload(t, m.tenant, "StatefulSet", 1)
 		compare(t, "rollout", m.run())
 	})
 	compare(t, "situations", situationTable())
 }
 
-// briefLogins make a server on which a retirement, of which each point has one, waits as short as can be.
-func briefLogins(engine bed.Engine) bed.Options {
-	if engine == bed.Postgres {
-		return bed.Options{Settings: map[string]string{"authentication_timeout": "2s"}}
-	}
-	return bed.Options{} // MySQL's connect_timeout is the least already
-}
-
 // matrix is one tenant that is rotated again and again, on one server.
 type matrix struct {
 	*testing.T
+	binary string
 	server *bed.Server
 	front  *rig.Front
 	story  *rig.Story
@@ -143,13 +138,13 @@ const (
 	matrixGrace  = 50 * time.Millisecond
 )
 
-func newMatrix(t *testing.T, s *bed.Server) *matrix {
+func newMatrix(t *testing.T, binary string, s *bed.Server) *matrix {
 	t.Helper()
 	ctx := t.Context()
 	c := sharedCluster(t)
 	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 	check(t, "putting a front before the servers", err)
-	m := &matrix{T: t, server: s, front: front, story: rig.NewStory(ctx, s.Engine)}
+	m := &matrix{T: t, binary: binary, server: s, front: front, story: rig.NewStory(ctx, s.Engine)}
 	front.Name = m.story.Name
 	t.Cleanup(front.Close)
 	shop := rig.Name(t, "c")
@@ -307,7 +302,7 @@ func (m *matrix) sidecar() *rig.Sidecar {
 	if m.workload != nil {
 		adopt = "rollout"
 	}
-	s, err := m.tenant.Rotate(context.Background(), rotateBinary,
+	s, err := m.tenant.Rotate(context.Background(), m.binary,
 		"DBCONNECTOR_ROTATION_PERIOD="+matrixPeriod.String(), "DBCONNECTOR_GRACE="+matrixGrace.String(), "DBCONNECTOR_ADOPT="+adopt)
 	check(m, "dbconnector-rotate", err)
 	m.Cleanup(s.Kill)

@@ -235,8 +235,21 @@ func (s *Story) statement(q Question) Point {
 	}
 	is := func(word string) bool { return bytes.Contains(q.Data, []byte(word)) }
 	switch {
-	case is("SET ROLE NONE"):
-		p.What = "leave the owner role"
+	case is("ALTER ROLE"), is("ALTER USER"), is("SET PASSWORD"):
+		p.What = "set the pending password"
+		s.change("apply")
+	case is("set_config('role'"):
+		p.What = "leave the owner role, and bound the session"
+	case is("BEGIN"):
+		p.What = "begin a transaction"
+	case is("pg_stat_clear_snapshot"):
+		p.What = "have the sessions listed again"
+	case is("authentication_timeout"), is("connect_timeout"):
+		p.What = "ask how long a login may take"
+	case is("pg_terminate_backend"), is("SELECT ID FROM"):
+		p.What = "end what began before"
+	case is("rolconfig"):
+		p.What = "ask what was set for the login"
 	case is("sql_mode"):
 		p.What = "set the session's sql_mode"
 	case is("VERSION()"):
@@ -250,9 +263,6 @@ func (s *Story) statement(q Question) Point {
 		}
 	case is("has_schema_privilege"), is("SCHEMA_PRIVILEGES"):
 		p.What = "ask for its rights"
-	case is("ALTER ROLE"), is("ALTER USER"), is("SET PASSWORD"):
-		p.What = "set the pending password"
-		s.change("apply")
 	default:
 		p.Step, p.What = "?", text(q.Data)
 	}
