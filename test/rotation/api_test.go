@@ -105,12 +105,16 @@ func session(tb testing.TB, s *bed.Server, login tenant.Login) (end func()) {
 func hold(tb testing.TB, s *bed.Server, p *rig.Tenant, sidecars ...*rig.Sidecar) (release func()) {
 	tb.Helper()
 	r := until(tb, p, "provisioned", (*tenant.Record).Provisioned)
-	release = session(tb, s, r.Login(r.Active.Other()))
+	limit := func(sessions int) {
+		tb.Helper()
+		check(tb, "limiting a login", s.Exec(tb.Context(), fmt.Sprintf("ALTER ROLE %q CONNECTION LIMIT %d", r.Login(r.Active.Other()).User, sessions)))
+	}
+	limit(0) // of the login that is to become the active one
 	due(tb, p)
 	for _, sidecar := range sidecars {
-		gauge(tb, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+		failing(tb, sidecar, "look")
 	}
-	return release
+	return func() { tb.Helper(); limit(r.ConnectionLimit) }
 }
 
 // gauge waits until a metric has a value.
@@ -464,9 +468,7 @@ func TestRecordCorrupt(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
 	sidecar := rotate(t, p, hourly...)
-	release := hold(t, server, p, sidecar)
-	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
-	content, err := before.Encode()
+	content, err := until(t, p, "provisioned", (*tenant.Record).Provisioned).Encode()
 	check(t, "keeping the record", err)
 	for what, damaged := range map[string]string{"cut off": string(content[:len(content)/2]), "of a later version": `{"version":2}`, "empty": ""} {
 		patch(t, p, dataOf(damaged))
@@ -478,6 +480,10 @@ func TestRecordCorrupt(t *testing.T) {
 		t.Log("mended:", what)
 	}
 	// And once more while the rotation is possible.
+	release := hold(t, server, p, sidecar)
+	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
+	content, err = before.Encode()
+	check(t, "keeping the record", err)
 	patch(t, p, dataOf("{}"))
 	failing(t, sidecar, "read")
 	release()
