@@ -168,7 +168,8 @@ func (i *Inspector) postgres(ctx context.Context, names tenant.Names) ([]string,
 		`SELECT o.rolname AS role, u.rolname AS member, m.admin_option AS admin, ` + options + ` AS options
 		   FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
 		  WHERE o.rolname LIKE $1 OR u.rolname LIKE $1`,
-		`SELECT datname, pg_get_userbyid(datdba) AS owner, datallowconn, datconnlimit, datacl, datcollate, datctype, encoding,
+		`SELECT datname, pg_get_userbyid(datdba) AS owner, datallowconn, datconnlimit,
+		        ARRAY(SELECT x::text FROM unnest(datacl) x ORDER BY 1) AS datacl, datcollate, datctype, encoding,
 		        shobj_description(oid, 'pg_database') AS mark FROM pg_database WHERE datname LIKE $1`,
 	} {
 		found, err := rows(ctx, i.db, query, names.Database+"%")
