@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"dbconnector/pkg/fault"
 )
 
@@ -103,6 +105,36 @@ func (c *Client) Orphans(ctx context.Context, namespace, own string) ([]Orphan, 
 		}
 	}
 	return orphans, nil
+}
+
+// Certificates is the name of the Secret that a vCluster's control plane makes when it starts for the first time, or "" where it
+// is not there (vCluster: pkg/certs, CertSecretName). Its content is not asked for.
+func (c *Client) Certificates(ctx context.Context, namespace, vcluster string) (string, error) {
+	name := vcluster + "-certs"
+	call := call{doing: "looking for the control plane's certificates", verb: "get", resource: "secrets", name: name, namespace: namespace}
+	var found struct {
+		Metadata struct{ Labels map[string]string }
+	}
+	_, err := c.retry(ctx, call, func(ctx context.Context) error {
+		result := c.rest.Get().AbsPath("/api/v1/namespaces/"+namespace+"/secrets/"+name).
+			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").MaxRetries(0).Do(ctx)
+		err := result.Error()
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		data, err := result.Raw()
+		if err != nil || json.Unmarshal(data, &found) != nil {
+			return errForeign
+		}
+		return nil
+	})
+	if err != nil || found.Metadata.Labels["vcluster-name"] != vcluster {
+		return "", err
+	}
+	return name, nil
 }
 
 // names lists the names of objects, and nothing else of them.

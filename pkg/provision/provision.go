@@ -53,8 +53,9 @@ type Init struct {
 	// UID derives the tenant UID. It is called only on the admin path, and only without a TenantUID.
 	UID func(ctx context.Context) (string, error)
 	// First is asked before a tenant begins: where there is no record, or, begun, one whose database was never complete. Its
-	// error ends the run, and nothing was made. nil allows it.
-	First func(ctx context.Context, begun bool) error
+	// error ends the run, and nothing was made. ran is what shows that this control plane has run before: its database must be
+	// on the server then, and a new one is refused. "" and nil allow it.
+	First func(ctx context.Context, begun bool) (ran string, err error)
 	// ConnectionLimit is for the tenant's database or accounts.
 	ConnectionLimit int
 	// Attempt bounds one login; the context given to Run bounds everything.
@@ -164,6 +165,8 @@ type run[S server] struct {
 	refusals map[tenant.Login][]error
 	// request is the operator's request to apply the connector that this attempt saw; a later one is left to a later start.
 	request string
+	// ran: see Init.First.
+	ran string
 	// born, created: this run made the record, the database.
 	born, created bool
 }
@@ -181,7 +184,7 @@ func (r *run[S]) attempt(ctx context.Context) (Result, error) {
 		r.tenant, r.request = record.UID, record.Apply
 	}
 	if r.First != nil && !r.born && (record == nil || !record.Provisioned()) {
-		if err := r.First(ctx, record != nil); err != nil {
+		if r.ran, err = r.First(ctx, record != nil); err != nil {
 			return Result{}, err
 		}
 	}
@@ -256,11 +259,15 @@ func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) er
 	switch {
 	case !fault.Is(err, fault.NoDatabase):
 		return err
+	case !record.Provisioned() && r.ran != "" && !r.created:
+		return fault.New(fault.Refused, "this control plane has run before (%s), and neither is there a record of its database nor is database %q on %s: refusing to start on an empty one; "+
+			"if its data is in another store (SQLite, etcd, another database), it has to stay there; if the data is to be given up, set DBCONNECTOR_ALLOW_NEW=true for one start",
+			r.ran, record.Database, at.Address())
 	case !record.Provisioned():
 		return fault.New(fault.Unavailable, "database %q vanished while it was set up: %w", record.Database, err)
 	}
 	return fault.New(fault.Refused, "%s says that database %q was provisioned on %s, and it is not on %s: refusing to start on an empty one; "+
-		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin anew: %s",
+		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin anew, set DBCONNECTOR_ALLOW_NEW=true for one start, and: %s",
 		r.RecordName, record.Database, record.Server.Address(), at.Address(), r.ForgetCommand)
 }
 
@@ -445,6 +452,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 		Passwords:       r.passwords(record),
 		ConnectionLimit: r.ConnectionLimit,
 		Provisioned:     record.Provisioned(),
+		Existing:        r.ran != "" && !r.created,
 	})
 	r.created = r.created || slices.Contains(done.Changes, tenant.CreateDatabase)
 	if err != nil {

@@ -19,6 +19,9 @@ type Want struct {
 	// Provisioned says that the database was complete once. It must be there, then: an empty one in its place would be
 	// data loss. And it is ours even if somebody removed the marker.
 	Provisioned bool
+	// Existing says that the database must be there, whoever tells it: a new one would hide the data of the one before. It is no
+	// proof that a database is ours.
+	Existing bool
 }
 
 // CreateDatabase is the name of the statement in Done.Changes that makes a tenant's database where there was none.
@@ -38,7 +41,7 @@ type Admin interface {
 	// Lock waits, as long as ctx allows, until no other session holds the tenant's lock. Close releases it.
 	Lock(ctx context.Context, names Names) error
 	// Ensure brings about what is wanted and changes nothing that is right already. fault.NoDatabase: the database was
-	// provisioned once and is not there. fault.Refused: a database of that name is not this tenant's, or the admin lacks
+	// provisioned once, or must be there, and is not. fault.Refused: a database of that name is not this tenant's, or the admin lacks
 	// a right. fault.Unavailable: try again.
 	Ensure(ctx context.Context, want Want) (Done, error)
 	// InUse says whether a login has a session. If it cannot be told, that is an error and not a no.

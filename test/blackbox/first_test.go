@@ -177,3 +177,40 @@ func TestFirstStarts(t *testing.T) {
 		})
 	}
 }
+
+// TestRanBefore: a control plane that has run on another store, SQLite or etcd say, does not come up on a new, empty database
+// (F32). Its certificates, which it makes at its first start, show that. A database that is there is taken over, and an operator
+// may give the data up.
+func TestRanBefore(t *testing.T) {
+	t.Parallel()
+	for name, on := range engines {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := on.get(t)
+			v := newVCluster(t, server, connectorFor(server))
+			secret := object{"metadata": object{"name": v.release + "-certs", "labels": object{"app": "vcluster", "vcluster-name": v.release}}}
+			do(t, http.MethodPost, secretPath(v.namespace, ""), secret, nil)
+			for range 2 { // the record that the first of them leaves changes nothing
+				v.run(t).refused(t, human, "this control plane has run before (there is secret "+v.namespace+"/"+v.release+"-certs)", databaseOf(v.tenant()), "DBCONNECTOR_ALLOW_NEW=true")
+				if left := objects(t, server, v.tenant()); len(left) > 0 {
+					t.Errorf("something was made: %q", left)
+				}
+			}
+
+			// Certificates that the operator has made say nothing.
+			own := newVCluster(t, server, connectorFor(server))
+			do(t, http.MethodPost, secretPath(own.namespace, ""), object{"metadata": object{"name": own.release + "-certs"}}, nil)
+			own.run(t).succeeded(t)
+
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "true"
+			v.run(t).succeeded(t)
+			delete(v.env, "DBCONNECTOR_ALLOW_NEW")
+			put(t, server, v, "mine")
+			do(t, http.MethodDelete, secretPath(v.namespace, v.recordName()), nil, nil)
+			v.run(t).succeeded(t)
+			if got := get(t, server, v); got != "mine" {
+				t.Errorf("the data is %q, want \"mine\"", got)
+			}
+		})
+	}
+}

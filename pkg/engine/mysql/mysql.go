@@ -355,7 +355,7 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 		return done, fmt.Errorf("ensuring the tenant's database: %w", a.explain(err))
 	}
 	switch {
-	case !seen.database && want.Provisioned:
+	case !seen.database && (want.Provisioned || want.Existing):
 		return done, fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
 	case seen.database && !seen.ours(want):
 		return done, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",

@@ -495,7 +495,7 @@ func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
 	seen, err := a.catalog(ctx, want.Names)
 	switch {
 	case err != nil:
-	case seen.database == nil && want.Provisioned:
+	case seen.database == nil && (want.Provisioned || want.Existing):
 		err = fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
 	case seen.database != nil && !seen.ours(want):
 		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
