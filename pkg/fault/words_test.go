@@ -5,6 +5,7 @@ package fault
 import (
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -27,4 +28,25 @@ func TestWords(t *testing.T) {
 	if got := Words(strings.Repeat("\xff€ ", 1<<20)); len(got) > maxWords || !utf8.ValidString(got) {
 		t.Errorf("got %d bytes, %q", len(got), got)
 	}
+}
+
+// FuzzWords: whatever a server says becomes one line of at most maxWords bytes of UTF-8 that no terminal acts upon.
+func FuzzWords(f *testing.F) {
+	for _, seed := range []string{"", "a\n b", "a\xffb", "a\x1b[2Jb\x00\u202ec", strings.Repeat("ü", maxWords), strings.Repeat("\xff ", 4*maxWords), "\u2028\u2029\u0085"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := Words(s)
+		if len(got) > maxWords || !utf8.ValidString(got) {
+			t.Errorf("%d bytes, valid: %t", len(got), utf8.ValidString(got))
+		}
+		for _, r := range got {
+			if r != ' ' && !unicode.IsPrint(r) && (unicode.IsControl(r) || unicode.IsSpace(r) || unicode.Is(unicode.Cf, r)) {
+				t.Errorf("%q holds %U", got, r)
+			}
+		}
+		if strings.TrimSpace(got) != got {
+			t.Errorf("%q is not trimmed", got)
+		}
+	})
 }

@@ -322,3 +322,35 @@ func FuzzLiteral(f *testing.F) {
 		}
 	})
 }
+
+// FuzzText: a name from the catalog, which a tenant may have chosen, is one literal in the statement that a message recommends:
+// read as PostgreSQL reads it, with either setting of standard_conforming_strings, it is the name again.
+func FuzzText(f *testing.F) {
+	for _, seed := range []string{"", "a'b", `a\`, `\'; DROP TABLE x; --`, "E'", `a\\'b`, "é"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got := text(s)
+		body, escapes := strings.CutPrefix(got, "E")
+		if !strings.HasPrefix(body, "'") || escapes != strings.Contains(s, `\`) {
+			t.Fatalf("text(%q) = %s", s, got)
+		}
+		var read strings.Builder
+		for i := 1; ; i++ {
+			switch {
+			case i >= len(body):
+				t.Fatalf("text(%q) = %s does not end", s, got)
+			case body[i] == '\'' && i+1 < len(body) && body[i+1] == '\'', body[i] == '\\' && i+1 < len(body) && body[i+1] == '\\':
+				i++
+			case body[i] == '\'':
+				if i != len(body)-1 || read.String() != s {
+					t.Fatalf("text(%q) = %s reads as %q, %d bytes are left", s, got, read.String(), len(body)-1-i)
+				}
+				return
+			case body[i] == '\\':
+				t.Fatalf("text(%q) = %s escapes something", s, got)
+			}
+			read.WriteByte(body[i])
+		}
+	})
+}
