@@ -42,22 +42,25 @@ var fires = make(chan struct{}, 2)
 // kills end, everything comes to rest by itself, and the next rotation goes as if nothing had been. (B3, B12, B17, B46)
 func TestUnderFire(t *testing.T) {
 	t.Parallel()
+	// No sidecar lives long enough for a retirement that waits for logins that were begun before.
+	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir())
+	check(t, "building dbconnector-rotate", err)
 	for _, s := range servers {
 		t.Run(string(s.engine)+"-"+s.version, func(t *testing.T) {
 			t.Parallel()
 			fires <- struct{}{}
 			defer func() { <-fires }()
-			underFire(t, bed.NewServer(t, s.engine, s.version, bed.Options{}))
+			underFire(t, binary, bed.NewServer(t, s.engine, s.version, bed.Options{}))
 		})
 	}
 }
 
-func underFire(t *testing.T, server *bed.Server) {
+func underFire(t *testing.T, binary string, server *bed.Server) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	pods := []*pod{newPod(newKubeTenant(t, sharedCluster(t), server, ""), server.CA, 0)}
+	pods := []*pod{newPod(newKubeTenant(t, sharedCluster(t), server, ""), binary, server.CA, 0)}
 	for i := 1; i < fireReplicas; i++ {
-		pods = append(pods, newPod(replica(t, pods[0].Tenant), server.CA, i))
+		pods = append(pods, newPod(replica(t, pods[0].Tenant), binary, server.CA, i))
 	}
 	before := until(t, pods[0].Tenant, "provisioned", (*tenant.Record).Provisioned)
 
@@ -225,6 +228,7 @@ func stage(r *tenant.Record) string {
 // pod is a replica of a control plane: a hand-over, the sidecar that keeps it, and the client that uses it.
 type pod struct {
 	*rig.Tenant
+	binary  string
 	ca      []byte
 	address string
 	sidecar *rig.Sidecar
@@ -232,8 +236,9 @@ type pod struct {
 	moved   int    // how often the client has
 }
 
-func newPod(t *rig.Tenant, ca []byte, n int) *pod {
-	return &pod{Tenant: t, ca: ca, address: fmt.Sprintf("127.0.1.%d", 1+n)}
+// newPod is the n-th, from 0. All sidecars come from the address of the first one's client.
+func newPod(t *rig.Tenant, binary string, ca []byte, n int) *pod {
+	return &pod{Tenant: t, binary: binary, ca: ca, address: fmt.Sprintf("127.0.%d.1", n)}
 }
 
 func (p *pod) start(settings ...string) (err error) {
@@ -241,7 +246,7 @@ func (p *pod) start(settings ...string) (err error) {
 	for i, s := range settings {
 		env[i] = "DBCONNECTOR_" + s
 	}
-	p.sidecar, err = p.Rotate(context.Background(), rotateBinary, env...)
+	p.sidecar, err = p.Rotate(context.Background(), p.binary, env...)
 	return err
 }
 

@@ -46,7 +46,7 @@ func TestRotate(t *testing.T) {
 			check(t, "opening the new DSN", err)
 			defer db.Close()
 			check(t, "using the new DSN", db.PingContext(t.Context()))
-			until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+			until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired || r.Generation > rotated.Generation })
 			login := before.Login(before.Active)
 			if err := engine.Open(before.Server, "test").Login(t.Context(), login); !fault.Is(err, fault.WrongPassword) {
 				t.Errorf("the old password, after its retirement: %v", err)
