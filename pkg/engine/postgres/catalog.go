@@ -46,10 +46,12 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 		what string
 		read func(context.Context, tenant.Names, *catalog) error
 	}{
+		// First: without a lock on the server, a rival may be at work, who makes the roles before the database. A database that is
+		// still closed is ours by their mark.
+		{"database", a.readDatabase},
 		{"roles", a.readRoles},
 		{"roles' settings", a.readSettings},
 		{"roles' members", a.readMembers},
-		{"database", a.readDatabase},
 	} {
 		if err := part.read(ctx, names, &seen); err != nil {
 			return seen, fmt.Errorf("reading the %s: %w", part.what, classify(err))
