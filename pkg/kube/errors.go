@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -135,9 +136,18 @@ func classify(err error, call call) error {
 	var transport *url.Error
 	if errors.As(err, &transport) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		// No network, no name, connection refused or reset, no answer in time, an answer that breaks off.
-		return fault.New(fault.Unavailable, "%s: %w", call.doing, err)
+		return fault.New(fault.Unavailable, "%s: %w%s", call.doing, err, refusedHint(err))
 	}
 	return fmt.Errorf("%s: %w", call.doing, err)
+}
+
+// refusedHint says what a connection that was refused may mean in a pod (docs/failures.md F23). A mesh leads connections to its
+// proxy whatever their address, so that a refusal by the API server, which is there before any pod, looks like the proxy's absence.
+func refusedHint(err error) string {
+	if hint := fault.Proxied(err); hint != "" || !errors.Is(err, syscall.ECONNREFUSED) {
+		return hint
+	}
+	return ": where a mesh redirects this pod's traffic, its proxy may start after init: make it a native sidecar, or exclude the ports"
 }
 
 func classifyStatus(err error, status metav1.Status, call call) error {

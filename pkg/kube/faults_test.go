@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -511,4 +514,29 @@ func TestKubeconfig(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestRefusedConnections: an API server is there before any pod, so a refused connection may be that of a mesh whose proxy does not
+// run yet; and on the pod's own address that of a proxy in it (F23).
+func TestRefusedConnections(t *testing.T) {
+	t.Parallel()
+	refusal := func(ip net.IP, errno syscall.Errno) error {
+		return &url.Error{Op: "Get", URL: "https://api", Err: &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: ip, Port: 443}, Err: os.NewSyscallError("connect", errno)}}
+	}
+	const mesh, own = "where a mesh redirects this pod's traffic", "the address is this pod itself"
+	for _, tc := range []struct {
+		err       error
+		mesh, own bool
+	}{
+		{refusal(net.IPv4(10, 96, 0, 1), syscall.ECONNREFUSED), true, false},
+		{refusal(net.IPv4(127, 0, 0, 1), syscall.ECONNREFUSED), false, true},
+		{refusal(net.IPv6loopback, syscall.ECONNREFUSED), false, true},
+		{refusal(net.IPv4(10, 96, 0, 1), syscall.EHOSTUNREACH), false, false},
+		{refusal(net.IPv4(127, 0, 0, 1), syscall.ECONNRESET), false, false},
+	} {
+		got := classify(tc.err, call{doing: "reading"})
+		if !fault.Is(got, fault.Unavailable) || strings.Contains(got.Error(), mesh) != tc.mesh || strings.Contains(got.Error(), own) != tc.own {
+			t.Errorf("%v: got %v", tc.err, got)
+		}
+	}
 }

@@ -3,13 +3,19 @@
 package blackbox
 
 import (
+	"context"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"dbconnector/test/bed"
 	"dbconnector/test/deploy"
 )
 
@@ -97,5 +103,38 @@ func TestWaitingIsSaid(t *testing.T) {
 	run(t, v.env).succeeded(t)
 	if reasons, _ := v.events(t); len(reasons) != 3 {
 		t.Errorf("Events %q, want one more for what was done", reasons)
+	}
+}
+
+// TestProxyInThePod: the endpoint is a proxy in the pod itself, which does not run yet. Event and log say what that means, and init
+// goes on as soon as the proxy is up (F23).
+func TestProxyInThePod(t *testing.T) {
+	t.Parallel()
+	for name, server := range map[string]*shared{"PostgreSQL": postgres, "MySQL": mysql} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := connectorFor(server.get(t))
+			proxy := bed.NewProxy(t, net.JoinHostPort(c["endpoint"], c["port"]))
+			proxy.Refuse()
+			c["port"] = strconv.Itoa(proxy.Port())
+			v := prepared(t, server.get(t), c)
+			v.env["DBCONNECTOR_TIMEOUT"] = "60s"
+			init := start(t, v.env)
+			const hint = "connection refused: the address is this pod itself, and a proxy that runs as an ordinary container starts after init: run it as a native sidecar"
+			bed.Eventually(t, 30*time.Second, func(context.Context) error {
+				if _, text := v.events(t); !strings.Contains(text, hint) { //nolint:contextcheck // it has one of its own
+					return fmt.Errorf("no Event says %q:\n%s", hint, text)
+				}
+				return nil
+			})
+			if err := proxy.Accept(); err != nil {
+				t.Fatal(err)
+			}
+			out := init.wait(t)
+			out.succeeded(t)
+			if !strings.Contains(out.stderr, hint) {
+				t.Errorf("the log does not say %q:\n%s", hint, out.stderr)
+			}
+		})
 	}
 }

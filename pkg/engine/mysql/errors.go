@@ -213,7 +213,7 @@ func classify(err error) error {
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &network):
-		return fault.New(fault.Unavailable, "%s", fault.Words(network.Error()))
+		return fault.New(fault.Unavailable, "%s%s", fault.Words(network.Error()), fault.Proxied(err))
 	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, mysqldriver.ErrInvalidConn), errors.Is(err, driver.ErrBadConn):
 		return fault.New(fault.Unavailable, "the connection broke")
