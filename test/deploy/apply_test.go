@@ -13,6 +13,7 @@ import (
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,6 +41,7 @@ func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
 	post(t, api, "/api/v1/namespaces", object{"metadata": object{"name": "vcluster-platform"}}, nil)
 	t.Run("monitoring", func(t *testing.T) { monitored(t, api) })
+	t.Run("check", func(t *testing.T) { checked(t, api) })
 	for example := range examples {
 		var params corev1.ConfigMap
 		dir := filepath.Join(root(t), "deploy", "kustomize", "examples", example)
@@ -57,6 +59,21 @@ func TestAPIServerTakesWhatIsShipped(t *testing.T) {
 		t.Run(example+", native", func(t *testing.T) { admitted(t, api, v, exampleValues(t, example, true)) })
 		t.Run(example+", rights", func(t *testing.T) { allowed(t, api, v, rendered(t, dir)) })
 	}
+}
+
+// checked makes the CronJob that checks a connector, and the pod that it would make where that is restricted.
+func checked(t *testing.T, api *bed.APIServer) {
+	t.Helper()
+	var job batchv1.CronJob
+	decode(t, read(t, root(t), "deploy", "kustomize", "examples", "connectors", "check.yaml"), &job)
+	post(t, api, "/apis/batch/v1/namespaces/"+job.Namespace+"/cronjobs", job, nil)
+	post(t, api, "/api/v1/namespaces", object{"metadata": object{
+		"name": "restricted", "labels": object{"pod-security.kubernetes.io/enforce": "restricted"},
+	}}, nil)
+	post(t, api, "/api/v1/namespaces/restricted/serviceaccounts", object{"metadata": object{"name": "default"}}, nil)
+	post(t, api, "/api/v1/namespaces/restricted/pods", corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: job.Name, Namespace: "restricted"}, Spec: job.Spec.JobTemplate.Spec.Template.Spec,
+	}, nil)
 }
 
 // admitted makes the pod that the chart would make of the values, but for the chart's own containers.

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blackbox
+
+import (
+	"maps"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	batchv1 "k8s.io/api/batch/v1"
+	"sigs.k8s.io/yaml"
+
+	"dbconnector/test/bed"
+	"dbconnector/test/deploy"
+)
+
+// TestConnectorCheck runs what the shipped CronJob runs, with its environment and its volumes, every time in a new pod: it succeeds
+// as often as the connector is good, and fails for each thing that may be broken about it (F41).
+func TestConnectorCheck(t *testing.T) {
+	t.Parallel()
+	root, err := deploy.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var job batchv1.CronJob
+	if err := yaml.UnmarshalStrict([]byte(read(t, filepath.Join(root, "deploy/kustomize/examples/connectors/check.yaml"))), &job); err != nil {
+		t.Fatal(err)
+	}
+	container := job.Spec.JobTemplate.Spec.Template.Spec.Containers[0]
+	for name, server := range engines {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			good := connectorFor(server.get(t))
+			// The test's tenant, which is no other test's. What else the pod has is as it is shipped.
+			uid, limit := "connector-check/"+t.Name(), "30s"
+			check := func(connector map[string]string) *outcome {
+				t.Helper()
+				s := newSite(t, nil)
+				s.connector = connector
+				s.writeConnector(t)
+				mounts := map[string]string{"connector": s.connectorDir, "dbconnector": s.outputDir}
+				env := map[string]string{}
+				for _, e := range container.Env {
+					env[e.Name] = e.Value
+					for _, m := range container.VolumeMounts {
+						if rest, ok := strings.CutPrefix(e.Value, m.MountPath); ok {
+							env[e.Name] = mounts[m.Name] + rest
+						}
+					}
+				}
+				env["DBCONNECTOR_OUTPUT_DIR"] = s.outputDir // the default is where the pod mounts the volume
+				env["DBCONNECTOR_TENANT_UID"] = uid
+				env["DBCONNECTOR_TIMEOUT"] = limit
+				return run(t, env)
+			}
+			with := func(key, value string) map[string]string {
+				c := maps.Clone(good)
+				c[key] = value
+				return c
+			}
+			for range 2 {
+				check(good).succeeded(t)
+			}
+			check(with("password", "Wrong.Loud~never-set")).refused(t, 2, "the server refuses the admin")
+			check(with("user", "")).refused(t, 2, `"user"`)
+			check(with("sslMode", "prefer")).refused(t, 2, "would fall back to clear text")
+			limit = "5s"
+			check(with("endpoint", "no-such-name.invalid")).refused(t, 1, "does not resolve")
+			limit = "30s"
+			if server == postgres {
+				check(weak(t, server.get(t), good)).refused(t, 2, "may not create databases and roles")
+			}
+			check(good).succeeded(t)
+		})
+	}
+}
+
+// weak is a connector whose admin has lost its rights.
+func weak(tb testing.TB, server *bed.Server, good map[string]string) map[string]string {
+	tb.Helper()
+	if err := server.Exec(tb.Context(), "CREATE ROLE withdrawn LOGIN PASSWORD 'Loud~withdrawn'"); err != nil {
+		tb.Fatal(err)
+	}
+	c := maps.Clone(good)
+	c["user"], c["password"] = "withdrawn", "Loud~withdrawn"
+	return c
+}
