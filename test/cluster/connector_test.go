@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"dbconnector/test/bed"
+	"dbconnector/test/deploy"
 )
 
 // TestConnectorIsMended starts a vCluster before its connector is there, then gives it one with a wrong password, and then
@@ -38,11 +41,45 @@ func TestConnectorIsMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	says("28P01")
+	tried(t, c, "Failed", "28P01")
 	if err := c.Connect(t.Context(), "postgres", "mended", server, "mended", "right"); err != nil {
 		t.Fatal(err)
 	}
 	ready(t, v)
 	lap("ready")
+	tried(t, c, "Complete", `"msg":"ready"`)
+	lap("tried")
+}
+
+// tried does what docs/deployment.md says to try a connector, here "mended", and waits for the end of the Job (F41).
+func tried(t *testing.T, c *Cluster, want, says string) {
+	t.Helper()
+	root, err := deploy.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipped, err := os.ReadFile(filepath.Join(root, "deploy", "kustomize", "examples", "connectors", "check.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Like [Values.RenderForNode] without a request for ephemeral storage, of which the bed's node keeps no account.
+	job := strings.NewReplacer("postgres", "mended", ", ephemeral-storage: 16Mi", "", ", ephemeral-storage: 1Gi", "").Replace(string(shipped))
+	if _, err := c.Kubectl(t.Context(), job, "apply", "--filename", "-"); err != nil {
+		t.Fatal(err)
+	}
+	name := "check-" + strings.ToLower(want)
+	kubectl(t, c, "--namespace", PlatformNamespace, "create", "job", "--from", "cronjob/dbconnector-check-mended", name)
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		got, err := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "job", name, "--output", `jsonpath={.status.conditions[?(@.status=="True")].type}`)
+		if err == nil && !slices.Contains(strings.Fields(got), want) {
+			pods, _ := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "pod", "--selector", "batch.kubernetes.io/job-name="+name, "--output", "jsonpath={.items[*].status}")
+			err = fmt.Errorf("the Job is %q, want %s\n%s", got, want, pods)
+		}
+		return err
+	})
+	if got := kubectl(t, c, "--namespace", PlatformNamespace, "logs", "job/"+name); !strings.Contains(got, says) {
+		t.Errorf("the log does not say %s:\n%s", says, got)
+	}
 }
 
 // refused waits until a pod and an Event on it say why there is no control plane in it, and that somebody has to act.
