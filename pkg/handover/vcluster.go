@@ -22,6 +22,7 @@ const (
 	backingStore  = "controlPlane.backingStore"
 	database      = backingStore + ".database"
 	connectorPath = database + ".external.connector"
+	logFile       = "logging.file.enabled"
 )
 
 // Placeholder is the dataSource of the shipped values, which Edit replaces. A control plane that is started without the
@@ -143,10 +144,17 @@ func (c *Config) prepare() error {
 
 // Warnings are what an operator should know of a config that Edit has accepted.
 func (c *Config) Warnings() []string {
-	if !c.open {
-		return nil
+	var list []string
+	if c.open {
+		list = append(list, fmt.Sprintf("vCluster config: %s.dataSource is empty: a control plane that misses the hand-over would start on an empty SQLite; write %q", c.path, Placeholder))
 	}
-	return []string{fmt.Sprintf("vCluster config: %s.dataSource is empty: a control plane that misses the hand-over would start on an empty SQLite; write %q", c.path, Placeholder)}
+	// vCluster logs kine's arguments (docs/failures.md F28). What is not a boolean here is vCluster's to refuse.
+	if node, err := walk(c.doc, logFile); err == nil {
+		if on, _ := boolean(node); on {
+			list = append(list, "vCluster config: "+logFile+" is true: vCluster writes kine's arguments, the tenant's password among them, to a log file that outlives its rotation; switch it off, or keep the file where only admins read it")
+		}
+	}
+	return list
 }
 
 // checkStore refuses what would lead kine elsewhere than to the tenant's database, or away from a store that has data.

@@ -219,6 +219,33 @@ func TestUnguardedStore(t *testing.T) {
 	}
 }
 
+// TestLogFile: a log file of vCluster's holds the password, and is told of (F28).
+func TestLogFile(t *testing.T) {
+	t.Parallel()
+	const store = "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: '" + Placeholder + "'}}}}\n"
+	for logging, warns := range map[string]bool{
+		"":                                           false,
+		"logging: {file: {enabled: true}}":           true,
+		"logging: {file: {enabled: yes}}":            true,
+		"logging: {file: {enabled: false}}":          false,
+		"logging: {encoding: json}":                  false,
+		"logging: {file: {enabled: 'true'}}":         false,
+		"logging: {file: [enabled]}":                 false,
+		"x: &x {enabled: true}\nlogging: {file: *x}": true,
+	} {
+		c, err := ParseConfig([]byte(store + logging))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Edit(testDSN, ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Warnings(); (len(got) > 0) != warns || warns && !strings.Contains(got[0], "logging.file.enabled is true") {
+			t.Errorf("%s: warnings %q, want one: %v", logging, got, warns)
+		}
+	}
+}
+
 // TestBudget: what costs more memory or time than the container has is refused, and what is just below works. (Measured at
 // the limit, with the program's other parts: 44 MiB at most, and half a second.)
 func TestBudget(t *testing.T) {

@@ -138,3 +138,16 @@ func TestProxyInThePod(t *testing.T) {
 		})
 	}
 }
+
+// TestLogFileIsToldOf: vCluster's log file would hold the password, and init says so before anything else (F28).
+func TestLogFileIsToldOf(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	s.connector["user"] = "" // ends the run
+	config("controlPlane: {backingStore: {database: {embedded: {enabled: true}}}}\nlogging: {file: {enabled: true}}")(t, s)
+	o := s.run(t)
+	o.refused(t, 2, `"user"`)
+	if !o.said("please look at this", "logging.file.enabled is true") {
+		t.Errorf("no warning:\n%s", o.stderr)
+	}
+}
