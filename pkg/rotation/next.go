@@ -150,9 +150,11 @@ const (
 // Next decides. It is pure: the same input gives the same step, on every replica.
 func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	due := period(r, p) - age(r, seen, now)
-	if ahead := r.RotatedAt.Sub(now); ahead > p.Period/10 {
+	if ahead := r.RotatedAt.Sub(now); ahead > p.Period/10 && !seen.Born {
 		// A clock was wrong when it was made, or is now. Pods may live shorter than the period: none of them would know it for
-		// long enough. The next commit sets it right; what is less ahead is only as late as that.
+		// long enough. The next commit sets it right; what is less ahead is only as late as that. A sidecar that saw it begin
+		// knows its age: else a replica whose clock is ahead for good would have the others rotate after each of its rotations
+		// (docs/failures.md S12).
 		due = 0
 	}
 	switch {

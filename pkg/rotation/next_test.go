@@ -94,6 +94,9 @@ func TestNext(t *testing.T) {
 		"ahead, a little": {"two clocks are never the same", made(), seen(Observation{}), -days30 / 10, false, in(-days30/10, due, "")},
 		"far ahead":       {"a clock was years ahead: due at first sight, however short a pod lives (S12)", made(), seen(Observation{}), -days30/10 - time.Second, false, look(OtherSessions)},
 
+		"far ahead, seen to begin": {"a replica's clock is wrong for good: a rotation is no reason for the next (S12)", made(), seen(Observation{Known: time.Hour, Born: true}), -days30, false, in(-days30, due-time.Hour, "")},
+		"far ahead, old":           {"nor is it delayed", made(), seen(Observation{Known: due, Born: true}), -days30, false, look(OtherSessions)},
+
 		"pending":                         {"how far did it come?", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), early, false, look(PendingLogin)},
 		"pending, refused":                {"the server does not know it", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, Step{Kind: Apply}},
 		"pending, accepted":               {"who has to move is known only before the move", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Accepted}), early, false, look(ActiveSessions)},
