@@ -455,6 +455,56 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// TestCommitLostInFailover: an asynchronous standby took over that had not got the last rotation, so the active password is not on
+// the server. The login before still opens new connections for who has it, and no sidecar touches it: the next start of init gives
+// the active one a new password, and the control plane moves then. The one after retires the login before.
+func TestCommitLostInFailover(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := sharedServer(t, engine, version)
+		plane := newTenant(t, server, "")
+		client := consume(t, plane, server, "127.0.0.1", false)
+		dsn, err := plane.DSN() // of before, as a container that is started again may have it
+		check(t, "reading the hand-over", err)
+		opens := func(dsn string) error {
+			db, err := rig.OpenDSN(dsn, server.CA)
+			if err != nil {
+				return err
+			}
+			return errors.Join(db.PingContext(t.Context()), db.Close())
+		}
+		rewrite(t, plane, overdue)
+		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+		r := until(t, plane, "generation 2", generation(2))
+		change := "ALTER ROLE \"%s\" PASSWORD 'Of-the.standby'"
+		if engine != bed.Postgres {
+			change = "ALTER USER '%s'@'%%' IDENTIFIED BY 'Of-the.standby'"
+		}
+		check(t, "going back to what the standby has", server.Exec(t.Context(), fmt.Sprintf(change, plane.Names().User(r.Active))))
+		dead(t, r, r.Active)
+		gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+		check(t, "using the password of before", opens(dsn))
+		client.connected(t)
+		if r := recordOf(t, plane); r.OtherRetired || r.Pending != nil {
+			t.Errorf("retired: %t, pending: %t", r.OtherRetired, r.Pending != nil)
+		}
+
+		provision(t, plane)
+		now, err := plane.DSN()
+		check(t, "reading the hand-over", err)
+		check(t, "using the active password", opens(now))
+		check(t, "using the password of before", opens(dsn)) // the control plane still does
+		gauge(t, sidecar, `dbconnector_postponed{reason="InactiveSlotUnknown"}`, 1)
+		client.move(t)
+		provision(t, plane)
+		accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
+		if opens(dsn) == nil {
+			t.Error("the password of before still works")
+		}
+		healthy(t, sidecar)
+	}, "postgres-17", "mysql-9.7", "mariadb-11.8")
+}
+
 // fill opens sessions until the server takes no more, and returns what ends them.
 func fill(tb testing.TB, s *bed.Server, login tenant.Login) (empty func()) {
 	tb.Helper()
