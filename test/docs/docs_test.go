@@ -625,3 +625,17 @@ func TestCasesNameTheirTests(t *testing.T) {
 		}
 	}
 }
+
+// TestConnectorDirIsNoRemedy: wherever the documents speak of a mounted connector as a remedy for T06, they say for whom it is none (S16).
+func TestConnectorDirIsNoRemedy(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"docs/threat-model.md":  "It is no remedy where the ServiceAccount may create or patch pods",
+		"docs/configuration.md": "no remedy for T06 where the ServiceAccount may create or patch pods",
+		"README.md":             "a mounted connector is no remedy with the chart's own Role",
+	} {
+		if !strings.Contains(strings.Join(strings.Fields(read(t, path)), " "), want) {
+			t.Errorf("%s does not say %q", path, want)
+		}
+	}
+}
