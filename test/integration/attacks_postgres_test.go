@@ -97,6 +97,34 @@ func TestMembershipForcedOnNeighbour(t *testing.T) {
 	})
 }
 
+// S1: after an upgrade from 14 or older to 16 or later a membership that was forced on a neighbour is the superuser's, and is
+// inherited. An admin who is none cannot take it back. It is no refusal, and what takes it back is named, works, and is all that
+// is needed.
+func TestMembershipOfTheSuperuser(t *testing.T) {
+	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
+		if server.Version < "16" || s.Connector.User == server.AdminUser {
+			return // who may change a role may revoke its memberships
+		}
+		attacker, victim := s.NewTenant(), s.NewTenant()
+		attacker.Ensure(t)
+		victim.Ensure(t)
+		whole := victim.Look(t)
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			exec(t, server, fmt.Sprintf("GRANT %s TO %s WITH INHERIT TRUE", attacker.User(tenant.A), victim.User(slot)))
+		}
+		done := victim.Ensure(t)
+		victim.Works(t)
+		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+			exec(t, server, printed(t, strings.Join(done.Warnings, "\n"), fmt.Sprintf(`REVOKE "%s" FROM "%s" GRANTED BY "%s" CASCADE`,
+				attacker.User(tenant.A), victim.User(slot), server.AdminUser)))
+		}
+		done = victim.Ensure(t)
+		if now := victim.Look(t); now != whole || strings.Contains(strings.Join(done.Warnings, "\n"), "is a member of") {
+			t.Errorf("got\n%s\nwant\n%s\nwarnings %q", now, whole, done.Warnings)
+		}
+	})
+}
+
 // S1, S11: who had a login's password once has made his own login a member of it. He does not get into its database by that, the
 // sidecar sees it and sends init, init takes it back, and what is left of an open session is said, with the way to end it.
 func TestMembershipOutlivesNoPassword(t *testing.T) {

@@ -60,6 +60,9 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	return seen, nil
 }
 
+// rolePattern matches the roles of every tenant.
+var rolePattern = strings.TrimSuffix(tenant.NamePattern, "$") + "[abo]$"
+
 func rolesOf(names tenant.Names) []string {
 	return []string{names.Owner, names.User(tenant.A), names.User(tenant.B)}
 }
@@ -128,7 +131,7 @@ func (a *Admin) readMembers(ctx context.Context, names tenant.Names, seen *catal
 		LEFT JOIN pg_catalog.pg_roles g ON g.oid = m.grantor
 		WHERE m.roleid = ANY(ARRAY(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = ANY($1)))
 		   OR m.member = ANY(ARRAY(SELECT oid FROM pg_catalog.pg_roles WHERE rolname = ANY($1))) ORDER BY 1, 2, 3`,
-		rolesOf(names), strings.TrimSuffix(tenant.NamePattern, "$")+"[abo]$")
+		rolesOf(names), rolePattern)
 	if err != nil {
 		return err
 	}
@@ -203,8 +206,9 @@ func (a *Admin) disown(ctx context.Context, foreign []grant, names tenant.Names,
 	return nil
 }
 
-// handOver names the statements that hand a tenant over to the admin, for who made it: "" where nothing is in the way.
-func (a *Admin) handOver(ctx context.Context, database string, roles ...string) string {
+// handOver names the statements that hand a tenant over to the admin, for who made it: "" where nothing is in the way. Foreign
+// memberships that only others may revoke belong to it: after an upgrade they are the superuser's, as the roles are.
+func (a *Admin) handOver(ctx context.Context, database string, foreign []grant, roles ...string) string {
 	if a.session.superuser {
 		return ""
 	}
@@ -226,6 +230,12 @@ func (a *Admin) handOver(ctx context.Context, database string, roles ...string) 
 	}
 	if !owns {
 		statements = append(statements, fmt.Sprintf("ALTER DATABASE %s OWNER TO %s", quote(database), quote(a.session.user)))
+	}
+	if len(statements) > 0 {
+		theirs := slices.DeleteFunc(slices.Clone(foreign), func(g grant) bool { return g.revocable })
+		for _, g := range theirs[:min(len(theirs), few)] { // what is left is warned about one by one when the admin has its rights
+			statements = append(statements, revoke(g).sql)
+		}
 	}
 	return strings.Join(statements, "; ")
 }

@@ -274,8 +274,9 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	var current string
 	var readOnly, creates bool
 	var mighty, foreign, open []string
-	// What a role could do by SET ROLE counts where it is an admin's; by inheritance alone where it is a neighbour's, who up to 14
-	// may force his login on this one: the logins inherit nothing, so that has no effect.
+	// What a role could do by SET ROLE counts where it is an admin's; by inheritance alone where it is somebody else's. A neighbour's
+	// does not count at all: up to 14 he may force it on this login, and after an upgrade to 16 or later that is inherited, and
+	// no admin but a superuser can take it back (docs/failures.md S1). That it is there is a warning.
 	//
 	// Whether a database is open and to whom is read from one row: has_database_privilege looks at a newer or older state of
 	// it than the query does, and would see a neighbour that is just being made as open to everybody.
@@ -292,9 +293,10 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 		       ARRAY(SELECT datname::text FROM pg_catalog.pg_database
 		             WHERE datname ~ $1 AND datname <> pg_catalog.current_database() AND datallowconn
 		               AND EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(datacl, pg_catalog.acldefault('d', datdba)))
-		                           WHERE privilege_type = 'CONNECT' AND (grantee = 0 OR pg_catalog.pg_has_role(session_user, grantee, 'USAGE')))
+		                           WHERE privilege_type = 'CONNECT' AND (grantee = 0 OR pg_catalog.pg_has_role(session_user, grantee, 'USAGE')
+		                                AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_roles g WHERE g.oid = grantee AND g.rolname <> session_user AND g.rolname ~ $3)))
 		             ORDER BY 1)`,
-		tenant.NamePattern, names.Owner).Scan(&current, &readOnly, &creates, &mighty, &foreign, &open)
+		tenant.NamePattern, names.Owner, rolePattern).Scan(&current, &readOnly, &creates, &mighty, &foreign, &open)
 	if err != nil {
 		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, classify(err))
 	}
@@ -419,6 +421,7 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 // Ensure brings about what is wanted; see package engine.
 func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
 	var done tenant.Done
+	var seen catalog
 	run := func(what func() error) error {
 		var err error
 		for range attempts {
@@ -428,12 +431,11 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 		}
 		err = a.held(ctx, err)
 		if fault.Is(err, fault.NoAccess) {
-			return explain(err, a.session.user, a.handOver(ctx, want.Database, rolesOf(want.Names)...))
+			return explain(err, a.session.user, a.handOver(ctx, want.Database, seen.foreign, rolesOf(want.Names)...))
 		}
 		return explain(err, a.session.user, "")
 	}
 
-	var seen catalog
 	if err := run(func() (err error) {
 		if seen, err = a.look(ctx, want); err != nil {
 			return err
@@ -647,7 +649,7 @@ func (a *Admin) SetPassword(ctx context.Context, user string, password connector
 	if _, err := a.conn.Exec(ctx, fmt.Sprintf("ALTER ROLE %s PASSWORD %s", quote(user), literal(v))); err != nil {
 		err, remedy := a.held(ctx, classifyChange(err)), ""
 		if fault.Is(err, fault.NoAccess) {
-			remedy = a.handOver(ctx, "", user)
+			remedy = a.handOver(ctx, "", nil, user)
 		}
 		return fmt.Errorf("setting the password of login %q: %w", user, explain(err, a.session.user, remedy))
 	}
