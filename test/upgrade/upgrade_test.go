@@ -66,6 +66,7 @@ func check(tb testing.TB, what string, err error) {
 const (
 	frozenAddress = "127.0.0.1"
 	frozenOut     = "/var/run/dbconnector"
+	frozenUID     = "11111111-2222-4333-8444-555555555555/blue"
 )
 
 // servers are those that something was left behind on.
@@ -117,10 +118,20 @@ type left struct {
 func thaw(tb testing.TB, release string, i int) *left {
 	tb.Helper()
 	s := servers[i]
-	cluster, err := shared.Get()
-	check(tb, "starting the API server", err)
 	// With a setting, so that it is none of the user's own: the names in it are always the same.
 	server := bed.NewServer(tb, s.engine, s.version, bed.Options{LogStatements: true})
+	l := thawFor(tb, release, i, server, "")
+	l.leave(tb, server)
+	return l
+}
+
+// thawFor is what the release left for a tenant, but for what is on the server. Where another is not empty it is a second tenant
+// with that name.
+func thawFor(tb testing.TB, release string, i int, server *bed.Server, another string) *left {
+	tb.Helper()
+	s := servers[i]
+	cluster, err := shared.Get()
+	check(tb, "starting the API server", err)
 	l := &left{server: server, dir: filepath.Join("testdata", release, string(s.engine)), secretType: s.secretType}
 	dir := tb.TempDir()
 	out := filepath.Join(dir, "out")
@@ -128,20 +139,36 @@ func thaw(tb testing.TB, release string, i int) *left {
 	ca, err := os.ReadFile(filepath.Join(l.dir, "handover", handover.CAFile))
 	check(tb, "reading frozen files", err)
 	inJSON := func(pem []byte) string { return strings.ReplaceAll(string(pem), "\n", `\n`) }
-	l.replace = strings.NewReplacer(frozenAddress, server.Host, s.port, strconv.Itoa(server.Port), frozenOut, out,
-		string(ca), string(server.CA), inJSON(ca), inJSON(server.CA))
+	replace := []string{
+		frozenAddress, server.Host, s.port, strconv.Itoa(server.Port), frozenOut, out,
+		string(ca), string(server.CA), inJSON(ca), inJSON(server.CA),
+	}
+	l.replace = strings.NewReplacer(replace...)
+	if another != "" {
+		was, is := l.decode(tb, "secret/record.json").Names(), tenant.NamesOf(another)
+		l.replace = strings.NewReplacer(append(replace, frozenUID, another, was.Database, is.Database, was.Marker, is.Marker)...)
+	}
 
 	config := filepath.Join(dir, "vcluster.yaml")
 	check(tb, "writing the vCluster's config", os.WriteFile(config, []byte(l.text(tb, "../vcluster.yaml")), 0o600))
 	frozen := l.decode(tb, "secret/record.json")
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test")))
+	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + another
 	l.Tenant = &rig.Tenant{
 		Binary: initBinary, Name: name, Out: out, Cluster: cluster, ConnectorName: name,
 		Settings: []string{"DBCONNECTOR_TENANT_UID=" + frozen.UID, "DBCONNECTOR_VCLUSTER_CONFIG=" + config},
 	}
+	return l
+}
 
-	const inside = "-- in the database"
-	outer, inner, found := strings.Cut(l.text(tb, "server.sql"), inside+"\n")
+// leave makes on a server what the release left on one. Up to PostgreSQL 14 there was one provider of locales, and no word for it.
+func (l *left) leave(tb testing.TB, server *bed.Server) {
+	tb.Helper()
+	const inside, provider = "-- in the database", " LOCALE_PROVIDER libc"
+	text := l.text(tb, "server.sql")
+	if server.Engine == bed.Postgres && server.Version < "15" {
+		text = strings.ReplaceAll(text, provider, "")
+	}
+	outer, inner, found := strings.Cut(text, inside+"\n")
 	if !found {
 		tb.Fatalf("server.sql has no line %q", inside)
 	}
@@ -149,8 +176,7 @@ func thaw(tb testing.TB, release string, i int) *left {
 		return slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(line string) bool { return strings.HasPrefix(line, "--") })
 	}
 	check(tb, "making what was on the server", server.Exec(tb.Context(), statements(outer)...))
-	check(tb, "making what was in the database", server.ExecIn(tb.Context(), frozen.Database, statements(inner)...))
-	return l
+	check(tb, "making what was in the database", server.ExecIn(tb.Context(), l.decode(tb, "secret/record.json").Database, statements(inner)...))
 }
 
 // text is a frozen file as it would be here.
