@@ -37,7 +37,7 @@ var hourly = []string{"ROTATION_PERIOD=" + period.String(), "GRACE=1s"}
 func plane(tb testing.TB, c *rig.Cluster) (*rig.Tenant, *bed.Server) {
 	tb.Helper()
 	server := sharedServer(tb, bed.Postgres, "17")
-	return newKubeTenant(tb, c, server, ""), server
+	return newKubeTenant(tb, c, server), server
 }
 
 func secretPath(p *rig.Tenant) string {

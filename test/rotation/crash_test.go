@@ -93,7 +93,7 @@ var situations = []situation{
 // What was found is docs/crash-matrix.md. (B12, B17)
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
-	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir())
+	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir(), 100*time.Millisecond)
 	check(t, "building dbconnector-rotate", err)
 	for _, s := range servers {
 		section := string(s.engine) + "-" + s.version

@@ -43,7 +43,7 @@ var fires = make(chan struct{}, 2)
 func TestUnderFire(t *testing.T) {
 	t.Parallel()
 	// No sidecar lives long enough for a retirement that waits for logins that were begun before.
-	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir())
+	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir(), 100*time.Millisecond)
 	check(t, "building dbconnector-rotate", err)
 	for _, s := range servers {
 		t.Run(string(s.engine)+"-"+s.version, func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestUnderFire(t *testing.T) {
 func underFire(t *testing.T, binary string, server *bed.Server) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	pods := []*pod{newPod(newKubeTenant(t, sharedCluster(t), server, ""), binary, server.CA, 0)}
+	pods := []*pod{newPod(newKubeTenant(t, sharedCluster(t), server), binary, server.CA, 0)}
 	for i := 1; i < fireReplicas; i++ {
 		pods = append(pods, newPod(replica(t, pods[0].Tenant), binary, server.CA, i))
 	}

@@ -94,12 +94,12 @@ func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
 }
 
 // newKubeTenant is a tenant with its record in a Secret. It is provisioned.
-func newKubeTenant(tb testing.TB, c *rig.Cluster, s *bed.Server, addr string) *rig.Tenant {
+func newKubeTenant(tb testing.TB, c *rig.Cluster, s *bed.Server) *rig.Tenant {
 	tb.Helper()
 	out := filepath.Join(tb.TempDir(), "out")
 	check(tb, "making a directory", os.Mkdir(out, 0o755))
 	connector := rig.Name(tb, "c")
-	check(tb, "making the connector", c.Connector(tb.Context(), connector, rig.Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
+	check(tb, "making the connector", c.Connector(tb.Context(), connector, rig.Connector(s, s.AdminUser, s.AdminPassword, "", s.CA != nil)))
 	t := &rig.Tenant{Binary: initBinary, Name: rig.Name(tb, "t"), Out: out, Cluster: c, ConnectorName: connector}
 	provision(tb, t)
 	return t

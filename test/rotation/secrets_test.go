@@ -26,7 +26,7 @@ func TestSecrets(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := bed.NewServer(t, engine, version, bed.Options{LogStatements: true})
-		plane := newKubeTenant(t, sharedCluster(t), server, "")
+		plane := newKubeTenant(t, sharedCluster(t), server)
 		seen := collect(t, plane)
 		client := consume(t, plane, server, "127.0.0.1", false)
 		pod := func(name string) []string {

@@ -44,10 +44,10 @@ func BuildInit(ctx context.Context, dir string) (string, error) {
 	return build(ctx, dir, "dbconnector-init", "cmd/init", "-s -w -X main.quiet=10ms")
 }
 
-// BuildBriefRotate builds dbconnector-rotate into dir, as shipped but for the time for which a retirement waits for logins that were
-// begun before: a rotation is killed at each of its many points.
-func BuildBriefRotate(ctx context.Context, dir string) (string, error) {
-	return build(ctx, dir, "dbconnector-rotate-brief", "cmd/rotate", "-s -w -X main.loginTime=100ms")
+// BuildBriefRotate builds dbconnector-rotate into dir, as shipped but for the longest time for which a retirement waits for logins
+// that were begun before.
+func BuildBriefRotate(ctx context.Context, dir string, loginTime time.Duration) (string, error) {
+	return build(ctx, dir, "dbconnector-rotate-brief", "cmd/rotate", "-s -w -X main.loginTime="+loginTime.String())
 }
 
 // Connector is the data of a connector for a server: through addr instead of the server's own address, if that is not

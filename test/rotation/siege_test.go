@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rotation_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/bed/attack"
+	"dbconnector/test/races/rig"
+)
+
+// assaults is how many rotations are attacked.
+const assaults = 20
+
+// TestTwentyHostileRotations: each DSN of a tenant leaks, and who has it does all that S3, S5 and S6 allow, in each of twenty
+// rotations: it keeps a session, begins logins and does not end them, has one hidden, changes what its login is set to, and shuts
+// databases. Each rotation comes to its end. Then the old password is dead and no session that began with it is left; what held
+// it up was a metric and an Event. The control plane and its neighbours lose nothing, and newcomers are provisioned; the one
+// that finds the admins' database shut says by whom, and is when it is open again.
+func TestTwentyHostileRotations(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		newSiege(t, engine, version).lay()
+	}, serverNames()...)
+}
+
+// siege is a tenant that somebody who gets each of its DSNs attacks, and its neighbours.
+type siege struct {
+	*testing.T
+	engine            bed.Engine
+	server            *bed.Server
+	plane             *rig.Tenant
+	sidecar           *rig.Sidecar
+	client, neighbour *consumer
+
+	old []string // the DSNs that were rotated away
+	got int      // sessions that a login with an old password became
+}
+
+// A retirement waits for as long as a login may take, so a login has little time here: on PostgreSQL a second for all of it, on the
+// others two for each packet, which is the least that they take. As shipped the sidecar reckons with four packets there; the
+// attacker holds one back, so a bit more than its time is enough.
+const (
+	loginSeconds  = "1s"
+	packetSeconds = "2"
+	packetTime    = 2500 * time.Millisecond
+)
+
+func newSiege(t *testing.T, engine bed.Engine, version string) *siege {
+	t.Helper()
+	settings, binary := map[string]string{"authentication_timeout": loginSeconds}, rotateBinary
+	if engine != bed.Postgres {
+		settings = map[string]string{"connect_timeout": packetSeconds}
+		var err error
+		binary, err = rig.BuildBriefRotate(t.Context(), t.TempDir(), packetTime)
+		check(t, "building dbconnector-rotate", err)
+	}
+	s := &siege{T: t, engine: engine, server: bed.NewServer(t, engine, version, bed.Options{NoTLS: true, Settings: settings})}
+	s.plane = newKubeTenant(t, sharedCluster(t), s.server)
+	s.client = consume(t, s.plane, s.server, "127.0.0.1", false)
+	s.neighbour = consume(t, newTenant(t, s.server, ""), s.server, "127.0.0.2", false)
+	sidecar, err := s.plane.Rotate(context.Background(), binary, "DBCONNECTOR_ROTATION_PERIOD="+period.String(), "DBCONNECTOR_GRACE=100ms",
+		"DBCONNECTOR_POD_NAME="+s.pod(), "DBCONNECTOR_POD_UID=8f1a6a2e-0000-4000-8000-000000000000")
+	check(t, "dbconnector-rotate", err)
+	s.sidecar = sidecar
+	t.Cleanup(func() {
+		sidecar.Kill()
+		if t.Failed() {
+			t.Logf("the log of dbconnector-rotate:\n%s", tail(sidecar.Log(), 60))
+		}
+	})
+	return s
+}
+
+func (s *siege) pod() string { return s.plane.Name + "-0" }
+
+func (s *siege) lay() {
+	s.Helper()
+	var newcomers sync.WaitGroup
+	newcomers.Go(func() { s.Run("newcomers", s.newcomers) })
+	defer newcomers.Wait()
+	for n := range assaults {
+		s.rotation(int64(n) + 2)
+	}
+	if s.got == 0 && s.engine != bed.MariaDB { // which shows such logins, so that they are ended before
+		s.Error("no login with an old password became a session: the attack came to nothing")
+	}
+	for i, dsn := range s.old {
+		s.dead(dsn, fmt.Sprint("password ", i+1))
+	}
+	healthy(s, s.sidecar)
+	ready(s, s.sidecar)
+	if n := len(s.sidecar.Lines("retired")); n != assaults {
+		s.Errorf("retired %d times, want %d", n, assaults)
+	}
+	s.told("Postponed", "OldCredentialInUse")
+}
+
+// rotation is one of them. The attacker holds it up by a session, and leaves; from there on it only begins logins, of which some
+// end when the password is dead, and some when it counts as retired.
+func (s *siege) rotation(n int64) {
+	s.Helper()
+	old, err := s.plane.DSN()
+	check(s, "reading the hand-over", err)
+	due(s, s.plane)
+	r := until(s, s.plane, fmt.Sprint("generation ", n), generation(n))
+	login := r.Login(r.Active.Other())
+
+	pool, err := rig.OpenDSN(old, nil)
+	check(s, "opening the old DSN", err)
+	defer pool.Close()
+	held, err := pool.Conn(s.Context())
+	check(s, "logging in with the old DSN", err)
+	if s.engine == bed.Postgres && n%5 == 0 {
+		s.shut(old, r.Database, n == 5)
+	}
+	s.spoil(held, r, n)
+	s.client.move(s)
+	gauge(s, s.sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
+	gauge(s, s.sidecar, "dbconnector_old_credential_valid", 1)
+	s.spoil(held, r, n+1)
+	check(s, "leaving", errors.Join(held.Close(), pool.Close()))
+
+	var hiding sync.WaitGroup
+	defer hiding.Wait()
+	while, leave := context.WithCancel(s.Context())
+	defer leave()
+	if s.engine == bed.Postgres {
+		hiding.Go(func() { hide(while, old) })
+	}
+	late := besiege(s, s.engine, old)
+	for _, h := range late[len(late)/2:] {
+		if _, err := h.Finish(s.Context()); err == nil {
+			s.got++
+		}
+	}
+	r = until(s, s.plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired && r.Pending == nil })
+	if r.Generation != n {
+		s.Errorf("generation %d, want %d", r.Generation, n)
+	}
+	s.dead(old, fmt.Sprint("the password before generation ", n))
+	s.nobody(login, "when it is retired")
+	for _, h := range late {
+		if conn, err := h.Finish(s.Context()); err == nil && conn.PingContext(s.Context()) == nil {
+			s.Error("a login that began with the old password is a session after its retirement")
+		}
+		h.Close()
+	}
+	s.old = append(s.old, old)
+
+	check(s, "the control plane", s.client.check(s.Context()))
+	check(s, "the neighbour", s.neighbour.check(s.Context()))
+	bed.Eventually(s, patience, func(ctx context.Context) error {
+		dsn, err := s.plane.DSN()
+		if err == nil {
+			if err = rig.UseDSN(ctx, dsn, nil); wrongPassword(err) {
+				err = bed.Permanent(err)
+			}
+		}
+		return err
+	})
+}
+
+// hide has logins hidden, one after the other, until one of them outlives the password. It stays there until the server ends it:
+// what the server has let in and does not show is seen by its lock.
+func hide(ctx context.Context, dsn string) {
+	for {
+		hidden, err := attack.BeginLogin(ctx, dsn, map[string]string{"post_auth_delay": "2"})
+		if err != nil {
+			return
+		}
+		conn, err := hidden.Finish(ctx)
+		dead, rerr := refused(ctx, dsn)
+		for err == nil && dead {
+			_, err = conn.ExecContext(ctx, "SELECT pg_sleep(60)")
+		}
+		hidden.Close()
+		if dead || rerr != nil {
+			return
+		}
+	}
+}
+
+// spoil sets something for the login, in a session that it has: each time another thing. That is PostgreSQL's alone: on the
+// others a login can set nothing for itself that lasts, but its password.
+func (s *siege) spoil(held *sql.Conn, r *tenant.Record, n int64) {
+	s.Helper()
+	if s.engine != bed.Postgres {
+		return
+	}
+	all := []string{
+		"default_transaction_read_only = on", "search_path = pg_temp", "statement_timeout = 1", "role = 'none'",
+		"local_preload_libraries = 'nosuch'", "lock_timeout = 1", "default_transaction_isolation = 'serializable'", "idle_in_transaction_session_timeout = 1",
+	}
+	if s.server.Version >= "14" {
+		all = append(all, "idle_session_timeout = 1")
+	}
+	if s.server.Version >= "17" {
+		all = append(all, "transaction_timeout = 1")
+	}
+	one := all[n%int64(len(all))]
+	statements := []string{"SET ROLE NONE", "ALTER ROLE CURRENT_USER SET " + one, fmt.Sprintf("ALTER ROLE CURRENT_USER IN DATABASE %q SET %s", r.Database, one)}
+	if s.server.Version < "15" { // S1
+		statements = append(statements, fmt.Sprintf("GRANT %q TO %q", r.Login(r.Active.Other()).User, s.neighbour.plane.Names().User(tenant.A)))
+	}
+	for _, statement := range statements {
+		_, err := held.ExecContext(s.Context(), statement)
+		check(s, statement, err)
+	}
+}
+
+// shut keeps the tenant's own database shut, and then all of them. named waits until the sidecar says who does it.
+func (s *siege) shut(old, database string, named bool) {
+	s.Helper()
+	elsewhere, err := rig.OpenDSN(strings.Replace(old, "/"+database+"?", "/template1?", 1), nil)
+	check(s, "opening the old DSN", err)
+	defer elsewhere.Close()
+	release := attack.Shut(s, elsewhere, database)
+	if named {
+		s.told("Failed", fmt.Sprintf("database %q is shut", database))
+		metric(s, s.sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		ready(s, s.sidecar)
+	}
+	release()
+	attack.ShutAll(s, elsewhere)()
+}
+
+// dead says whether the server refuses a DSN.
+func (s *siege) dead(dsn, what string) {
+	s.Helper()
+	bed.Eventually(s, patience, func(ctx context.Context) error {
+		is, err := refused(ctx, dsn)
+		if err == nil && !is {
+			err = bed.Permanent(fmt.Errorf("%s is retired, and opens a session", what))
+		}
+		return err
+	})
+}
+
+// nobody is there, but for the sidecar.
+func (s *siege) nobody(login tenant.Login, when string) {
+	s.Helper()
+	query := "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = ? AND DB IS NOT NULL"
+	if s.engine == bed.Postgres {
+		query = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND application_name NOT LIKE 'dbconnector-%'"
+	}
+	database := ""
+	if s.engine == bed.Postgres {
+		database = "template1" // the other one may be shut
+	}
+	n, err := s.server.Query(s.Context(), database, query, login.User)
+	check(s, "looking for sessions", err)
+	if n != "0" {
+		s.Errorf("%s sessions of login %s %s", n, login.User, when)
+	}
+}
+
+// told waits for an Event about the pod with these words.
+func (s *siege) told(reason, words string) {
+	s.Helper()
+	path := "/api/v1/namespaces/" + rig.Namespace + "/events?fieldSelector=" + url.QueryEscape("involvedObject.name="+s.pod())
+	bed.Eventually(s, patience, func(ctx context.Context) error {
+		var all struct{ Items []event }
+		if err := s.plane.Cluster.API.Do(ctx, http.MethodGet, path, nil, &all); err != nil {
+			return err
+		}
+		for _, e := range all.Items {
+			if e.Reason == reason && strings.Contains(e.Message, words) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no Event %s says %q: %+v", reason, words, all.Items)
+	})
+}
+
+// newcomers are provisioned all the while. One of them finds the database of the admins shut, by a tenant that is in league with
+// the attacker.
+func (s *siege) newcomers(t *testing.T) {
+	if s.engine == bed.Postgres {
+		ally := newTenant(t, s.server, "")
+		dsn, err := ally.DSN()
+		check(t, "reading the hand-over", err)
+		elsewhere, err := rig.OpenDSN(strings.Replace(dsn, "/"+ally.Names().Database+"?", "/template1?", 1), nil)
+		check(t, "opening a DSN", err)
+		defer elsewhere.Close()
+		newcomer := *ally
+		newcomer.Name, newcomer.Out, newcomer.State, newcomer.Timeout = rig.Name(t, "t"), t.TempDir(), t.TempDir(), 15*time.Second
+		release := attack.Shut(t, elsewhere, "postgres")
+		result, err := newcomer.Run(t.Context())
+		check(t, "dbconnector-init", err)
+		by := fmt.Sprintf("of login %q (another's) holds a lock", ally.Names().User(tenant.A))
+		if said := strings.ReplaceAll(result.Stderr, `\"`, `"`); result.Exit == 0 || !strings.Contains(said, `database "postgres" is shut`) || !strings.Contains(said, by) {
+			t.Errorf("exit code %d, want %q:\n%s", result.Exit, by, said)
+		}
+		release()
+		newcomer.Timeout = 0
+		provision(t, &newcomer)
+	}
+	for n := int64(5); n <= assaults+1; n += 5 {
+		until(t, s.plane, fmt.Sprint("generation ", n), generation(n))
+		newTenant(t, s.server, "")
+	}
+}
