@@ -63,10 +63,10 @@ type Observer interface {
 	Healthy()
 }
 
-// Rotation rotates one tenant's credential. All fields but TenantUID, Workload and Now are required.
+// Rotation rotates one tenant's credential. A field is required unless it says what its zero value means.
 type Rotation struct {
 	Policy
-	// Namespace, VCluster and TenantUID say whose record it has to be, see tenant.Record.Of.
+	// Namespace, VCluster and TenantUID say whose record it has to be, see tenant.Record.Of; an empty TenantUID: of any tenant's.
 	Namespace, VCluster, TenantUID string
 	Store                          Store
 	Workload                       Workload // nil without Policy.Rollout
@@ -80,7 +80,7 @@ type Rotation struct {
 	// LoginTime caps how long the server says that a login may take; 0 for not. Only tests know better than the server.
 	LoginTime time.Duration
 	Log       *zap.Logger
-	Now       func() time.Time
+	Now       func() time.Time // the clock; nil: the real one
 
 	jitter func(time.Duration) time.Duration // for tests; the time given, give or take half of it
 }
