@@ -18,10 +18,12 @@ ARG TARGETARCH
 # Static: there is no C library in the final stage. -trimpath: no path of the builder in the binaries.
 ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH
 
+# The image's tag: the programs say it of themselves, for there is no repository here in which Go could look.
+ARG VERSION=dev
 # Named as they will be called: cmd/init alone would become a program called `init`.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    go build -trimpath -ldflags="-s -w" -o /out/dbconnector-init ./cmd/init && \
-    go build -trimpath -ldflags="-s -w" -o /out/dbconnector-rotate ./cmd/rotate
+    go build -trimpath -ldflags="-s -w -X dbconnector/pkg/version.version=$VERSION" -o /out/dbconnector-init ./cmd/init && \
+    go build -trimpath -ldflags="-s -w -X dbconnector/pkg/version.version=$VERSION" -o /out/dbconnector-rotate ./cmd/rotate
 
 # Scratch, because the programs need nothing but themselves and a CA bundle: no shell, no package manager, nothing that
 # could need an update of its own.

@@ -27,6 +27,10 @@ PLATFORMS ?= linux/amd64,linux/arm64
 # An archive, because an image for several platforms fits in no local Docker store. To publish: IMAGE_OUTPUT=type=registry
 IMAGE_OUTPUT ?= type=oci,dest=bin/dbconnector-image.tar
 
+# What `make build` makes says this of itself; where git knows nothing, what Go knows.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS = -s -w $(if $(VERSION),-X dbconnector/pkg/version.version=$(VERSION))
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -35,8 +39,8 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/dbconnector-init and -rotate for this machine
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/dbconnector-init ./cmd/init
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/dbconnector-rotate ./cmd/rotate
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-init ./cmd/init
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-rotate ./cmd/rotate
 
 .PHONY: servers
 servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the others do it by themselves)

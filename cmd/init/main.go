@@ -5,8 +5,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/logging"
+	"dbconnector/pkg/version"
 )
 
 // program is the name under which the server, the API server and Events see us.
@@ -28,10 +31,16 @@ const (
 )
 
 func main() {
+	asked, refusal := version.Asked(os.Args[1:])
+	if asked {
+		_, _ = fmt.Fprintln(os.Stdout, program, version.String(), version.Go())
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	cfg, warnings, err := config.Load()
 	log := logging.New(cfg.LogLevel, cfg.LogFormat)
-	if err == nil {
+	if err = cmp.Or(refusal, err); err == nil {
+		log.Info("starting", zap.String("version", version.String()), zap.Any("settings", cfg.Effective()))
 		for _, w := range warnings {
 			log.Warn("please look at this", zap.String("warning", w))
 		}

@@ -31,7 +31,6 @@ var quiet = "5s"
 
 // run does the work and says how it went.
 func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
-	log.Info("starting", zap.Any("settings", cfg.Effective()))
 	var client *kube.Client
 	if cfg.UsesKubernetes() {
 		var err error

@@ -20,6 +20,7 @@ import (
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/version"
 )
 
 // stepTimeout bounds one step: a login or two, or a request to the API server and its repetitions.
@@ -31,8 +32,6 @@ var loginTime = ""
 
 // run wires the parts together.
 func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
-	log.Info("starting", zap.Any("settings", cfg.Effective()))
-
 	p, err := publish.New(cfg.Common)
 	if err != nil {
 		return err
@@ -40,6 +39,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	observer := newObserver()
 	metrics := observer.metrics
 	metrics.AdoptInfo.WithLabelValues(cfg.Adopt).Set(1)
+	metrics.BuildInfo.WithLabelValues(version.String(), version.Go()).Set(1)
 	if p.Published() {
 		metrics.SetReady()
 	}

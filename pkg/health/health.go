@@ -47,6 +47,7 @@ type Metrics struct {
 	Failures           *prometheus.CounterVec
 	LockedOut          *prometheus.GaugeVec
 	AdoptInfo          *prometheus.GaugeVec
+	BuildInfo          *prometheus.GaugeVec
 }
 
 // New registers the metrics. Series with labels whose values are known are there from the beginning, or nobody would see their
@@ -77,7 +78,8 @@ func New() *Metrics {
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
 	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
 	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "adopt_info", Help: "1 for the mode of adoption that is set: none or rollout."}, []string{"mode"})
-	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo)
+	m.BuildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "build_info", Help: "1 for the version of the program and that of its compiler."}, []string{"version", "goversion"})
+	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo, m.BuildInfo)
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)
 	}

@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"dbconnector/pkg/version"
 	"k8s.io/klog/v2"
 
 	"dbconnector/pkg/connector"
@@ -65,7 +66,7 @@ func (c *Client) OnWaiting(f func(err error, attempt int, next time.Duration)) {
 var silenceClientGo = sync.OnceFunc(func() { klog.SetLogger(logr.Discard()) })
 
 // New makes a client from KUBECONFIG where that is set, or else from the pod's ServiceAccount. component is the program's
-// name, as the API server's audit log and Events show it. It sends nothing yet.
+// name, as Events show it and, with its version, the API server's audit log. It sends nothing yet.
 func New(component string) (*Client, error) {
 	silenceClientGo()
 	config, err := clientConfig(os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
@@ -103,7 +104,7 @@ func newClient(config *rest.Config, component string) (*Client, error) {
 	config.GroupVersion = &coreV1
 	config.APIPath = "/api"
 	config.NegotiatedSerializer = serializer.NewCodecFactory(newScheme()).WithoutConversion()
-	config.UserAgent = component
+	config.UserAgent = component + "/" + version.String()
 	config.Timeout = requestTimeout
 	config.NextProtos = []string{"http/1.1"} // what HTTP/2 costs at its start, a handful of requests one after the other never brings in
 	config.QPS = -1                          // a handful of requests in all: nothing to limit

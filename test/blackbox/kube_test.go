@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -278,6 +279,7 @@ type counter struct {
 
 	mu       sync.Mutex
 	requests []string
+	clients  []string // the user agents, each once
 }
 
 func newCounter(tb testing.TB) *counter {
@@ -303,6 +305,9 @@ func newCounter(tb testing.TB) *counter {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
 		c.requests = append(c.requests, r.Method+" "+r.URL.Path)
+		if !slices.Contains(c.clients, r.UserAgent()) {
+			c.clients = append(c.clients, r.UserAgent())
+		}
 		c.mu.Unlock()
 		forward.ServeHTTP(w, r)
 	}))
@@ -321,6 +326,13 @@ func (c *counter) take() []string {
 	list := c.requests
 	c.requests = nil
 	return list
+}
+
+// agents are the user agents of all that was requested.
+func (c *counter) agents() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.clients)
 }
 
 // newAdmin makes an admin whose name and password no other test uses.

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,6 +39,10 @@ func TestImage(t *testing.T) {
 	if len(image.Env) > 1 || len(image.Env) == 1 && !strings.HasPrefix(image.Env[0], "PATH=") { // builders set that one by themselves
 		t.Errorf("it sets the environment %q", image.Env)
 	}
+	_, version, _ := strings.Cut(filepath.Base(image.Name), ":")
+	if got := image.Labels["org.opencontainers.image.version"]; got != version {
+		t.Errorf("its label says version %q, and it is built as %q", got, version)
+	}
 	for key, value := range image.Labels {
 		if value == "" || strings.Contains(value, "$") {
 			t.Errorf("label %s is %q", key, value)
@@ -60,6 +65,14 @@ func TestImage(t *testing.T) {
 		}
 		if libraries, err := binary.ImportedLibraries(); len(libraries) > 0 || err != nil {
 			t.Errorf("%s needs libraries that are not there: %q, %v", program, libraries, err)
+		}
+		executable := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(executable, file.Content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		said, err := exec.CommandContext(t.Context(), executable, "-version").Output()
+		if want := filepath.Base(program) + " " + version + " go"; err != nil || !strings.HasPrefix(string(said), want) {
+			t.Errorf("%s says of itself %q, %v; want %q", program, said, err, want)
 		}
 	}
 	if image.Files[bundle].Mode != 0o644 {

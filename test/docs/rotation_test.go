@@ -13,8 +13,8 @@ import (
 	"dbconnector/pkg/health"
 )
 
-// metrics are those of ours that /metrics serves when everything has happened once, with the name of the label in braces
-// where there is one.
+// metrics are those of ours that /metrics serves when everything has happened once, with the names of their labels in braces
+// where there are any.
 func metrics(t *testing.T) []string {
 	t.Helper()
 	m := health.New()
@@ -22,13 +22,14 @@ func metrics(t *testing.T) []string {
 	m.Postponed.WithLabelValues("x")
 	m.Failures.WithLabelValues("x")
 	m.AdoptInfo.WithLabelValues("x")
+	m.BuildInfo.WithLabelValues("x", "x")
 	answer := httptest.NewRecorder()
 	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	body := answer.Body.String()
 	var list []string
-	for _, m := range regexp.MustCompile(`(?m)^(dbconnector_\w+)(?:\{(\w+)="[^"]*"\})? `).FindAllStringSubmatch(body, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^(dbconnector_\w+)(?:\{(.*)\})? `).FindAllStringSubmatch(body, -1) {
 		if m[2] != "" {
-			m[1] += "{" + m[2] + "}"
+			m[1] += "{" + regexp.MustCompile(`="[^"]*"`).ReplaceAllString(m[2], "") + "}"
 		}
 		list = append(list, m[1])
 	}

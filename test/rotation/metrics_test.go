@@ -4,12 +4,14 @@ package rotation_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -117,6 +119,7 @@ func TestNotReady(t *testing.T) {
 type counter struct {
 	mu       sync.Mutex
 	requests []string
+	agent    string            // of the last one
 	then     func(what string) // is called before it is passed on
 }
 
@@ -140,7 +143,7 @@ func counted(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *counter) {
 			what = "WATCH " + r.URL.Path + " for " + r.URL.Query().Get("timeoutSeconds") + "s"
 		}
 		c.mu.Lock()
-		c.requests = append(c.requests, what)
+		c.requests, c.agent = append(c.requests, what), r.UserAgent()
 		if c.then != nil {
 			c.then(what)
 		}
@@ -152,6 +155,31 @@ func counted(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *counter) {
 	through.Kubeconfig = kubeconfig(tb, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": %q}}],
 		"users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "current-context": "x"}`, front.URL))
 	return &through, c
+}
+
+// TestVersionOfRotate: the sidecar says which build it is in its first line and in a metric, and the API server sees it. (F30)
+func TestVersionOfRotate(t *testing.T) {
+	t.Parallel()
+	p, _ := plane(t, sharedCluster(t))
+	through, counter := counted(t, p)
+	sidecar := rotate(t, through, hourly...)
+	gauge(t, sidecar, "dbconnector_credential_generation", 1)
+	answer, err := exec.CommandContext(t.Context(), rotateBinary, "-version").Output()
+	check(t, "asking for the version", err)
+	said := strings.Fields(string(answer)) // program, version, compiler
+	gauge(t, sidecar, fmt.Sprintf("dbconnector_build_info{goversion=%q,version=%q}", said[2], said[1]), 1)
+	counter.mu.Lock()
+	agent := counter.agent
+	counter.mu.Unlock()
+	if want := said[0] + "/" + said[1]; agent != want {
+		t.Errorf("the API server sees %q, want %q", agent, want)
+	}
+	var first map[string]any
+	line, _, _ := strings.Cut(sidecar.Log(), "\n")
+	check(t, "reading the first line", json.Unmarshal([]byte(line), &first))
+	if first["msg"] != "starting" || first["version"] != said[1] {
+		t.Errorf("the first line is %s, want the version %s", line, said[1])
+	}
 }
 
 // TestIdle: while nothing is due, the sidecar has no connection to the database, and asks the API server for one thing, the
