@@ -35,15 +35,29 @@ var _ rotation.Observer = (*observer)(nil)
 
 var reasons = []rotation.Reason{rotation.OtherInUse, rotation.NotAdopted, rotation.OtherUnknown, rotation.RepairPending}
 
+// failedRead is the one failure that is no step's.
+const failedRead = "read"
+
+// deeds say in words what a step that failed was to do.
+var deeds = map[string]string{
+	failedRead:                "reading the record",
+	rotation.Project.String(): "writing the hand-over",
+	rotation.Look.String():    "checking the state of the rotation",
+	rotation.Rollout.String(): "asking for a rollout",
+	rotation.Stage.String():   "writing a new password into the record",
+	rotation.Apply.String():   "setting the new password",
+	rotation.Commit.String():  "completing the change of the password",
+	rotation.Doubt.String():   "noting that the server refuses a password",
+}
+
 func newObserver() *observer {
 	m := health.New()
 	for _, why := range reasons {
 		m.Postponements.WithLabelValues(string(why))
 		m.Postponed.WithLabelValues(string(why))
 	}
-	m.Failures.WithLabelValues("read") // the one failure that is no step's
-	for kind := rotation.Project; kind <= rotation.Doubt; kind++ {
-		m.Failures.WithLabelValues(kind.String())
+	for step := range deeds {
+		m.Failures.WithLabelValues(step)
 	}
 	return &observer{metrics: m, told: map[rotation.Reason]bool{}}
 }
@@ -99,7 +113,7 @@ func (o *observer) Failed(step string, err error) {
 	}
 	if !o.failing { // one Event for each change of state, not for each try
 		o.failing = true
-		o.event(kube.Warning, "Failed", step+": "+err.Error())
+		o.event(kube.Warning, "Failed", deeds[step]+" failed: "+err.Error())
 	}
 }
 

@@ -47,6 +47,7 @@ func TestObserver(t *testing.T) {
 	t.Parallel()
 	o := newObserver()
 	o.events = newEvents(nil, kube.Pod{}, zap.NewNop())
+	said := ""
 	told := func(want ...string) {
 		t.Helper()
 		var got []string
@@ -56,6 +57,7 @@ func TestObserver(t *testing.T) {
 			if !strings.Contains(e.message, " ") {
 				t.Errorf("the Event %s says %q", e.reason, e.message)
 			}
+			said = e.message
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("Events %q, want %q", got, want)
@@ -88,6 +90,9 @@ func TestObserver(t *testing.T) {
 	}
 	o.Failed("read", errors.New("no answer today"))
 	told("Warning Postponed", "Warning Failed")
+	if want := "checking the state of the rotation failed: the server says no"; said != want {
+		t.Errorf("the Event says %q, want %q", said, want)
+	}
 	during := maps.Clone(now)
 	maps.Copy(during, map[string]string{
 		`postponed{reason="OldCredentialInUse"}`: "1", `postponements_total{reason="OldCredentialInUse"}`: "1",
@@ -273,5 +278,25 @@ func TestEventsInTheBackground(t *testing.T) {
 	}
 	if n := hanging.Load(); n > 1 { // the first one takes what time there is
 		t.Errorf("%d Events were tried at the end on an API server that does not answer", n)
+	}
+}
+
+// TestDeeds: the Event about a step that failed says in words what the step was to do; whatever its kind is.
+func TestDeeds(t *testing.T) {
+	t.Parallel()
+	steps := []string{"read"}
+	for kind := rotation.Project; kind <= rotation.Doubt; kind++ {
+		steps = append(steps, kind.String())
+	}
+	if got := slices.Sorted(maps.Keys(deeds)); !slices.Equal(got, slices.Sorted(slices.Values(steps))) {
+		t.Errorf("there are words for %q, and the steps that fail are %q", got, steps)
+	}
+	for _, step := range steps {
+		o := newObserver()
+		o.events = newEvents(nil, kube.Pod{}, zap.NewNop())
+		o.Failed(step, errors.New("no"))
+		if said := (<-o.events.queue).message; !regexp.MustCompile(`^[a-z]+ing .* failed: no$`).MatchString(said) {
+			t.Errorf("step %s: the Event says %q", step, said)
+		}
 	}
 }

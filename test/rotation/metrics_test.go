@@ -305,7 +305,7 @@ func TestEvents(t *testing.T) {
 	}
 	for i, text := range []string{
 		"the active login is now " + rotated.Login(rotated.Active).User, "OldCredentialInUse: login " + first.Login(first.Active).User + " is still in use",
-		"login " + rotated.Login(rotated.Active.Other()).User, `read: secret tenants/dbconnector-` + p.Name + `: key "record.json": `,
+		"login " + rotated.Login(rotated.Active.Other()).User, `reading the record failed: secret tenants/dbconnector-` + p.Name + `: key "record.json": `,
 	} {
 		if !strings.Contains(list[i].Message, text) {
 			t.Errorf("the Event %s says %q, want %q", list[i].Reason, list[i].Message, text)
