@@ -11,11 +11,8 @@ package kube
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,24 +20,21 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
-	"dbconnector/pkg/version"
 	"k8s.io/klog/v2"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/version"
 )
 
 const (
 	// requestTimeout bounds one request. The API server itself gives up after 60 s; ours are answered in milliseconds, and
 	// one that hangs (a load balancer with a dead backend) should leave time for another.
 	requestTimeout = 10 * time.Second
-	// eventTimeout is shorter: nobody should wait for an Event.
-	eventTimeout = 3 * time.Second
 )
 
 // Client talks to the API server.
@@ -181,40 +175,4 @@ func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, er
 	}
 	c.uids[namespace] = string(object.UID)
 	return c.uids[namespace], nil
-}
-
-// Pod is what an Event is about.
-type Pod struct{ Namespace, Name, UID string }
-
-// The types of Events.
-const (
-	Normal  = "Normal"
-	Warning = "Warning"
-)
-
-// maxMessage is the longest message of an Event that the API server takes.
-const maxMessage = 1024
-
-// Event records an Event about a pod. It tries once and not for long: an Event is for people, and what it tells is in the
-// log as well. The error is for a debug line.
-func (c *Client) Event(ctx context.Context, pod Pod, eventType, reason, message string) error {
-	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
-	defer cancel()
-	unique := make([]byte, 8)
-	_, _ = rand.Read(unique) // never fails
-	now := metav1.Now()
-	event := &apiEvent{
-		ObjectMeta: metav1.ObjectMeta{
-			// A pod's name may be as long as an Event's.
-			Name: strings.TrimRight(fault.Cut(pod.Name, 200), "-.") + "." + hex.EncodeToString(unique), Namespace: pod.Namespace,
-		},
-		InvolvedObject: objectReference{
-			APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
-		},
-		Type: eventType, Reason: reason, Message: fault.Cut(message, maxMessage),
-		Source: eventSource{Component: c.component}, ReportingController: c.component, ReportingInstance: pod.Name,
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}
-	call := call{doing: "recording an event", verb: "create", resource: "events", namespace: pod.Namespace}
-	return classify(c.rest.Post().Namespace(pod.Namespace).Resource("events").MaxRetries(0).Body(event).Do(ctx).Error(), call)
 }

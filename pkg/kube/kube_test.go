@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -445,7 +446,7 @@ func testLeastRights(t *testing.T, c cluster) {
 		return r
 	}
 	c.grant(t, "least", "vc-blue", rule("secrets", "rec", "get", "update"), rule("secrets", "", "create"),
-		rule("namespaces", "least", "get"), rule("events", "", "create"))
+		rule("namespaces", "least", "get"), rule("events", "", "patch", "create"))
 	if _, err := account.NamespaceUID(t.Context(), "least"); err != nil {
 		t.Error(err)
 	}
@@ -475,23 +476,52 @@ func testEnding(t *testing.T, c cluster) {
 	}
 }
 
+// testEvents: what is said again is one Event with a count, as far as it differs only in its numbers; without the right to patch
+// each is one of its own (F35).
 func testEvents(t *testing.T, c cluster) {
 	c.namespace(t, "events")
-	admin := c.admin(t)
-	pod := Pod{"events", "blue-0", "11111111-2222-3333-4444-555555555555"}
-	for i := range 3 {
-		if err := admin.Event(t.Context(), pod, Warning, "Refused", fmt.Sprint(i, strings.Repeat("ü", 2000))); err != nil {
+	rule := rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"events"}}
+	for account, verbs := range map[string][]string{"counts": {"patch", "create"}, "creates": {"create"}} {
+		teller := c.account(t, "events", account)
+		rule.Verbs = verbs
+		c.grant(t, "events", account, rule)
+		began := time.Now().Truncate(time.Second)
+		pod := Pod{"events", account + "-0", "11111111-2222-3333-4444-555555555555"}
+		for i := range 3 {
+			if err := teller.Event(t.Context(), pod, Warning, "Waiting", fmt.Sprintf("port 4071%d is closed %s", i, strings.Repeat("ü", 2000))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		replaced := pod
+		replaced.UID = "66666666-2222-3333-4444-555555555555" // a pod of a StatefulSet that was made anew
+		for pod, message := range map[Pod]string{pod: "the file is open", replaced: "port 40719 is closed " + strings.Repeat("ü", 2000)} {
+			if err := teller.Event(t.Context(), pod, Warning, "Waiting", message); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := teller.Event(t.Context(), pod, Warning, "Failed", "port 40710 is closed "+strings.Repeat("ü", 2000)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	var list corev1.EventList
-	c.do(t, http.MethodGet, "/api/v1/namespaces/events/events?fieldSelector=involvedObject.uid="+pod.UID, nil, &list)
-	if len(list.Items) != 3 {
-		t.Errorf("%d events of 3", len(list.Items))
-	}
-	for _, event := range list.Items {
-		if event.InvolvedObject.Name != "blue-0" || event.Source.Component != "dbconnector-init" || event.Reason != "Refused" || event.FirstTimestamp.IsZero() {
-			t.Errorf("got %+v", event)
+		var list corev1.EventList
+		c.do(t, http.MethodGet, "/api/v1/namespaces/events/events?fieldSelector=involvedObject.name="+pod.Name, nil, &list)
+		var got []string
+		for _, event := range list.Items {
+			got = append(got, fmt.Sprintf("%s of %s %dx: %.20s", event.Reason, event.InvolvedObject.UID[:8], event.Count, event.Message))
+			if event.Source.Component != "dbconnector-init" || event.FirstTimestamp.Time.Before(began) || event.LastTimestamp.Before(&event.FirstTimestamp) {
+				t.Errorf("%s: got %+v", account, event)
+			}
+		}
+		want := []string{"Failed of 11111111 1x: port 40710 is closed", "Waiting of 11111111 1x: the file is open", "Waiting of 66666666 1x: port 40719 is closed"}
+		if account == "counts" {
+			want = append(want, "Waiting of 11111111 3x: port 40712 is closed") // the words of the last time
+		} else {
+			for i := range 3 {
+				want = append(want, fmt.Sprintf("Waiting of 11111111 1x: port 4071%d is closed", i))
+			}
+		}
+		slices.Sort(got)
+		if slices.Sort(want); !slices.Equal(got, want) {
+			t.Errorf("%s:\n%s\nwant\n%s", account, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	}
 }

@@ -171,7 +171,7 @@ func TestFirstStarts(t *testing.T) {
 			if got := get(t, server, v); got != "mine" {
 				t.Errorf("the data is %q, want \"mine\"", got)
 			}
-			if reasons, _ := v.events(t); !slices.Equal(sorted(reasons), []string{"Normal Provisioned", "Normal Provisioned", "Warning Refused", "Warning Refused"}) {
+			if reasons, _ := v.events(t); !slices.Equal(sorted(reasons), []string{"Normal Provisioned", "Normal Provisioned", "Warning Refused x2"}) {
 				t.Errorf("Events %q", reasons)
 			}
 		})

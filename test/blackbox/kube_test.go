@@ -252,12 +252,13 @@ func (v *vcluster) setConnector(tb testing.TB, data map[string]string) {
 	makeSecret(tb, v.platform, v.connector, connectorLabel, data)
 }
 
-// events are the reasons and messages of the Events in the vCluster's namespace, and all that the API server holds of them.
+// events are the reasons and messages of the Events in the vCluster's namespace, and how often each has occurred if not once.
 func (v *vcluster) events(tb testing.TB) (reasons []string, text string) {
 	tb.Helper()
 	var list struct {
 		Items []struct {
 			Reason, Message, Type string
+			Count                 int
 			InvolvedObject        struct{ Kind, Name, UID string }
 			Source                struct{ Component string }
 		}
@@ -267,7 +268,11 @@ func (v *vcluster) events(tb testing.TB) (reasons []string, text string) {
 		if e.InvolvedObject.Kind != "Pod" || e.InvolvedObject.Name != v.env["DBCONNECTOR_POD_NAME"] || e.Source.Component != "dbconnector-init" {
 			tb.Errorf("an Event is about %+v, by %q", e.InvolvedObject, e.Source.Component)
 		}
-		reasons = append(reasons, e.Type+" "+e.Reason)
+		what := e.Type + " " + e.Reason
+		if e.Count != 1 {
+			what += fmt.Sprintf(" x%d", e.Count)
+		}
+		reasons = append(reasons, what)
 		text += e.Message + "\n"
 	}
 	return reasons, text

@@ -4,8 +4,10 @@ package blackbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,28 +82,61 @@ func TestTerminationMessage(t *testing.T) {
 	}
 }
 
-// TestWaitingIsSaid: the server is down. Who looks at the pod sees what is waited for and until when, once a run, and a run that
-// is served at once says nothing of the kind. (F35)
+// TestWaitingIsSaid: the server is down. The operator who looks at the pod sees what is waited for and until when, once, however often the
+// kubelet starts the container, and with the number of times; a run that is served at once says nothing of the kind. Without the
+// right to patch Events, the one of an older Role, there is one for each run. (F35)
 func TestWaitingIsSaid(t *testing.T) {
 	t.Parallel()
 	c := connectorFor(postgres.get(t))
 	c["port"] = closedPort(t)
-	v := prepared(t, postgres.get(t), c)
+	v := newVCluster(t, postgres.get(t), c)
 	v.env["DBCONNECTOR_TIMEOUT"] = "8s"
-	run(t, v.env).refused(t, 1, "gave up when the time limit was reached")
-	reasons, text := v.events(t)
-	if want := []string{"Warning Failed", "Warning Waiting"}; !slices.Equal(sorted(reasons), want) {
-		t.Errorf("Events %q, want %q", reasons, want)
-	}
-	for _, want := range []string{"127.0.0.1:" + c["port"], "; tried again until 20"} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no Event says %q:\n%s", want, text)
+	const mark = "; tried again until "
+	until := ""
+	for n := 1; n <= 3; n++ {
+		if n == 3 { // an older Role
+			role := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + v.namespace + "/roles/dbconnector-" + v.release
+			do(t, http.MethodPatch, role, object{"rules": []object{
+				{"apiGroups": []string{""}, "resources": []string{"events"}, "verbs": []string{"create"}},
+				{"apiGroups": []string{""}, "resources": []string{"namespaces"}, "resourceNames": []string{v.namespace}, "verbs": []string{"get"}},
+			}}, nil)
+			api := cluster(t)
+			bed.Eventually(t, time.Minute, func(ctx context.Context) error { // Roles are known after a moment
+				var review struct{ Status struct{ Allowed bool } }
+				err := api.Do(ctx, http.MethodPost, "/apis/authorization.k8s.io/v1/subjectaccessreviews", object{"spec": object{
+					"user":               "system:serviceaccount:" + v.namespace + ":vc-" + v.release,
+					"resourceAttributes": object{"namespace": v.namespace, "resource": "events", "verb": "patch"},
+				}}, &review)
+				if err == nil && review.Status.Allowed {
+					err = errors.New("it may still patch Events")
+				}
+				return err
+			})
+		}
+		run(t, v.env).refused(t, 1, "gave up when the time limit was reached")
+		reasons, text := v.events(t)
+		if want := [][]string{
+			1: {"Warning Failed", "Warning Waiting"},
+			2: {"Warning Failed x2", "Warning Waiting x2"},
+			3: {"Warning Failed", "Warning Failed x2", "Warning Waiting", "Warning Waiting x2"},
+		}[n]; !slices.Equal(sorted(reasons), want) {
+			t.Errorf("run %d: Events %q, want %q", n, reasons, want)
+		}
+		if !strings.Contains(text, "127.0.0.1:"+c["port"]) {
+			t.Errorf("no Event says where the server should be:\n%s", text)
+		}
+		if _, now, _ := strings.Cut(text, mark); n < 3 {
+			now, _, _ = strings.Cut(now, "\n")
+			if _, err := time.Parse(time.RFC3339, now); err != nil || now <= until {
+				t.Errorf("run %d: the Event says %q after %q, want the end of this run", n, now, until)
+			}
+			until = now
 		}
 	}
 	v.setConnector(t, connectorFor(postgres.get(t)))
 	v.env["DBCONNECTOR_TIMEOUT"] = "60s"
 	run(t, v.env).succeeded(t)
-	if reasons, _ := v.events(t); len(reasons) != 3 {
+	if reasons, _ := v.events(t); len(reasons) != 5 {
 		t.Errorf("Events %q, want one more for what was done", reasons)
 	}
 }

@@ -69,6 +69,8 @@ func TestRBAC(t *testing.T) {
 		{"read another vCluster's record", http.MethodGet, secretPath(other.namespace, other.recordName()), ""},
 		{"list another vCluster's Secrets", http.MethodGet, "/api/v1/namespaces/" + other.namespace + "/secrets", ""},
 		{"record an Event for another vCluster", http.MethodPost, "/api/v1/namespaces/" + other.namespace + "/events", `{"metadata":{"name":"e"}}`},
+		{"rewrite an Event of another vCluster", http.MethodPatch, "/api/v1/namespaces/" + other.namespace + "/events/e", `{"count":2}`},
+		{"delete an Event at home", http.MethodDelete, "/api/v1/namespaces/" + v.namespace + "/events/e", ""},
 		{"read another vCluster's namespace", http.MethodGet, "/api/v1/namespaces/" + other.namespace, ""},
 		{"read Secrets of the system", http.MethodGet, "/api/v1/namespaces/kube-system/secrets", ""},
 		{"list Secrets everywhere", http.MethodGet, "/api/v1/secrets", ""},

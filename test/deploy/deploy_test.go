@@ -153,7 +153,7 @@ func checkGrants(t *testing.T, got grants, v vcluster) {
 		},
 		v.namespace: {
 			{APIGroups: core, Resources: []string{"namespaces"}, ResourceNames: []string{v.namespace}, Verbs: []string{"get"}},
-			{APIGroups: core, Resources: []string{"events"}, Verbs: []string{"create"}},
+			{APIGroups: core, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 			{APIGroups: []string{"apps"}, Resources: []string{"statefulsets", "deployments"}, ResourceNames: []string{v.release}, Verbs: []string{"get", "patch"}},
 		},
 	}

@@ -421,6 +421,7 @@ func TestServiceAccountName(t *testing.T) {
 				{Namespace: "vcluster-platform", Verb: "get", Resource: "secrets", Name: params.Data["connector"]},
 				{Namespace: namespace, Verb: "get", Resource: "namespaces", Name: namespace},
 				{Namespace: namespace, Verb: "create", Resource: "events"},
+				{Namespace: namespace, Verb: "patch", Resource: "events"},
 				{Namespace: namespace, Verb: "patch", Group: "apps", Resource: "deployments", Name: params.Data["release"]},
 			} {
 				bed.Eventually(t, time.Minute, func(ctx context.Context) error { // Roles are known after a moment

@@ -36,7 +36,7 @@ var (
 		{"apiGroups": []string{""}, "resources": []string{"endpoints", "events", "pods/log"}, "verbs": []string{"get", "list", "watch"}},
 		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": []string{"get", "list", "watch"}},
 	}
-	eventRule = object{"apiGroups": []string{""}, "resources": []string{"events"}, "verbs": []string{"create"}}
+	eventRule = object{"apiGroups": []string{""}, "resources": []string{"events"}, "verbs": []string{"create", "patch"}}
 )
 
 func patchRule(release string) object {
