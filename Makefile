@@ -15,7 +15,7 @@ ENGINE ?= postgres
 # cores and run into time limits that mean something else.
 TEST_PARALLEL ?= 2
 # For the whole of one package, first download of a server included.
-TEST_TIMEOUT ?= 30m
+TEST_TIMEOUT ?= 45m
 # More flags for go test, for example: make test TEST_FLAGS='-run TestProvision -v'
 TEST_FLAGS ?=
 TEST_PACKAGES ?= ./...
