@@ -98,6 +98,10 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	return nil, fmt.Errorf("logging in to %s as %q: %w%s", s.server.Address(), user, err, hint)
 }
 
+// attempt marks the context of a connection that dial makes: pgx makes others by itself, in the background and with a context of
+// its own, to cancel what was given up.
+type attempt struct{}
+
 // dial is one attempt to connect. answered says that the server has said something.
 func (s *Server) dial(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (conn *pgx.Conn, answered bool, err error) {
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
@@ -122,13 +126,13 @@ func (s *Server) dial(ctx context.Context, user string, password connector.Passw
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
+		if err != nil || ctx.Value(attempt{}) == nil {
+			return conn, err
 		}
 		seen = &sniffer{Conn: conn}
 		return seen, nil
 	}
-	conn, err = pgx.ConnectConfig(ctx, config)
+	conn, err = pgx.ConnectConfig(context.WithValue(ctx, attempt{}, true), config)
 	if err != nil && seen != nil {
 		answered = seen.answered()
 		if verdict := seen.verdict(config.TLSConfig != nil); verdict != nil && code(err) == "" {
