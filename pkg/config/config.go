@@ -4,8 +4,8 @@
 //
 // Our variables, DBCONNECTOR_…, are read here and nowhere else, by their full names, so that a search for one finds it; messages
 // elsewhere repeat a name where they say what to correct. An operator who mends a manifest wants to know all that is wrong with
-// it at once, so nothing is parsed by envconfig itself, which ends at the first value that it cannot convert: it only collects strings, and validate says what they mean. No variable holds a secret (a variable is
-// seen in the pod's spec), so an error may repeat its value. A variable that is set to nothing counts as not set.
+// it at once, so nothing is parsed by envconfig itself, which ends at the first value that it cannot convert: it only collects
+// strings, and validate says what they mean. No variable holds a secret (a variable is seen in the pod's spec), so an error may repeat its value. A variable that is set to nothing counts as not set.
 package config
 
 import (

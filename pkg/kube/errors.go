@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,18 @@ func into[T any](result rest.Result, obj *T) error {
 		return errForeign
 	}
 	*obj = *got
+	return nil
+}
+
+// unpack takes an object's fields out of an answer that the scheme has no type for: metadata alone, or an apps/v1 object.
+func unpack(result rest.Result, obj any) error {
+	if err := result.Error(); err != nil {
+		return err
+	}
+	answer, err := result.Raw()
+	if err != nil || json.Unmarshal(answer, obj) != nil {
+		return errForeign
+	}
 	return nil
 }
 

@@ -116,20 +116,12 @@ func (c *Client) Certificates(ctx context.Context, namespace, vcluster string) (
 		Metadata struct{ Labels map[string]string }
 	}
 	_, err := c.retry(ctx, call, func(ctx context.Context) error {
-		result := c.rest.Get().AbsPath("/api/v1/namespaces/"+namespace+"/secrets/"+name).
-			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").MaxRetries(0).Do(ctx)
-		err := result.Error()
+		err := unpack(c.rest.Get().AbsPath("/api/v1/namespaces/"+namespace+"/secrets/"+name).
+			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").MaxRetries(0).Do(ctx), &found)
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		data, err := result.Raw()
-		if err != nil || json.Unmarshal(data, &found) != nil {
-			return errForeign
-		}
-		return nil
+		return err
 	})
 	if err != nil || found.Metadata.Labels["vcluster-name"] != vcluster {
 		return "", err
@@ -149,15 +141,7 @@ func (c *Client) names(ctx context.Context, group, namespace, resource, labels s
 		if labels != "" {
 			request = request.Param("labelSelector", labels)
 		}
-		result := request.MaxRetries(0).Do(ctx)
-		if err := result.Error(); err != nil {
-			return err
-		}
-		data, err := result.Raw()
-		if err != nil || json.Unmarshal(data, &list) != nil {
-			return errForeign
-		}
-		return nil
+		return unpack(request.MaxRetries(0).Do(ctx), &list)
 	})
 	if err != nil {
 		return nil, err

@@ -77,19 +77,12 @@ func (w *Workload) get(ctx context.Context) (*workload, error) {
 		o := &workload{}
 		_, err := w.client.retry(ctx, w.call("reading", "get", k.resource), func(ctx context.Context) error {
 			// Not DoRaw: that would leave the words of a refusal unread, and with them which rule is missing.
-			result := w.client.rest.Get().AbsPath(w.path(k.resource)).MaxRetries(0).Do(ctx)
-			if err := result.Error(); err != nil {
-				return err
-			}
-			data, err := result.Raw()
-			if err != nil {
-				return err
-			}
 			*o = workload{resource: k.resource}
-			if json.Unmarshal(data, o) != nil || o.Kind != k.kind || o.Metadata.ResourceVersion == "" {
+			err := unpack(w.client.rest.Get().AbsPath(w.path(k.resource)).MaxRetries(0).Do(ctx), o)
+			if err == nil && (o.Kind != k.kind || o.Metadata.ResourceVersion == "") {
 				return errForeign
 			}
-			return nil
+			return err
 		})
 		if !apierrors.IsNotFound(err) {
 			return o, err

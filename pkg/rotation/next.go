@@ -211,7 +211,7 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	return Step{Kind: Apply}
 }
 
-// drained: the server knows the password that nobody gets. A login that began with the one before may still become a session:
+// drained: the server knows the password that is never handed out. A login that began with the one before may still become a session:
 // the server reads the verifier when a login begins. Only when that can be no more, and all that it left has been ended, is
 // the old password dead.
 func drained(seen Observation, now time.Time) Step {
@@ -274,8 +274,8 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 	case seen.Active == nil:
 		return Step{Kind: Look, What: ActiveSessions}, false
 	case seen.Active.Addresses == 0, !asked && seen.Active.Here == 0:
-		// Whoever else uses the active slot has read it from the record's Secret: of the control plane in this very pod it says
-		// nothing, however long that stays away.
+		// Another client of the active slot has read it from the record's Secret: that says nothing of the control plane in this very
+		// pod, however long it stays away.
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	case !asked && seen.Active.Addresses < r.Clients && seen.Quiet < patience*p.Grace:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false

@@ -691,8 +691,8 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 	return nil
 }
 
-// alone says whether the session is the slot's only one. The password of a slot that is retired was given to nobody: who stays
-// there for longer than a rival would is an intruder, or a rival that stands still, and has to go. The slot is left alone until
+// alone says whether the session is the slot's only one. The password of a slot that is retired was never handed out: a client that
+// stays there for longer than a rival would is an intruder, or a rival that stands still, and has to go. The slot is left alone until
 // that has happened.
 func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
 	sessions, err := self.Sessions(ctx)
@@ -709,10 +709,10 @@ func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
 	return errBusy
 }
 
-// ended tells of sessions that nobody should have had.
+// ended tells of sessions on a login that no client should use.
 func (l *loop[S]) ended(left tenant.Remains) {
 	if left.Sessions > 0 {
-		l.Log.Warn("ended sessions of a login whose password nobody has", zap.Int("sessions", left.Sessions),
+		l.Log.Warn("ended sessions of a retired login", zap.Int("sessions", left.Sessions),
 			zap.String("user", l.record.Login(l.record.Active.Other()).User))
 	}
 }
@@ -768,9 +768,9 @@ func (l *loop[S]) describe(why Reason) string {
 		case left != nil && left.Sessions > 0:
 			return "sessions that began with a dead password of login " + other + " do not end: see the server's list of sessions"
 		case left != nil:
-			return "somebody was let in and is in no list of sessions yet, perhaps with a dead password of login " + other + ": see the server's pg_locks"
+			return "a client was let in and is in no list of sessions yet, perhaps with a dead password of login " + other + ": see the server's pg_locks"
 		case l.record.OtherRetired:
-			return "login " + other + " has sessions, and its password was given to nobody: they are ended"
+			return "login " + other + " has sessions, and its password was never handed out: they are ended"
 		}
 		return "login " + other + " is still in use: restart what uses it"
 	case NotAdopted:

@@ -19,7 +19,7 @@ type Want struct {
 	// Provisioned says that the database was complete once. It must be there, then: an empty one in its place would be
 	// data loss. And it is ours even if somebody removed the marker.
 	Provisioned bool
-	// Existing says that the database must be there, whoever tells it: a new one would hide the data of the one before. It is no
+	// Existing says that the database must be there, also without a record: a new one would hide the data of the one before. It is no
 	// proof that a database is ours.
 	Existing bool
 }
