@@ -5,6 +5,7 @@
 //	go run ./test/bench                    # print
 //	go run ./test/bench -write             # and put them into docs/benchmarks.md
 //	go run ./test/bench -only pods -write  # only what is measured in real pods; or processes
+//	go run ./test/bench -only growth       # with up to 2,000 tenants on a server, half an hour; not part of the others
 //
 // Times are noise on a machine that does something else as well: what is compared runs in pairs, one beside the other in
 // changing order, and what counts is the median of the pairs' ratios. Counts are exact, and a count that is off ends the
@@ -34,22 +35,25 @@ func main() {
 		os.Exit(measured(os.Args[2]))
 	}
 	write := flag.Bool("write", false, "put the tables into docs/benchmarks.md")
-	only := flag.String("only", "", "measure one part alone: processes or pods")
+	only := flag.String("only", "", "measure one part alone: processes, pods or growth")
 	pairs := flag.Int("pairs", 25, "how many pairs are timed")
 	herd := flag.Bool("herd", true, "let the herds loose")
 	flag.Parse()
-	if !slices.Contains([]string{"", processes, pods}, *only) || flag.NArg() > 0 {
+	if !slices.Contains([]string{"", processes, pods, growth}, *only) || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	bed.Progress = os.Stderr
 	var errs []error
-	if *only != pods {
+	if *only == "" || *only == processes {
 		errs = append(errs, run(ctx, *pairs, *herd, *write))
 	}
-	if *only != processes && ctx.Err() == nil {
+	if (*only == "" || *only == pods) && ctx.Err() == nil {
 		errs = append(errs, runPods(ctx, *write))
+	}
+	if *only == growth {
+		errs = append(errs, runGrowth(ctx, *write))
 	}
 	err := errors.Join(errs...)
 	stop()
@@ -63,6 +67,7 @@ func main() {
 const (
 	processes = "processes"
 	pods      = "pods"
+	growth    = "growth"
 )
 
 // engines are what is measured, and what the counts have to be.
@@ -90,32 +95,45 @@ const (
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
-func run(ctx context.Context, pairs int, herd, write bool) (err error) {
+// newBench builds the programs and starts an API server; end stops it and removes all.
+func newBench(ctx context.Context, pairs int) (b *bench, end func() error, err error) {
 	dir, err := os.MkdirTemp("", "bench-")
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer os.RemoveAll(dir)
-	progress("building")
-	b := &bench{dir: dir, volume: dir, pairs: pairs}
+	b = &bench{dir: dir, volume: dir, pairs: pairs}
+	remove := func() error { return errors.Join(os.RemoveAll(b.dir), os.RemoveAll(b.volume)) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, remove())
+		}
+	}()
 	if memory, err := os.MkdirTemp("/dev/shm", "bench-"); err == nil {
-		defer os.RemoveAll(memory)
 		b.volume = memory
 	}
+	progress("building")
 	if b.init, err = rig.BuildInit(ctx, dir); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if b.rotate, err = rig.BuildRotate(ctx, dir); err != nil {
-		return err
+		return nil, nil, err
 	}
 	if b.minimal, err = rig.Build(ctx, dir, "minimal", "test/bench/minimal"); err != nil {
-		return err
+		return nil, nil, err
 	}
 	progress("starting an API server")
 	if err := b.startAPI(ctx); err != nil {
+		return nil, nil, err
+	}
+	return b, func() error { return errors.Join(b.cluster.API.Stop(context.WithoutCancel(ctx)), remove()) }, nil
+}
+
+func run(ctx context.Context, pairs int, herd, write bool) (err error) {
+	b, end, err := newBench(ctx, pairs)
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.cluster.API.Stop(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, end()) }()
 
 	var off []string
 	var sizes [2]int64

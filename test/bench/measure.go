@@ -157,7 +157,18 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 		return f, off, err
 	}
 	progress("%s: first provision against the same statements", e.name)
-	if f.overClient, f.strict, f.direct, err = b.againstClient(ctx, s, t, shop, statements); err != nil {
+	client, err := b.newRival(ctx, s, t, s.AdminUser, s.AdminPassword, statements)
+	if err != nil {
+		return f, off, err
+	}
+	defer client.close()
+	if f.overClient, err = client.compare(ctx, b.pairs, true, 2); err != nil {
+		return f, off, err
+	}
+	if f.strict, err = client.compare(ctx, b.pairs, true, 1); err != nil {
+		return f, off, err
+	}
+	if f.direct, err = client.compare(ctx, b.pairs, false, 2); err != nil {
 		return f, off, err
 	}
 	progress("%s: the idle sidecar", e.name)
@@ -237,10 +248,10 @@ func (r ratio) String() string {
 }
 
 // compare times a and b by turns, first one and then the other ahead.
-func (b *bench) compare(first, second func() (time.Duration, error)) (ratio, error) {
+func compare(pairs int, first, second func() (time.Duration, error)) (ratio, error) {
 	var as, bs []time.Duration
 	var ratios []float64
-	for n := range b.pairs + 1 {
+	for n := range pairs + 1 {
 		one, two := first, second
 		if n%2 == 1 {
 			one, two = second, first
@@ -285,7 +296,7 @@ func (b *bench) againstMinimal(ctx context.Context, t *rig.Tenant) (ratio, error
 		}
 		return nil
 	}
-	return b.compare(func() (time.Duration, error) {
+	return compare(b.pairs, func() (time.Duration, error) {
 		if err := clean(); err != nil {
 			return 0, err
 		}
@@ -306,98 +317,111 @@ func (b *bench) againstMinimal(ctx context.Context, t *rig.Tenant) (ratio, error
 	})
 }
 
-// againstClient compares a first provision with the engine's own client that sends what the server logged of one, in as many
-// sessions: those of the admin, and then the tenant's own, in which init asks what the tenant may do. direct is the same
-// comparison without Kubernetes: connector and record are directories. strict is the first comparison again, where the client
-// does not send the tenant's session: all of the verification counts as init's own expense.
-func (b *bench) againstClient(ctx context.Context, s *bed.Server, t *rig.Tenant, shop, log string) (whole, strict, direct ratio, err error) {
+// rival is the engine's own client as a rival of init: it sends what the server logged of a first provision, in as many
+// sessions, those of the admin and then the tenant's own, in which init asks what the tenant may do.
+type rival struct {
+	b                     *bench
+	s                     *bed.Server
+	shop, user, password  string // the connector, and the admin that it names
+	ca, connector, script string // files
+	from                  tenant.Names
+	login                 tenant.Login
+	scripts               map[string]string
+	look                  *rig.Inspector
+	sent                  int
+}
+
+// newRival makes a rival of the log that a server wrote when init first provisioned t.
+func (b *bench) newRival(ctx context.Context, s *bed.Server, t *rig.Tenant, user, password, log string) (*rival, error) {
 	record, err := t.Record(ctx)
 	if err != nil {
-		return whole, strict, direct, err
+		return nil, err
 	}
-	login := record.Login(record.Active)
-	scripts := map[string]string{}
-	for _, user := range []string{s.AdminUser, login.User} {
+	shop := t.ConnectorName
+	r := &rival{
+		b: b, s: s, shop: shop, user: user, password: password, from: t.Names(), login: record.Login(record.Active),
+		ca: filepath.Join(b.dir, shop+"-ca.crt"), connector: filepath.Join(b.dir, "connector-"+shop), script: filepath.Join(b.dir, "script.sql"),
+		scripts: map[string]string{},
+	}
+	for _, as := range []string{user, r.login.User} {
 		if s.Engine == bed.Postgres {
-			scripts[user] = postgresScript(log, user)
+			r.scripts[as] = postgresScript(log, as)
 		} else {
-			scripts[user] = mysqlScript(log, user, login.Password.Reveal())
+			r.scripts[as] = mysqlScript(log, as, r.login.Password.Reveal())
 		}
 	}
-	ca := filepath.Join(b.dir, shop+"-ca.crt")
-	if err := os.WriteFile(ca, s.CA, 0o600); err != nil {
-		return whole, strict, direct, err
+	err = os.WriteFile(r.ca, s.CA, 0o600)
+	if err == nil {
+		err = os.Mkdir(r.connector, 0o700)
 	}
-	dir := filepath.Join(b.dir, "connector-"+shop)
-	if err := errors.Join(os.Mkdir(dir, 0o700), rig.WriteConnector(dir, rig.Connector(s, s.AdminUser, s.AdminPassword, "", true))); err != nil {
-		return whole, strict, direct, err
+	if err == nil {
+		err = rig.WriteConnector(r.connector, rig.Connector(s, user, password, "", true))
 	}
-	look, err := rig.Inspect(s)
+	if err == nil {
+		r.look, err = rig.Inspect(s)
+	}
+	return r, err
+}
+
+func (r *rival) close() { r.look.Close() }
+
+// send has the client make one more tenant, in so many of the sessions, and says how long that took.
+func (r *rival) send(ctx context.Context, sessions int) (time.Duration, error) {
+	r.sent++
+	from, to := r.from, tenant.NamesOf(fmt.Sprintf("client %s %d", r.shop, r.sent))
+	other := strings.NewReplacer(from.Database, to.Database, from.Marker, to.Marker, from.Lock, to.Lock)
+	var took time.Duration
+	logins := []struct{ user, script, password, database string }{
+		{r.user, r.scripts[r.user], r.password, ""},
+		{other.Replace(r.login.User), r.scripts[r.login.User], r.login.Password.Reveal(), to.Database},
+	}
+	for _, as := range logins[:sessions] {
+		if err := os.WriteFile(r.script, []byte(other.Replace(as.script)), 0o600); err != nil {
+			return 0, err
+		}
+		cmd, err := clientCommand(ctx, r.s, r.ca, r.script, as.user, as.password, as.database)
+		if err != nil {
+			return 0, err
+		}
+		one, err := timed(cmd)
+		if err != nil {
+			return 0, err
+		}
+		took += one
+	}
+	// It did what init did.
+	want, err := r.look.Facts(ctx, from)
 	if err != nil {
-		return whole, strict, direct, err
+		return 0, err
 	}
-	defer look.Close()
-	n := 0
-	send := func(sessions int) (time.Duration, error) {
-		n++
-		from, to := t.Names(), tenant.NamesOf(fmt.Sprintf("client %s %d", shop, n))
-		other := strings.NewReplacer(from.Database, to.Database, from.Marker, to.Marker, from.Lock, to.Lock)
-		var took time.Duration
-		logins := []struct{ user, password, database string }{
-			{s.AdminUser, s.AdminPassword, ""}, {other.Replace(login.User), login.Password.Reveal(), to.Database},
-		}
-		for _, as := range logins[:sessions] {
-			file := filepath.Join(b.dir, "script.sql")
-			if err := os.WriteFile(file, []byte(other.Replace(scripts[strings.Replace(as.user, to.Database, from.Database, 1)])), 0o600); err != nil {
-				return 0, err
-			}
-			cmd, err := clientCommand(ctx, s, ca, file, as.user, as.password, as.database)
-			if err != nil {
-				return 0, err
-			}
-			one, err := timed(cmd)
-			if err != nil {
-				return 0, err
-			}
-			took += one
-		}
-		// It did what init did.
-		want, err := look.Facts(ctx, from)
-		if err != nil {
-			return 0, err
-		}
-		got, err := look.Facts(ctx, to)
-		if err != nil {
-			return 0, err
-		}
-		if got != want {
-			return 0, fmt.Errorf("the client's statements lead to\n%s\nand init's to\n%s", got, want)
-		}
-		return took, nil
+	got, err := r.look.Facts(ctx, to)
+	if err != nil {
+		return 0, err
 	}
-	provision := func(directories bool) func() (time.Duration, error) {
-		return func() (time.Duration, error) {
-			x, err := b.tenant(shop)
-			if err != nil {
-				return 0, err
-			}
-			if directories {
-				x.ConnectorDir, x.State = dir, filepath.Join(b.volume, "state-"+x.Name)
-			}
-			cmd := exec.CommandContext(ctx, b.init)
-			cmd.Env = x.Environ()
-			return timed(cmd)
-		}
+	if got != want {
+		return 0, fmt.Errorf("the client's statements lead to\n%s\nand init's to\n%s", got, want)
 	}
-	client := func() (time.Duration, error) { return send(2) }
-	if whole, err = b.compare(provision(false), client); err != nil {
-		return whole, strict, direct, err
+	return took, nil
+}
+
+// provision has init make one more tenant, and says how long that took; without Kubernetes connector and record are directories.
+func (r *rival) provision(ctx context.Context, kubernetes bool) (time.Duration, error) {
+	x, err := r.b.tenant(r.shop)
+	if err != nil {
+		return 0, err
 	}
-	if strict, err = b.compare(provision(false), func() (time.Duration, error) { return send(1) }); err != nil {
-		return whole, strict, direct, err
+	if !kubernetes {
+		x.ConnectorDir, x.State = r.connector, filepath.Join(r.b.volume, "state-"+x.Name)
 	}
-	direct, err = b.compare(provision(true), client)
-	return whole, strict, direct, err
+	cmd := exec.CommandContext(ctx, r.b.init)
+	cmd.Env = x.Environ()
+	return timed(cmd)
+}
+
+// compare is of first provisions by init, with or without Kubernetes, and by the client in so many sessions.
+func (r *rival) compare(ctx context.Context, pairs int, kubernetes bool, sessions int) (ratio, error) {
+	return compare(pairs, func() (time.Duration, error) { return r.provision(ctx, kubernetes) },
+		func() (time.Duration, error) { return r.send(ctx, sessions) })
 }
 
 func clientCommand(ctx context.Context, s *bed.Server, ca, file, user, password, database string) (*exec.Cmd, error) {
