@@ -13,7 +13,9 @@ import (
 
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/provision"
@@ -52,11 +54,11 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	if result.TookOver {
 		log.Warn("please look at this", zap.String("warning", provisioned(result)))
 	}
-	for _, w := range result.Done.Warnings {
+	for _, w := range result.Outcome.Warnings {
 		log.Warn("please look at this", zap.String("warning", w))
 	}
-	if len(result.Done.Changes) > 0 {
-		log.Info("changed the server", zap.Strings("changes", result.Done.Changes))
+	if len(result.Outcome.Changes) > 0 {
+		log.Info("changed the server", zap.Strings("changes", result.Outcome.Changes))
 	}
 	log.Info("ready",
 		zap.String("engine", string(result.Record.Server.Engine)), zap.String("server", result.Record.Server.Address()),
@@ -101,7 +103,7 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 		}
 	}
 	if cfg.StateDir == "" {
-		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding).Own(cfg.VCluster, cfg.TenantUID, warner(log))
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, open.DSN).Own(cfg.VCluster, cfg.TenantUID, warner(log))
 		job.RecordName = "the record (secret " + cfg.Namespace + "/" + cfg.RecordSecret + ")"
 		job.ForgetCommand = "kubectl --namespace " + cfg.Namespace + " delete secret " + cfg.RecordSecret
 	} else {
@@ -114,7 +116,7 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 
 	limited, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	return provision.Run(limited, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+	return provision.Run(limited, job, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
 }
 
 // warner tells of what an operator should look at.
@@ -130,7 +132,7 @@ func connectorReader(cfg config.Init, client *kube.Client, p *publish.Publisher)
 			if err != nil {
 				return connector.Connector{}, fmt.Errorf("DBCONNECTOR_CONNECTOR_DIR: %w", err)
 			}
-			return connector.Parse("directory "+connector.Show(cfg.ConnectorDir), data, time.Now())
+			return connector.Parse("directory "+fault.Show(cfg.ConnectorDir), data, time.Now())
 		}
 		name := cfg.Connector
 		if name == "" {

@@ -20,7 +20,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/health"
 	"dbconnector/pkg/kube"
@@ -71,7 +71,7 @@ func TestObserver(t *testing.T) {
 	}
 	shows(map[string]string{}) // not one of them is an alert
 
-	r := tenant.NewRecord("uid/v", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.Require}, 10)
+	r := tenant.NewRecord("uid/v", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.Require}, 10)
 	o.Record(r, r.RotatedAt.Add(time.Hour))
 	shows(map[string]string{"credential_generation": "1"}) // init is at work on it: nothing is overdue
 	r.ProvisionedAt = time.Unix(900, 0)
@@ -246,7 +246,7 @@ func TestEventsInTheBackground(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- o.events.run(ctx) }()
 
-	r := tenant.NewRecord("uid/v", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.Require}, 10)
+	r := tenant.NewRecord("uid/v", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.Require}, 10)
 	o.Rotated(r)
 	o.Retired(r) // that one was refused is no reason not to try the next
 	for _, want := range []string{"Rotated", "Retired"} {

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dbconnector/pkg/config"
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/health"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/publish"
@@ -71,7 +72,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 				log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
 			}
 		})
-		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, engine.Binding).Own(cfg.VCluster, cfg.TenantUID, func(warning string) {
+		job.Store = client.Records(cfg.Namespace, cfg.RecordSecret, open.DSN).Own(cfg.VCluster, cfg.TenantUID, func(warning string) {
 			log.Warn("please look at this", zap.String("warning", warning))
 		})
 		if job.Rollout {
@@ -94,7 +95,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	group.Go(func() error { return metrics.Serve(ctx, listener) })
 	group.Go(func() error {
 		defer done()
-		return rotation.Run(ctx, job, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+		return rotation.Run(ctx, job, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
 	})
 	if observer.events != nil {
 		group.Go(func() error { return observer.events.run(working) })

@@ -24,7 +24,6 @@ import (
 	"github.com/kelseyhightower/envconfig"
 	"go.uber.org/zap/zapcore"
 
-	"dbconnector/pkg/connector"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -199,7 +198,7 @@ type validator struct {
 
 // refuse notes a refusal of a variable that has a value.
 func (v *validator) refuse(name, value, rule string) {
-	v.refusals = append(v.refusals, fmt.Sprintf("%s=%s: %s", name, connector.Show(value), rule))
+	v.refusals = append(v.refusals, fmt.Sprintf("%s=%s: %s", name, fault.Show(value), rule))
 }
 
 // missing notes that a variable has no value.
@@ -373,9 +372,9 @@ func (v *validator) unknown() {
 		near := slices.IndexFunc(known, func(k string) bool { return distance(strings.ToUpper(name), k) <= typo })
 		switch {
 		case near >= 0:
-			v.refusals = append(v.refusals, fmt.Sprintf("%s is not a variable of this program: %s is meant, or the name has to be another one", connector.Show(name), known[near]))
+			v.refusals = append(v.refusals, fmt.Sprintf("%s is not a variable of this program: %s is meant, or the name has to be another one", fault.Show(name), known[near]))
 		case strings.HasPrefix(name, prefix):
-			v.warn(connector.Show(name), "is not a variable of this program and is ignored")
+			v.warn(fault.Show(name), "is not a variable of this program and is ignored")
 		}
 	}
 }

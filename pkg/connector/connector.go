@@ -27,6 +27,7 @@ import (
 	"unicode/utf8"
 
 	"dbconnector/pkg/atomicfile"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -53,14 +54,13 @@ const (
 	maxUser     = 128       // longer than any server's (PostgreSQL 63, MySQL 32, MariaDB 128)
 	maxPassword = 4096      // longer than any token that a cloud gives out as a password
 	maxCA       = 256 << 10 // bytes; the largest public bundle in use, that of RDS, has 165 KiB. A Secret holds 1 MiB
-	maxShown    = 64        // bytes of a bad value that an error repeats
 )
 
 // Connector is the content of a connector Secret: a server and the credential of its admin.
 type Connector struct {
-	Server   Server
+	Server   dbserver.Server
 	User     string
-	Password Password
+	Password dbserver.Password
 	// Source says where it came from, for messages: "secret ns/name" or `directory "path"`.
 	Source string
 	// Warnings are what was accepted but should be looked at. They hold no secret.
@@ -74,7 +74,7 @@ func CheckLabel(source string, labels map[string]string) error {
 	case !ok:
 		return fault.New(fault.Refused, "%s: label %q is missing: a connector carries %s=%s", source, LabelKey, LabelKey, LabelValue)
 	case got != LabelValue:
-		return fault.New(fault.Refused, "%s: label %s=%s: must be %q", source, LabelKey, Show(got), LabelValue)
+		return fault.New(fault.Refused, "%s: label %s=%s: must be %q", source, LabelKey, fault.Show(got), LabelValue)
 	}
 	return nil
 }
@@ -115,28 +115,28 @@ func Parse(source string, data map[string][]byte, now time.Time) (Connector, err
 	c.Server.Engine = p.engine()
 	c.Server.Host = p.host()
 	c.Server.Port = p.port(c.Server.Engine)
-	c.User = p.text(keyUser, maxUser, Show)
+	c.User = p.text(keyUser, maxUser, fault.Show)
 	if p.hasPassword() {
-		c.Password = Password(p.text(keyPassword, maxPassword, nil))
+		c.Password = dbserver.Password(p.text(keyPassword, maxPassword, nil))
 	}
 	c.Server.SSLMode = p.sslMode()
 	c.Server.CA = p.ca(now)
 
-	if c.Server.CA != "" && c.Server.SSLMode == Disable {
+	if c.Server.CA != "" && c.Server.SSLMode == dbserver.Disable {
 		p.refuse(keySSLMode, `"disable" contradicts key "caCert": remove one of them`)
 	}
 	switch {
-	case c.Server.SSLMode == Require && c.Server.CA != "":
-		c.Server.SSLMode = VerifyFull // who gives a CA wants the server verified
-	case c.Server.SSLMode == VerifyCA && c.Server.Engine == MySQL:
+	case c.Server.SSLMode == dbserver.Require && c.Server.CA != "":
+		c.Server.SSLMode = dbserver.VerifyFull // who gives a CA wants the server verified
+	case c.Server.SSLMode == dbserver.VerifyCA && c.Server.Engine == dbserver.MySQL:
 		// kine's MySQL driver knows only "verified in full" and "not verified". Upwards is the safe direction.
-		c.Server.SSLMode = VerifyFull
+		c.Server.SSLMode = dbserver.VerifyFull
 		p.warn(keySSLMode, `"verify-ca" does not exist for kine on MySQL: the server is verified in full, its name included`)
 	}
 	switch c.Server.SSLMode {
-	case Disable:
+	case dbserver.Disable:
 		p.warn(keySSLMode, `"disable": passwords and data cross the network in clear text`)
-	case Require:
+	case dbserver.Require:
 		p.warn(keyCA, "is not set: the connection is encrypted, but the server's identity is not verified")
 	}
 	known := []string{keyType, keyEndpoint, keyPort, keyUser, keyPassword, keyCA, keySSLMode, keyIdentity}
@@ -163,7 +163,7 @@ func (p *parser) refuse(key, rule string) {
 }
 
 func (p *parser) warn(key, rule string) {
-	p.warnings = append(p.warnings, fmt.Sprintf("key %s %s", Show(key), rule))
+	p.warnings = append(p.warnings, fmt.Sprintf("key %s %s", fault.Show(key), rule))
 }
 
 // text is a required value of printable characters. show renders it for an error; nil for a secret.
@@ -221,36 +221,36 @@ func (p *parser) hasPassword() bool {
 		p.warn(keyIdentity, "is ignored: the admin logs in with the password")
 		return true
 	}
-	p.refuse(keyIdentity, Show(provider)+` is not supported: the admin has to log in with a password; make a login that has one, and set key "password"`)
+	p.refuse(keyIdentity, fault.Show(provider)+` is not supported: the admin has to log in with a password; make a login that has one, and set key "password"`)
 	return false
 }
 
-func (p *parser) engine() Engine {
+func (p *parser) engine() dbserver.Engine {
 	value, ok := p.optional(keyType)
 	if !ok {
-		return MySQL // the platform's rule
+		return dbserver.MySQL // the platform's rule
 	}
-	switch e := Engine(value); e {
-	case Postgres, MySQL:
+	switch e := dbserver.Engine(value); e {
+	case dbserver.Postgres, dbserver.MySQL:
 		return e
 	}
-	p.refuse(keyType, Show(value)+` is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too)`)
+	p.refuse(keyType, fault.Show(value)+` is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too)`)
 	return ""
 }
 
-func (p *parser) sslMode() SSLMode {
+func (p *parser) sslMode() dbserver.SSLMode {
 	value, ok := p.optional(keySSLMode)
 	if !ok {
-		return Require
+		return dbserver.Require
 	}
-	switch m := SSLMode(value); m {
-	case Disable, Require, VerifyCA, VerifyFull:
+	switch m := dbserver.SSLMode(value); m {
+	case dbserver.Disable, dbserver.Require, dbserver.VerifyCA, dbserver.VerifyFull:
 		return m
 	case "prefer", "allow":
-		p.refuse(keySSLMode, Show(value)+" would fall back to clear text: must be one of disable, require, verify-ca, verify-full")
+		p.refuse(keySSLMode, fault.Show(value)+" would fall back to clear text: must be one of disable, require, verify-ca, verify-full")
 		return ""
 	}
-	p.refuse(keySSLMode, Show(value)+" is not a mode: must be one of disable, require, verify-ca, verify-full")
+	p.refuse(keySSLMode, fault.Show(value)+" is not a mode: must be one of disable, require, verify-ca, verify-full")
 	return ""
 }
 
@@ -262,20 +262,20 @@ const (
 	defaultMySQL    = 3306
 )
 
-func (p *parser) port(engine Engine) uint16 {
+func (p *parser) port(engine dbserver.Engine) uint16 {
 	if _, ok := p.optional(keyPort); !ok {
-		if engine == Postgres {
+		if engine == dbserver.Postgres {
 			return defaultPostgres
 		}
 		return defaultMySQL
 	}
-	value := p.text(keyPort, maxCA, Show)
+	value := p.text(keyPort, maxCA, fault.Show)
 	if value == "" {
 		return 0
 	}
 	n, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || !portForm.MatchString(value) {
-		p.refuse(keyPort, Show(value)+" is not a port: must be a number from 1 to 65535")
+		p.refuse(keyPort, fault.Show(value)+" is not a port: must be a number from 1 to 65535")
 		return 0
 	}
 	return uint16(n)
@@ -285,13 +285,13 @@ func (p *parser) port(engine Engine) uint16 {
 var hostLabel = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$`)
 
 func (p *parser) host() string {
-	value := p.text(keyEndpoint, maxCA, Show)
+	value := p.text(keyEndpoint, maxCA, fault.Show)
 	if value == "" {
 		return ""
 	}
 	host, rule := parseHost(value)
 	if rule != "" {
-		p.refuse(keyEndpoint, Show(value)+" "+rule)
+		p.refuse(keyEndpoint, fault.Show(value)+" "+rule)
 	}
 	return host
 }
@@ -395,13 +395,13 @@ func (p *parser) certificates(value string) (certs []*x509.Certificate, bundle s
 		rest = next
 		if strings.Contains(block.Type, "PRIVATE") {
 			// Its content is not shown.
-			p.refuse(keyCA, fmt.Sprintf("holds a PEM block %s: only CERTIFICATE blocks belong here", Show(block.Type)))
+			p.refuse(keyCA, fmt.Sprintf("holds a PEM block %s: only CERTIFICATE blocks belong here", fault.Show(block.Type)))
 			return nil, ""
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		switch {
 		case block.Type != "CERTIFICATE" && block.Type != "X509 CERTIFICATE":
-			err = fmt.Errorf("it is a PEM block %s", Show(block.Type))
+			err = fmt.Errorf("it is a PEM block %s", fault.Show(block.Type))
 			fallthrough
 		case err != nil:
 			if out++; reason == "" {
@@ -432,12 +432,4 @@ func (p *parser) certificates(value string) (certs []*x509.Certificate, bundle s
 		value = clean.String()
 	}
 	return certs, value
-}
-
-// Show quotes a value for a message: one line, whatever is in it, and cut where it is long.
-func Show(value string) string {
-	if len(value) > maxShown {
-		return strconv.QuoteToASCII(value[:maxShown]) + "…"
-	}
-	return strconv.QuoteToASCII(value)
 }

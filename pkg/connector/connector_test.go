@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"maps"
@@ -22,6 +21,7 @@ import (
 	"time"
 	"unicode"
 
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -74,9 +74,9 @@ func TestParse(t *testing.T) {
 		warnings []string // the beginning of each
 	}{
 		"complete":           {nil, func(*Connector) {}, nil},
-		"type is mysql":      {keys{"type": "mysql"}, func(c *Connector) { c.Server.Engine = MySQL }, nil},
-		"no type":            {keys{"type": nil}, func(c *Connector) { c.Server.Engine = MySQL }, nil}, // the platform's rule
-		"empty type":         {keys{"type": ""}, func(c *Connector) { c.Server.Engine = MySQL }, nil},
+		"type is mysql":      {keys{"type": "mysql"}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
+		"no type":            {keys{"type": nil}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil}, // the platform's rule
+		"empty type":         {keys{"type": ""}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
 		"upper-case host":    {keys{"endpoint": "DB.Example"}, func(*Connector) {}, nil},
 		"absolute host":      {keys{"endpoint": "db.example."}, func(c *Connector) { c.Server.Host = "db.example." }, nil},
 		"IPv4":               {keys{"endpoint": "10.0.0.1"}, func(c *Connector) { c.Server.Host = "10.0.0.1" }, nil},
@@ -84,23 +84,23 @@ func TestParse(t *testing.T) {
 		"IPv6 in brackets":   {keys{"endpoint": "[::1]"}, func(c *Connector) { c.Server.Host = "::1" }, nil},
 		"IDN in ASCII":       {keys{"endpoint": "xn--dtenbank-2za.example"}, func(c *Connector) { c.Server.Host = "xn--dtenbank-2za.example" }, nil},
 		"greatest port":      {keys{"port": "65535"}, func(c *Connector) { c.Server.Port = 65535 }, nil},
-		"odd password":       {keys{"password": `'"\;%{}@:/?#ü` + "`"}, func(c *Connector) { c.Password = Password(`'"\;%{}@:/?#ü` + "`") }, nil}, // B23
-		"odd user":           {keys{"user": `ad'min"@server`}, func(c *Connector) { c.User = `ad'min"@server` }, nil},                             // Azure has the @
+		"odd password":       {keys{"password": `'"\;%{}@:/?#ü` + "`"}, func(c *Connector) { c.Password = dbserver.Password(`'"\;%{}@:/?#ü` + "`") }, nil}, // B23
+		"odd user":           {keys{"user": `ad'min"@server`}, func(c *Connector) { c.User = `ad'min"@server` }, nil},                                      // Azure has the @
 		"empty mode":         {keys{"sslMode": ""}, func(*Connector) {}, nil},
 		"require with a CA":  {keys{"sslMode": "require"}, func(*Connector) {}, nil},
-		"verify-ca":          {keys{"sslMode": "verify-ca"}, func(c *Connector) { c.Server.SSLMode = VerifyCA }, nil},
-		"require without CA": {keys{"caCert": nil}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = Require }, []string{`key "caCert" is not set: the connection is encrypted`}},
+		"verify-ca":          {keys{"sslMode": "verify-ca"}, func(c *Connector) { c.Server.SSLMode = dbserver.VerifyCA }, nil},
+		"require without CA": {keys{"caCert": nil}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Require }, []string{`key "caCert" is not set: the connection is encrypted`}},
 		"system's roots":     {keys{"caCert": nil, "sslMode": "verify-full"}, func(c *Connector) { c.Server.CA = "" }, nil},
-		"clear text":         {keys{"caCert": nil, "sslMode": "disable"}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = Disable }, []string{`key "sslMode" "disable": passwords`}},
-		"empty CA":           {keys{"caCert": ""}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = Require }, []string{`key "caCert" is empty`, `key "caCert" is not set`}},
+		"clear text":         {keys{"caCert": nil, "sslMode": "disable"}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Disable }, []string{`key "sslMode" "disable": passwords`}},
+		"empty CA":           {keys{"caCert": ""}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Require }, []string{`key "caCert" is empty`, `key "caCert" is not set`}},
 		"unknown keys":       {keys{"sslmode": "disable", "b\nc": "x"}, func(*Connector) {}, []string{`key "b\nc" is not a key of a connector`, `key "sslmode" is not`}},
-		"verify-ca on MySQL": {keys{"type": "mysql", "sslMode": "verify-ca"}, func(c *Connector) { c.Server.Engine = MySQL }, []string{`key "sslMode" "verify-ca" does not exist`}},
+		"verify-ca on MySQL": {keys{"type": "mysql", "sslMode": "verify-ca"}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, []string{`key "sslMode" "verify-ca" does not exist`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			data := good(t, test.change)
 			want := Connector{
-				Server: Server{Engine: Postgres, Host: "db.example", Port: 5432, SSLMode: VerifyFull, CA: string(data["caCert"])},
+				Server: dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull, CA: string(data["caCert"])},
 				User:   "admin", Password: secretPassword, Source: "secret ns/pg",
 			}
 			test.want(&want)
@@ -397,71 +397,6 @@ func TestReadDir(t *testing.T) {
 	for _, bad := range []string{dir, filepath.Join(dir, "none"), filepath.Join(dir, "user")} {
 		if _, err := ReadDir(bad); !fault.Is(err, fault.Refused) {
 			t.Errorf("%s: got %v", bad, err)
-		}
-	}
-}
-
-func TestTLSConfig(t *testing.T) {
-	t.Parallel()
-	ca := authority(t, time.Now().AddDate(1, 0, 0))
-	for name, test := range map[string]struct {
-		server Server
-		plain  bool
-		fails  bool
-	}{
-		"clear text on request":    {Server{SSLMode: Disable}, true, false},
-		"encrypted":                {Server{SSLMode: Require}, false, false},
-		"verified":                 {Server{SSLMode: VerifyFull, CA: ca}, false, false},
-		"verified but name":        {Server{SSLMode: VerifyCA, CA: ca}, false, false},
-		"nothing said":             {Server{}, false, true}, // never clear text by accident
-		"no such mode":             {Server{SSLMode: "prefer"}, false, true},
-		"CA without a certificate": {Server{SSLMode: VerifyFull, CA: "x"}, false, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			got, err := test.server.TLSConfig()
-			if (err != nil) != test.fails || (got == nil) != (test.plain || test.fails) {
-				t.Errorf("got %v, %v", got, err)
-			}
-		})
-	}
-}
-
-// TestPasswordIsHidden: it shows itself to JSON, which the record needs, and to Reveal, and to nothing else.
-func TestPasswordIsHidden(t *testing.T) {
-	t.Parallel()
-	p := Password("hunter2")
-	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
-		for _, value := range []any{p, struct{ P Password }{p}, map[string]Password{"p": p}, []Password{p}, Connector{Password: p}} {
-			if got := fmt.Sprintf(format, value); strings.Contains(got, "hunter2") {
-				t.Errorf("%s shows %s", format, got)
-			}
-		}
-	}
-	if data, err := json.Marshal(p); err != nil || string(data) != `"hunter2"` {
-		t.Errorf("got %s, %v", data, err)
-	}
-	if p.Reveal() != "hunter2" {
-		t.Errorf("got %s", p.Reveal())
-	}
-}
-
-func TestShow(t *testing.T) {
-	t.Parallel()
-	for value, want := range map[string]string{
-		"a": `"a"`, "a\nb": `"a\nb"`, "ü\x1b": `"\u00fc\x1b"`, strings.Repeat("x", 65): `"` + strings.Repeat("x", 64) + `"…`,
-	} {
-		if got := Show(value); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	}
-}
-
-func TestAddress(t *testing.T) {
-	t.Parallel()
-	for want, s := range map[string]Server{"db:5432": {Host: "db", Port: 5432}, "[::1]:3306": {Host: "::1", Port: 3306}} {
-		if got := s.Address(); got != want {
-			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }

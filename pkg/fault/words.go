@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -12,6 +13,9 @@ import (
 // with what we say around it less than a termination message. What is longer is an admission policy's or a trigger's
 // prose, or somebody's page.
 const maxWords = 600
+
+// maxShown is the most of a value that an error repeats, in bytes.
+const maxShown = 64
 
 // Words are the words of another program as an error may repeat them: on one line, without what a terminal would act upon,
 // and not too many.
@@ -37,4 +41,12 @@ func Cut(s string, n int) string {
 	for n -= len(dots); n > 0 && !utf8.RuneStart(s[n]); n-- {
 	}
 	return s[:n] + dots
+}
+
+// Show quotes a value for a message: one line, whatever is in it, and cut where it is long.
+func Show(value string) string {
+	if len(value) > maxShown {
+		return strconv.QuoteToASCII(value[:maxShown]) + "…"
+	}
+	return strconv.QuoteToASCII(value)
 }

@@ -50,3 +50,14 @@ func FuzzWords(f *testing.F) {
 		}
 	})
 }
+
+func TestShow(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"a": `"a"`, "a\nb": `"a\nb"`, "ü\x1b": `"\u00fc\x1b"`, strings.Repeat("x", 65): `"` + strings.Repeat("x", 64) + `"…`,
+	} {
+		if got := Show(value); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"dbconnector/pkg/atomicfile"
-	"dbconnector/pkg/connector"
 	"dbconnector/pkg/fault"
 )
 
@@ -148,5 +147,5 @@ func classify(dir string, err error) error {
 	case errors.Is(err, syscall.ENOSPC):
 		rule = ": is full"
 	}
-	return fault.New(class, "writing the hand-over: %s=%s%s: %w", variable, connector.Show(dir), rule, err)
+	return fault.New(class, "writing the hand-over: %s=%s%s: %w", variable, fault.Show(dir), rule, err)
 }

@@ -21,11 +21,11 @@ import (
 	"syscall"
 	"time"
 
+	"dbconnector/pkg/fault"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"dbconnector/pkg/connector"
 )
 
 // Metrics are what a rotation reports. No label and no value holds a secret or a tenant's name: the pod's labels say whose
@@ -123,7 +123,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	}}
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", connector.Show(address), err)
+		return nil, fmt.Errorf("DBCONNECTOR_HTTP_ADDRESS=%s: %w", fault.Show(address), err)
 	}
 	return &limited{Listener: listener}, nil
 }

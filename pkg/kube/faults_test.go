@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -102,11 +103,11 @@ const marker = "hunter2hunter2hunter2"
 
 func newRecord() *tenant.Record {
 	return tenant.NewRecord("uid/blue", "team-a", "blue",
-		connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+		dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 }
 
-func binding(r *tenant.Record) (map[string]string, error) {
-	return r.Binding("postgres://" + r.Login(r.Active).Password.Reveal()), nil
+func dsn(r *tenant.Record) (string, error) {
+	return "postgres://" + r.Login(r.Active).Password.Reveal(), nil
 }
 
 // stored is the Secret of a record as an API server has it.
@@ -240,7 +241,7 @@ func TestRefusedWrites(t *testing.T) {
 			t.Parallel()
 			c, s := play(t, notFound, test.answer)
 			r := newRecord()
-			_, err := c.Records("team-a", "rec", binding).Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return r, nil })
+			_, err := c.Records("team-a", "rec", dsn).Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return r, nil })
 			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "secret team-a/rec") {
 				t.Errorf("got class %v: %v\nwant %s", fault.Of(err), err, test.want)
 			}
@@ -366,7 +367,7 @@ func TestRequests(t *testing.T) {
 	next := func(old *tenant.Record) (*tenant.Record, error) { old.Generation++; return old, nil }
 
 	c, s := play(t, object(stored(t, r, "7")))
-	store := c.Records("team-a", "rec", binding)
+	store := c.Records("team-a", "rec", dsn)
 	if _, err := store.Load(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +382,7 @@ func TestRequests(t *testing.T) {
 	s.count(t, "GET", "PUT", "GET")
 
 	c, s = play(t, notFound, object(stored(t, r, "1")))
-	store = c.Records("team-a", "rec", binding)
+	store = c.Records("team-a", "rec", dsn)
 	if got, err := store.Load(t.Context()); got != nil || err != nil {
 		t.Fatalf("got %v, %v", got, err)
 	}
@@ -428,7 +429,7 @@ func TestWrittenButNotAnswered(t *testing.T) {
 	conflict := status(409, metav1.StatusReasonConflict, "the object has been modified")
 	c, s := play(t, object(stored(t, first, "1")), hangUp, conflict, object(stored(t, second, "2")))
 	asked := 0
-	got, err := c.Records("team-a", "rec", binding).Update(t.Context(), func(r *tenant.Record) (*tenant.Record, error) {
+	got, err := c.Records("team-a", "rec", dsn).Update(t.Context(), func(r *tenant.Record) (*tenant.Record, error) {
 		asked++
 		r.Generation++
 		return r, nil

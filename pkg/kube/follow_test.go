@@ -30,8 +30,8 @@ func testFollow(t *testing.T, c cluster) {
 	c.namespace(t, "follow")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	news := c.admin(t).Records("follow", "rec", binding).Follow(ctx)
-	writer := c.admin(t).Records("follow", "rec", binding)
+	news := c.admin(t).Records("follow", "rec", dsn).Follow(ctx)
+	writer := c.admin(t).Records("follow", "rec", dsn)
 	until := func(what string, is func(tenant.News) bool) {
 		t.Helper()
 		for {
@@ -79,7 +79,7 @@ func testFollow(t *testing.T, c cluster) {
 // nobody says that all is well, or there would be an Event for every try.
 func testFollowRights(t *testing.T, c cluster) {
 	c.namespace(t, "follow-rights")
-	store := c.admin(t).Records("follow-rights", "rec", binding)
+	store := c.admin(t).Records("follow-rights", "rec", dsn)
 	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
 		t.Fatal(err)
 	}

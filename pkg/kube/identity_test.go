@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -68,7 +68,7 @@ func TestWhoseRecord(t *testing.T) {
 			if uid == "" {
 				uid = tenant.UID(homeUID, "blue")
 			}
-			r := tenant.NewRecord(uid, "team-a", "blue", connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+			r := tenant.NewRecord(uid, "team-a", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			secret := stored(t, r, "7")
 			secret.UID = types.UID(ownUID)
 			secret.Annotations = map[string]string{"note": "of somebody else"}
@@ -131,12 +131,12 @@ func testCopies(t *testing.T, c cluster) {
 	uid := make("copies")
 	path := "/api/v1/namespaces/copies/secrets/rec"
 	store := func() *Records { // each a program of its own
-		return c.admin(t).Records("copies", "rec", binding).Own("blue", "", func(w string) { t.Errorf("warned: %s", w) })
+		return c.admin(t).Records("copies", "rec", dsn).Own("blue", "", func(w string) { t.Errorf("warned: %s", w) })
 	}
 	update := func(s *Records, change func(*tenant.Record)) error {
 		_, err := s.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
 			if old == nil {
-				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue", connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			}
 			change(old)
 			return old, nil
@@ -206,7 +206,7 @@ func testCopies(t *testing.T, c cluster) {
 		secret.Annotations["dbconnector/namespace-uid"] = "99999999-0000-4000-8000-000000000000"
 		if !facts {
 			secret.Annotations = nil
-			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue", connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			secret.Data[recordKey], err = foreign.Encode()
 			must(err)
 		}

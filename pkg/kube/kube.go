@@ -81,14 +81,14 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	rules := clientcmd.ClientConfigLoadingRules{Precedence: filepath.SplitList(kubeconfig)}
 	content, err := rules.Load()
 	if err != nil {
-		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", connector.Show(kubeconfig), err)
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", fault.Show(kubeconfig), err)
 	}
 	if clientcmdapi.IsConfigEmpty(content) {
-		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: the file does not exist or says nothing", connector.Show(kubeconfig))
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: the file does not exist or says nothing", fault.Show(kubeconfig))
 	}
 	config, err := clientcmd.NewDefaultClientConfig(*content, nil).ClientConfig()
 	if err != nil {
-		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", connector.Show(kubeconfig), err)
+		return nil, fault.New(fault.Refused, "reading KUBECONFIG=%s: %v", fault.Show(kubeconfig), err)
 	}
 	return config, nil
 }
@@ -122,7 +122,7 @@ func Source(namespace, name string) string { return "secret " + namespace + "/" 
 func (c *Client) Connector(ctx context.Context, namespace, name string) (map[string][]byte, error) {
 	source := Source(namespace, name)
 	if rules := validation.IsDNS1123Subdomain(name); len(rules) > 0 {
-		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config", connector.Show(name))
+		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config", fault.Show(name))
 	}
 	var secret apiSecret
 	call := call{
@@ -162,7 +162,7 @@ func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, er
 	})
 	switch {
 	case apierrors.IsNotFound(err):
-		return "", fault.New(fault.Refused, "reading the namespace: %s does not exist: mend DBCONNECTOR_NAMESPACE", connector.Show(namespace))
+		return "", fault.New(fault.Refused, "reading the namespace: %s does not exist: mend DBCONNECTOR_NAMESPACE", fault.Show(namespace))
 	case err != nil:
 		return "", err
 	case object.UID == "":

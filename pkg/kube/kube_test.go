@@ -20,6 +20,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -147,10 +148,10 @@ func TestOnAnAPIServer(t *testing.T) {
 
 func testSecret(t *testing.T, c cluster) {
 	c.namespace(t, "looks")
-	for engine, want := range map[connector.Engine]string{connector.Postgres: "postgresql", connector.MySQL: "mysql"} {
+	for engine, want := range map[dbserver.Engine]string{dbserver.Postgres: "postgresql", dbserver.MySQL: "mysql"} {
 		r := newRecord()
 		r.Server.Engine = engine
-		store := c.admin(t).Records("looks", "rec-"+want, binding)
+		store := c.admin(t).Records("looks", "rec-"+want, dsn)
 		if got, err := store.Load(t.Context()); got != nil || err != nil {
 			t.Fatalf("no Secret yet: got %v, %v", got, err)
 		}
@@ -178,7 +179,7 @@ func testSecret(t *testing.T, c cluster) {
 		}
 	}
 	broken := errors.New("cannot be rendered")
-	store := c.admin(t).Records("looks", "never", func(*tenant.Record) (map[string]string, error) { return nil, broken })
+	store := c.admin(t).Records("looks", "never", func(*tenant.Record) (string, error) { return "", broken })
 	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
@@ -188,13 +189,13 @@ func testSecret(t *testing.T, c cluster) {
 func testUpdates(t *testing.T, c cluster) {
 	c.namespace(t, "updates")
 	const updaters, times = 20, 3
-	first := c.admin(t).Records("updates", "rec", binding)
+	first := c.admin(t).Records("updates", "rec", dsn)
 	if _, err := first.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
 	for range updaters {
-		store := c.admin(t).Records("updates", "rec", binding)
+		store := c.admin(t).Records("updates", "rec", dsn)
 		group.Go(func() {
 			for range times {
 				if _, err := store.Update(t.Context(), increment); err != nil {
@@ -213,10 +214,10 @@ func testUpdates(t *testing.T, c cluster) {
 func testCreators(t *testing.T, c cluster) {
 	c.namespace(t, "creators")
 	var mu sync.Mutex
-	seen := map[connector.Password]int{}
+	seen := map[dbserver.Password]int{}
 	var group sync.WaitGroup
 	for range 20 {
-		store := c.admin(t).Records("creators", "rec", binding)
+		store := c.admin(t).Records("creators", "rec", dsn)
 		mine := newRecord() // made before, as Update asks
 		group.Go(func() {
 			if _, err := store.Load(t.Context()); err != nil {
@@ -246,7 +247,7 @@ func testCreators(t *testing.T, c cluster) {
 // testForeignEdits: B11, an edit of metadata changes nothing, and what others keep there is kept.
 func testForeignEdits(t *testing.T, c cluster) {
 	c.namespace(t, "edits")
-	store := c.admin(t).Records("edits", "rec", binding)
+	store := c.admin(t).Records("edits", "rec", dsn)
 	before, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil })
 	if err != nil {
 		t.Fatal(err)
@@ -278,7 +279,7 @@ func testForeignEdits(t *testing.T, c cluster) {
 // testDeleted: the Secret goes while an update is decided. It must be asked again, about nothing, and not be revived.
 func testDeleted(t *testing.T, c cluster) {
 	c.namespace(t, "deleted")
-	store := c.admin(t).Records("deleted", "rec", binding)
+	store := c.admin(t).Records("deleted", "rec", dsn)
 	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +312,7 @@ func testNotARecord(t *testing.T, c cluster) {
 		c.do(t, http.MethodPost, "/api/v1/namespaces/foreign/secrets", corev1.Secret{ObjectMeta: stored(t, newRecord(), "").ObjectMeta}, nil)
 		c.do(t, http.MethodPatch, "/api/v1/namespaces/foreign/secrets/rec", map[string]any{"data": test.data}, nil)
 		version := c.secret(t, "foreign", "rec").ResourceVersion
-		store := c.admin(t).Records("foreign", "rec", binding)
+		store := c.admin(t).Records("foreign", "rec", dsn)
 		_, loading := store.Load(t.Context())
 		_, updating := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) {
 			t.Errorf("%s: asked about what cannot be read", name)
@@ -450,7 +451,7 @@ func testLeastRights(t *testing.T, c cluster) {
 	if _, err := account.NamespaceUID(t.Context(), "least"); err != nil {
 		t.Error(err)
 	}
-	store := account.Records("least", "rec", binding)
+	store := account.Records("least", "rec", dsn)
 	if got, err := store.Load(t.Context()); got != nil || err != nil {
 		t.Errorf("got %v, %v", got, err)
 	}

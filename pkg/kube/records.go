@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"dbconnector/pkg/connector"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -29,8 +28,8 @@ const (
 type Records struct {
 	client          *Client
 	namespace, name string
-	binding         func(*tenant.Record) (map[string]string, error)
-	owner           *owner // nil: whose record it is, is not asked
+	dsn             func(*tenant.Record) (string, error) // nil: no keys for other consumers
+	owner           *owner                               // nil: whose record it is, is not asked
 	patience        patience
 
 	mu sync.Mutex
@@ -40,10 +39,10 @@ type Records struct {
 	known bool
 }
 
-// Records makes the store of the record in a Secret. binding renders the keys for other consumers, which lie beside the
+// Records makes the store of the record in a Secret. dsn makes the connection string for other consumers, whose keys lie beside the
 // record; nil for none.
-func (c *Client) Records(namespace, name string, binding func(*tenant.Record) (map[string]string, error)) *Records {
-	return &Records{client: c, namespace: namespace, name: name, binding: binding, patience: usualPatience}
+func (c *Client) Records(namespace, name string, dsn func(*tenant.Record) (string, error)) *Records {
+	return &Records{client: c, namespace: namespace, name: name, dsn: dsn, patience: usualPatience}
 }
 
 // Load reads the record; nil where the Secret does not exist.
@@ -182,10 +181,12 @@ func (s *Records) decode(ctx context.Context, secret *apiSecret) (*tenant.Record
 // any more. Labels, annotations and keys of others are kept. tries is how often it was sent.
 func (s *Records) write(ctx context.Context, old *apiSecret, next *tenant.Record, data []byte) (tries int, err error) {
 	keys := map[string]string{}
-	if s.binding != nil {
-		if keys, err = s.binding(next); err != nil {
+	if s.dsn != nil {
+		dsn, err := s.dsn(next)
+		if err != nil {
 			return 0, fmt.Errorf("writing the tenant's record: %w", err)
 		}
+		keys = next.Binding(dsn)
 	}
 	secret := old.clone()
 	call := s.call("writing", "update")
@@ -193,7 +194,7 @@ func (s *Records) write(ctx context.Context, old *apiSecret, next *tenant.Record
 		call.verb = "create"
 		secret = &apiSecret{
 			ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: s.name},
-			Type:       secretType(next.Server.Engine), // cannot be changed later
+			Type:       typePrefix + next.Server.Engine.BindingType(), // cannot be changed later
 		}
 	}
 	if secret.Labels == nil {
@@ -225,13 +226,6 @@ func (s *Records) write(ctx context.Context, old *apiSecret, next *tenant.Record
 		err = fault.New(fault.Refused, "%w: it is immutable, and has to change: keep its content, delete it, and create it again without immutable: true", err)
 	}
 	return tries, err
-}
-
-func secretType(e connector.Engine) string {
-	if e == connector.Postgres {
-		return typePrefix + "postgresql"
-	}
-	return typePrefix + "mysql"
 }
 
 func (s *Records) call(doing, verb string) call {

@@ -23,17 +23,11 @@ import (
 	"go.uber.org/zap"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
-
-// server is just what this package needs of package engine.
-type server interface {
-	Login(ctx context.Context, login tenant.Login) error
-	Enter(ctx context.Context, login tenant.Login) (data bool, err error)
-	Verify(ctx context.Context, login tenant.Login, names tenant.Names) ([]string, error)
-	Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error)
-}
 
 // Store keeps the tenant's record.
 type Store interface {
@@ -87,8 +81,8 @@ type Result struct {
 	Record *tenant.Record
 	// Restarted: the restart path sufficed.
 	Restarted bool
-	// Done is what changed on the server and what the admin should look at.
-	Done tenant.Done
+	// Outcome is what changed on the server and what the admin should look at.
+	Outcome engine.Outcome
 	// Created: this run created the database. TookOver: there was no record, and the database was there.
 	Created, TookOver bool
 	// Applied is what the record says otherwise now than before of how to reach the server, as the connector says it.
@@ -101,8 +95,8 @@ type Result struct {
 //
 // It repeats what failed for lack of the moment (fault.Unavailable), with backoff and jitter, until ctx ends; any other
 // failure ends it at once. Nothing is published unless all of it succeeded.
-func Run[S server](ctx context.Context, p Init, open func(connector.Server) S) (Result, error) {
-	r := run[S]{Init: p, began: time.Now(), open: open, warned: map[string]bool{}, refusals: map[tenant.Login][]error{}}
+func Run(ctx context.Context, p Init, open func(dbserver.Server) engine.Engine) (Result, error) {
+	r := run{Init: p, began: time.Now(), open: open, warned: map[string]bool{}, refusals: map[tenant.Login][]error{}}
 	if r.Now == nil {
 		r.Now = time.Now
 	}
@@ -154,10 +148,10 @@ func over(ctx context.Context) bool {
 	return ctx.Err() != nil || limited && !time.Now().Before(deadline)
 }
 
-type run[S server] struct {
+type run struct {
 	Init
 	began  time.Time
-	open   func(connector.Server) S
+	open   func(dbserver.Server) engine.Engine
 	warned map[string]bool
 	// tenant is the UID that this attempt is for. A record that says another one has been put in its place meanwhile.
 	tenant string
@@ -171,7 +165,7 @@ type run[S server] struct {
 	born, created bool
 }
 
-func (r *run[S]) attempt(ctx context.Context) (Result, error) {
+func (r *run) attempt(ctx context.Context) (Result, error) {
 	record, err := r.Store.Load(ctx)
 	if err != nil {
 		return Result{}, err
@@ -240,12 +234,12 @@ func repairable(err error) bool {
 }
 
 // belongs refuses a record of somebody else: restored under another name, or copied.
-func (r *run[S]) belongs(record *tenant.Record) error {
+func (r *run) belongs(record *tenant.Record) error {
 	switch {
 	case record == nil || record.Of(r.Namespace, r.VCluster, r.TenantUID):
 	case r.TenantUID != "":
 		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the record out of the way: %s",
-			r.RecordName, connector.Show(record.UID), connector.Show(r.TenantUID), r.ForgetCommand)
+			r.RecordName, fault.Show(record.UID), fault.Show(r.TenantUID), r.ForgetCommand)
 	default:
 		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s to go on with its data; if it was copied, delete it: %s",
 			r.RecordName, record.VCluster, record.Namespace, record.UID, r.ForgetCommand)
@@ -255,7 +249,7 @@ func (r *run[S]) belongs(record *tenant.Record) error {
 
 // guard turns "the database is not there" into the refusal that promise 2 asks for. Every other error passes. A database that
 // was never complete, and is dropped while it is set up, is made again.
-func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) error {
+func (r *run) guard(record *tenant.Record, at dbserver.Server, err error) error {
 	switch {
 	case !fault.Is(err, fault.NoDatabase):
 		return err
@@ -273,7 +267,7 @@ func (r *run[S]) guard(record *tenant.Record, at connector.Server, err error) er
 
 // empty is the same refusal for a database that is there and has lost its content: a restore that ended after its first
 // statement looks like that.
-func (r *run[S]) empty(record *tenant.Record, at connector.Server) error {
+func (r *run) empty(record *tenant.Record, at dbserver.Server) error {
 	return fault.New(fault.Refused, "%s says that database %q held this control plane's data, and on %s it holds none: refusing to start on an empty one; "+
 		"bring the data back (restore it, or let the connector point at the server that has it); to give it up and begin anew: %s",
 		r.RecordName, record.Database, at.Address(), r.ForgetCommand)
@@ -285,7 +279,7 @@ func (r *run[S]) empty(record *tenant.Record, at connector.Server) error {
 const tries = 2
 
 // asActive limits what logs in with the active login, in time and in number.
-func (r *run[S]) asActive(ctx context.Context, login tenant.Login, do func(context.Context) error) error {
+func (r *run) asActive(ctx context.Context, login tenant.Login, do func(context.Context) error) error {
 	if refusals := r.refusals[login]; len(refusals) >= tries {
 		return refusals[tries-1]
 	}
@@ -298,22 +292,22 @@ func (r *run[S]) asActive(ctx context.Context, login tenant.Login, do func(conte
 	return err
 }
 
-func (r *run[S]) enter(ctx context.Context, s S, login tenant.Login) (data bool, err error) {
+func (r *run) enter(ctx context.Context, s engine.Engine, login tenant.Login) (data bool, err error) {
 	err = r.asActive(ctx, login, func(ctx context.Context) error {
-		data, err = s.Enter(ctx, login)
+		data, err = s.HasData(ctx, login)
 		return err
 	})
 	return data, err
 }
 
-func (r *run[S]) login(ctx context.Context, s S, login tenant.Login) error {
+func (r *run) login(ctx context.Context, s engine.Engine, login tenant.Login) error {
 	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
 	defer cancel()
 	return s.Login(ctx, login)
 }
 
 // warn says each warning once, however often the connector is read.
-func (r *run[S]) warn(warnings []string) {
+func (r *run) warn(warnings []string) {
 	for _, w := range warnings {
 		if !r.warned[w] {
 			r.warned[w] = true
@@ -324,7 +318,7 @@ func (r *run[S]) warn(warnings []string) {
 
 // restart publishes a record whose login works. Where something is left to do for which only the admin has the right, it is
 // tried; a failure must not keep a control plane from coming up.
-func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) (Result, error) {
+func (r *run) restart(ctx context.Context, record *tenant.Record, data bool) (Result, error) {
 	if data && !record.DataSeen || record.Unclaimed {
 		// Once in a tenant's life: from now on an empty database is a loss. And once after a restore: from now on the record is
 		// known to be this one's.
@@ -362,7 +356,7 @@ func (r *run[S]) restart(ctx context.Context, record *tenant.Record, data bool) 
 }
 
 // unfinished says what the admin path would still do for a tenant whose login works; "" where nothing.
-func (r *run[S]) unfinished(record *tenant.Record) string {
+func (r *run) unfinished(record *tenant.Record) string {
 	switch {
 	case record.Apply != "":
 		return "apply the connector"
@@ -378,7 +372,7 @@ func (r *run[S]) unfinished(record *tenant.Record) string {
 	return ""
 }
 
-func (r *run[S]) finish(ctx context.Context, record *tenant.Record) (Result, error) {
+func (r *run) finish(ctx context.Context, record *tenant.Record) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.Attempt)
 	defer cancel()
 	c, err := r.Connector(ctx)
@@ -403,7 +397,7 @@ func (r *run[S]) finish(ctx context.Context, record *tenant.Record) (Result, err
 }
 
 // differences are what an operator must see when a control plane is led by other settings than before.
-func differences(was, is connector.Server) (list []string) {
+func differences(was, is dbserver.Server) (list []string) {
 	for _, d := range []struct{ what, was, is string }{
 		{"type", string(was.Engine), string(is.Engine)},
 		{"address", was.Address(), is.Address()},
@@ -426,7 +420,7 @@ func differences(was, is connector.Server) (list []string) {
 }
 
 // provision is the admin path.
-func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connector.Connector) (Result, error) {
+func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.Connector) (Result, error) {
 	uid, err := r.uid(ctx, record)
 	if err != nil {
 		return Result{}, err
@@ -447,18 +441,18 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 		return Result{}, err
 	}
 
-	done, err := admin.Ensure(ctx, tenant.Want{
+	outcome, err := admin.Ensure(ctx, engine.Spec{
 		Names:           record.Names(),
 		Passwords:       r.passwords(record),
 		ConnectionLimit: r.ConnectionLimit,
 		Provisioned:     record.Provisioned(),
 		Existing:        r.ran != "" && !r.created,
 	})
-	r.created = r.created || slices.Contains(done.Changes, tenant.CreateDatabase)
+	r.created = r.created || slices.Contains(outcome.Changes, engine.CreateDatabase)
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
-	settled, err := r.settle(ctx, s, admin, record, &done)
+	settled, err := r.settle(ctx, s, admin, record, &outcome)
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, err)
 	}
@@ -494,7 +488,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
 	}
-	result := Result{Record: record, Done: done, Created: r.created, TookOver: r.born && !r.created, Applied: differences(was, c.Server)}
+	result := Result{Record: record, Outcome: outcome, Created: r.created, TookOver: r.born && !r.created, Applied: differences(was, c.Server)}
 	if len(result.Applied) > 0 {
 		r.Log.Info("applied the connector", zap.Strings("changes", result.Applied))
 	}
@@ -503,7 +497,7 @@ func (r *run[S]) provision(ctx context.Context, record *tenant.Record, c connect
 
 // uid is the tenant's, and never what the record alone says: who may write Secrets in one namespace could write another
 // tenant's UID into the record there, and have the admin open that tenant's database (S2).
-func (r *run[S]) uid(ctx context.Context, record *tenant.Record) (string, error) {
+func (r *run) uid(ctx context.Context, record *tenant.Record) (string, error) {
 	uid := r.TenantUID
 	if uid == "" {
 		var err error
@@ -513,13 +507,13 @@ func (r *run[S]) uid(ctx context.Context, record *tenant.Record) (string, error)
 	}
 	if record != nil && record.UID != uid {
 		return "", fault.New(fault.Refused, "%s names another tenant than this namespace and vCluster are, and with the admin's credential only the own one may be touched: if its database was moved here for good, set DBCONNECTOR_TENANT_UID=%s; if not, somebody has edited it: restore it from a backup, or delete it: %s",
-			r.RecordName, connector.Show(record.UID), r.ForgetCommand)
+			r.RecordName, fault.Show(record.UID), r.ForgetCommand)
 	}
 	return uid, nil
 }
 
 // same refuses a record that is gone, or is another tenant's than that of this attempt.
-func (r *run[S]) same(record *tenant.Record) error {
+func (r *run) same(record *tenant.Record) error {
 	switch {
 	case record == nil:
 		return fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
@@ -531,7 +525,7 @@ func (r *run[S]) same(record *tenant.Record) error {
 
 // intent reads the record, and writes it where there was none: the passwords are in it before any server learns them, and
 // of N replicas that start together one writes it, while the others use what it wrote.
-func (r *run[S]) intent(ctx context.Context, record *tenant.Record, uid string, at connector.Server) (*tenant.Record, error) {
+func (r *run) intent(ctx context.Context, record *tenant.Record, uid string, at dbserver.Server) (*tenant.Record, error) {
 	var err error
 	if record != nil {
 		record, err = r.Store.Load(ctx)
@@ -556,8 +550,8 @@ func (r *run[S]) intent(ctx context.Context, record *tenant.Record, uid string, 
 
 // passwords are for logins that have to be created; a slot whose password nobody knows gets one that nobody will, until
 // settleOther replaces it.
-func (r *run[S]) passwords(record *tenant.Record) map[tenant.Slot]connector.Password {
-	out := map[tenant.Slot]connector.Password{}
+func (r *run) passwords(record *tenant.Record) map[tenant.Slot]dbserver.Password {
+	out := map[tenant.Slot]dbserver.Password{}
 	for slot, credential := range record.Slots {
 		out[slot] = credential.Password
 		if credential.Password == "" {
@@ -569,7 +563,7 @@ func (r *run[S]) passwords(record *tenant.Record) map[tenant.Slot]connector.Pass
 
 // admin opens the admin's session. What a server says of the admin's credential, only a human or whatever syncs the connector
 // can mend.
-func (r *run[S]) admin(ctx context.Context, s S, c connector.Connector) (tenant.Admin, error) {
+func (r *run) admin(ctx context.Context, s engine.Engine, c connector.Connector) (engine.Admin, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
 	defer cancel()
 	admin, err := s.Admin(ctx, c.User, c.Password)
@@ -586,12 +580,12 @@ func (r *run[S]) admin(ctx context.Context, s S, c connector.Connector) (tenant.
 }
 
 // settle makes the active slot's login work, under the tenant's lock, and checks what the tenant can do with it.
-func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+func (r *run) settle(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, outcome *engine.Outcome) (*tenant.Record, error) {
 	verify := func() error {
 		return r.asActive(ctx, record.Login(record.Active), func(ctx context.Context) error {
 			warnings, err := s.Verify(ctx, record.Login(record.Active), record.Names())
 			if err == nil {
-				done.Warnings = append(done.Warnings, warnings...)
+				outcome.Warnings = append(outcome.Warnings, warnings...)
 			}
 			return err
 		})
@@ -604,7 +598,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 				return nil, err
 			}
 		}
-		return r.settleOther(ctx, s, admin, record, done)
+		return r.settleOther(ctx, s, admin, record, outcome)
 	}
 	if !fault.Is(err, fault.WrongPassword) {
 		return nil, err
@@ -613,11 +607,11 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	// The server does not know the record's password: the record was lost or is older than the server, or somebody changed
 	// the password by hand (docs/failures.md B51). What is pending comes first.
 	if record.Pending != nil {
-		if record, err = r.rollForward(ctx, s, admin, record, true, done); err != nil {
+		if record, err = r.rollForward(ctx, s, admin, record, true, outcome); err != nil {
 			return nil, err
 		}
 		if err = verify(); err == nil {
-			return r.settleOther(ctx, s, admin, record, done)
+			return r.settleOther(ctx, s, admin, record, outcome)
 		}
 		if !fault.Is(err, fault.WrongPassword) {
 			return nil, err
@@ -627,7 +621,7 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	if err != nil {
 		return nil, err
 	}
-	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, done); err != nil {
+	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, outcome); err != nil {
 		return nil, err
 	}
 	if err := verify(); fault.Is(err, fault.WrongPassword) {
@@ -636,12 +630,12 @@ func (r *run[S]) settle(ctx context.Context, s S, admin tenant.Admin, record *te
 	} else if err != nil {
 		return nil, err
 	}
-	return r.settleOther(ctx, s, admin, record, done)
+	return r.settleOther(ctx, s, admin, record, outcome)
 }
 
 // unusedSlot chooses the slot that may get a new password: one without sessions, and of two such the active one, whose
 // recorded password is known not to work.
-func (r *run[S]) unusedSlot(ctx context.Context, admin tenant.Admin, record *tenant.Record) (tenant.Slot, error) {
+func (r *run) unusedSlot(ctx context.Context, admin engine.Admin, record *tenant.Record) (tenant.Slot, error) {
 	for _, slot := range []tenant.Slot{record.Active, record.Active.Other()} {
 		used, err := admin.InUse(ctx, record.Names().User(slot))
 		if err != nil {
@@ -657,26 +651,26 @@ func (r *run[S]) unusedSlot(ctx context.Context, admin tenant.Admin, record *ten
 
 // settleOther gives the inactive slot a password that we know, where the record says that nobody does. A slot with sessions
 // is left alone: the next start tries again.
-func (r *run[S]) settleOther(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, done *tenant.Done) (*tenant.Record, error) {
+func (r *run) settleOther(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, outcome *engine.Outcome) (*tenant.Record, error) {
 	other := record.Active.Other()
 	cut := record.Pending != nil && record.Pending.Admin
 	if record.Slots[other].Password != "" && !record.OtherRefused && !cut {
 		return record, nil
 	}
 	if record.Pending != nil {
-		return r.rollForward(ctx, s, admin, record, false, done)
+		return r.rollForward(ctx, s, admin, record, false, outcome)
 	}
 	used, err := admin.InUse(ctx, record.Names().User(other))
 	if err != nil || used {
 		return record, err
 	}
-	return r.reset(ctx, s, admin, record, other, tenant.Retire, done)
+	return r.reset(ctx, s, admin, record, other, tenant.Retire, outcome)
 }
 
 // reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed. seen is the
 // record that this was decided on. Where servers have no lock for us, another init may have come to the end of the same repair
 // since: its control plane is about to use what it was handed.
-func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, seen *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, done *tenant.Done) (*tenant.Record, error) {
+func (r *run) reset(ctx context.Context, s engine.Engine, admin engine.Admin, seen *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, outcome *engine.Outcome) (*tenant.Record, error) {
 	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose, Admin: true}
 	record, err := r.change(ctx, func(old *tenant.Record) {
 		if old.Pending == nil && old.Active == seen.Active && maps.Equal(old.Slots, seen.Slots) { // never a second one
@@ -689,13 +683,13 @@ func (r *run[S]) reset(ctx context.Context, s S, admin tenant.Admin, seen *tenan
 	case record.Pending == nil:
 		return nil, fault.New(fault.Unavailable, "%s was put right by somebody else at the same time", r.RecordName)
 	}
-	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, done)
+	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, outcome)
 }
 
 // rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is given
 // back to the sidecar that began it, or dropped: the login test has shown that it was not applied, and applying it now would
 // cut somebody off. wrong: the server refuses what the record holds for the active slot.
-func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, record *tenant.Record, wrong bool, done *tenant.Done) (*tenant.Record, error) {
+func (r *run) rollForward(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, wrong bool, outcome *engine.Outcome) (*tenant.Record, error) {
 	// No sidecar knows of our lock. From this write on they leave the change to us, and whatever one of them did to it before
 	// is in what it returns.
 	pending := *record.Pending
@@ -732,7 +726,7 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 		if err := admin.SetPassword(ctx, login.User, pending.Password); err != nil {
 			return nil, err
 		}
-		done.Changes = append(done.Changes, "set password of login "+string(pending.Slot))
+		outcome.Changes = append(outcome.Changes, "set password of login "+string(pending.Slot))
 		if err := r.login(ctx, s, login); fault.Is(err, fault.WrongPassword) {
 			return nil, fault.New(fault.Unavailable, "login %q was given a new password, and is refused: %w", login.User, err)
 		} else if err != nil {
@@ -762,7 +756,7 @@ func (r *run[S]) rollForward(ctx context.Context, s S, admin tenant.Admin, recor
 }
 
 // inUse says whether a login has a session now, or begins one within Quiet.
-func (r *run[S]) inUse(ctx context.Context, admin tenant.Admin, user string) (bool, error) {
+func (r *run) inUse(ctx context.Context, admin engine.Admin, user string) (bool, error) {
 	const looks = 3
 	for look := 1; ; look++ {
 		used, err := admin.InUse(ctx, user)
@@ -780,7 +774,7 @@ func (r *run[S]) inUse(ctx context.Context, admin tenant.Admin, user string) (bo
 }
 
 // change is Update for a record that is there, and still the same tenant's.
-func (r *run[S]) change(ctx context.Context, fn func(old *tenant.Record)) (*tenant.Record, error) {
+func (r *run) change(ctx context.Context, fn func(old *tenant.Record)) (*tenant.Record, error) {
 	return r.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
 		if err := r.same(old); err != nil {
 			return nil, err

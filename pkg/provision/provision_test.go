@@ -18,6 +18,8 @@ import (
 	"go.uber.org/zap"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -29,8 +31,8 @@ const uid = "unit/test"
 
 var (
 	names     = tenant.NamesOf(uid)
-	here      = connector.Server{Engine: connector.Postgres, Host: "here", Port: 5432, SSLMode: connector.Disable}
-	elsewhere = connector.Server{Engine: connector.Postgres, Host: "elsewhere", Port: 5432, SSLMode: connector.Disable}
+	here      = dbserver.Server{Engine: dbserver.Postgres, Host: "here", Port: 5432, SSLMode: dbserver.Disable}
+	elsewhere = dbserver.Server{Engine: dbserver.Postgres, Host: "elsewhere", Port: 5432, SSLMode: dbserver.Disable}
 	errKilled = errors.New("killed")
 )
 
@@ -39,7 +41,7 @@ type world struct {
 	t  *testing.T
 	mu sync.Mutex
 
-	users    map[string]connector.Password
+	users    map[string]dbserver.Password
 	wrong    map[tenant.Login]int // how often it was presented
 	sessions map[string]int
 	database bool
@@ -64,7 +66,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, users: map[string]connector.Password{}, wrong: map[tenant.Login]int{}, sessions: map[string]int{}}
+	return &world{t: t, users: map[string]dbserver.Password{}, wrong: map[tenant.Login]int{}, sessions: map[string]int{}}
 }
 
 // do is one call to the world outside.
@@ -141,8 +143,9 @@ func (l late) Deadline() (time.Time, bool) { return l.deadline, true }
 
 // server is the world as the server at an address.
 type fake struct {
+	engine.Engine // what init does not ask for
 	*world
-	at connector.Server
+	at dbserver.Server
 }
 
 func (f fake) reach() error {
@@ -170,7 +173,7 @@ func (f fake) Login(_ context.Context, l tenant.Login) error {
 	return f.do(func() error { return f.login(l) })
 }
 
-func (f fake) Enter(_ context.Context, l tenant.Login) (bool, error) {
+func (f fake) HasData(_ context.Context, l tenant.Login) (bool, error) {
 	return f.data, f.do(func() error { return f.login(l) })
 }
 
@@ -178,7 +181,7 @@ func (f fake) Verify(_ context.Context, l tenant.Login, _ tenant.Names) ([]strin
 	return nil, f.do(func() error { return f.login(l) })
 }
 
-func (f fake) Admin(context.Context, string, connector.Password) (tenant.Admin, error) {
+func (f fake) Admin(context.Context, string, dbserver.Password) (engine.Admin, error) {
 	a := &admin{f}
 	if err := f.do(f.reach); err != nil {
 		return nil, err
@@ -213,7 +216,7 @@ func (a *admin) Close() {
 	}
 }
 
-func (a *admin) Ensure(_ context.Context, w tenant.Want) (done tenant.Done, err error) {
+func (a *admin) Ensure(_ context.Context, w engine.Spec) (done engine.Outcome, err error) {
 	// Each step is a call of its own, so that a kill comes in between.
 	if err := a.do(func() error {
 		if !a.database && w.Provisioned {
@@ -245,7 +248,7 @@ func (a *admin) Ensure(_ context.Context, w tenant.Want) (done tenant.Done, err 
 }
 
 // learn is the server being told a password. The record must have it (intent first), or say that nobody knows it.
-func (a *admin) learn(user string, slot tenant.Slot, p connector.Password) {
+func (a *admin) learn(user string, slot tenant.Slot, p dbserver.Password) {
 	switch r := a.record; {
 	case p == "":
 		a.t.Error("an empty password")
@@ -271,7 +274,7 @@ func (a *admin) InUse(_ context.Context, user string) (used bool, err error) {
 	return used, err
 }
 
-func (a *admin) SetPassword(_ context.Context, user string, p connector.Password) error {
+func (a *admin) SetPassword(_ context.Context, user string, p dbserver.Password) error {
 	return a.do(func() error {
 		slot := tenant.A
 		if user == names.User(tenant.B) {
@@ -298,7 +301,7 @@ func (w *world) run(ctx context.Context, change ...func(*Init)) (Result, error) 
 	for _, c := range change {
 		c(&p)
 	}
-	return Run(ctx, p, func(s connector.Server) fake { return fake{w, s} })
+	return Run(ctx, p, func(s dbserver.Server) engine.Engine { return fake{world: w, at: s} })
 }
 
 // must is run, which must succeed and hand over what works.
@@ -678,7 +681,7 @@ func TestBothInUse(t *testing.T) {
 		w := newWorld(t)
 		w.must("preparing")
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			w.users[names.User(slot)] = connector.Password("by hand " + slot)
+			w.users[names.User(slot)] = dbserver.Password("by hand " + slot)
 			w.sessions[names.User(slot)] = 1
 		}
 		return w

@@ -12,8 +12,7 @@ import (
 
 	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/config"
-	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
@@ -34,7 +33,7 @@ func New(cfg config.Common) (*Publisher, error) {
 		return nil, err
 	}
 	if info, err := os.Stat(cfg.OutputDir); err != nil || !info.IsDir() {
-		return nil, fault.New(fault.Refused, "DBCONNECTOR_OUTPUT_DIR=%s: must be a directory that exists: a volume which the control plane mounts, too", connector.Show(cfg.OutputDir))
+		return nil, fault.New(fault.Refused, "DBCONNECTOR_OUTPUT_DIR=%s: must be a directory that exists: a volume which the control plane mounts, too", fault.Show(cfg.OutputDir))
 	}
 	if err := handover.Check(cfg.OutputDir); err != nil {
 		return nil, err
@@ -83,7 +82,7 @@ func (p *Publisher) Published() bool {
 
 // Replaces says whether Publish would replace a DSN by another one. Where it cannot tell, it says yes.
 func (p *Publisher) Replaces(r *tenant.Record) bool {
-	dsn, failed := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+	dsn, failed := open.DSN(r)
 	old, err := atomicfile.Read(filepath.Join(p.dir, handover.DSNFile), len(dsn)+1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
@@ -93,7 +92,7 @@ func (p *Publisher) Replaces(r *tenant.Record) bool {
 
 // Publish brings the hand-over to the record's state. What is right already is not touched.
 func (p *Publisher) Publish(r *tenant.Record) error {
-	dsn, err := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+	dsn, err := open.DSN(r)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
@@ -56,10 +57,10 @@ type Observation struct {
 	// Held is for how long it has been known here that the server accepts the pending password, by a clock that does not jump.
 	Held time.Duration
 	// Remains is what was left of logins to the pending slot that began before the look, and Looked what Held was then.
-	Remains *tenant.Remains
+	Remains *engine.Remains
 	Looked  time.Duration
 	// Active and Other are the sessions of the two slots, but for the one that looked.
-	Active, Other *tenant.Sessions
+	Active, Other *engine.Sessions
 	// Quiet is for how long every look found clients on the active slot and none on the other.
 	Quiet time.Duration
 	// Asked: the workload was asked to adopt this very credential. Rolled: it reports that all its pods have what it was last

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
@@ -42,8 +43,8 @@ func blank(r *tenant.Record)   { r.Slots[tenant.B] = tenant.Credential{} }
 func admins(r *tenant.Record)  { r.Pending.Admin = true }
 func doubted(r *tenant.Record) { r.OtherRefused = true }
 
-func from(addresses int) *tenant.Sessions {
-	return &tenant.Sessions{Count: 3 * addresses, Addresses: addresses, Here: min(addresses, 1)}
+func from(addresses int) *engine.Sessions {
+	return &engine.Sessions{Count: 3 * addresses, Addresses: addresses, Here: min(addresses, 1)}
 }
 
 // TestNext is the table of states (docs/rotation.md), transposed.
@@ -61,9 +62,9 @@ func TestNext(t *testing.T) {
 	}
 	due := Due(made(), Policy{Period: days30}).Sub(rotatedAt)
 	seen := func(o Observation) Observation { o.Projected = true; return o }
-	rivals, foreign := &tenant.Sessions{Count: 2}, &tenant.Sessions{Count: 1, Addresses: 1}
-	left := func(sessions int, entering ...string) *tenant.Remains {
-		return &tenant.Remains{Sessions: sessions, Entering: entering, LoginTime: time.Minute}
+	rivals, foreign := &engine.Sessions{Count: 2}, &engine.Sessions{Count: 1, Addresses: 1}
+	left := func(sessions int, entering ...string) *engine.Remains {
+		return &engine.Remains{Sessions: sessions, Entering: entering, LoginTime: time.Minute}
 	}
 
 	for name, tc := range map[string]struct {

@@ -12,17 +12,11 @@ import (
 
 	"go.uber.org/zap"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
-
-// server is just what this package needs of package engine.
-type server interface {
-	Login(ctx context.Context, login tenant.Login) error
-	Ready(ctx context.Context, login tenant.Login, names tenant.Names) error
-	Self(ctx context.Context, login tenant.Login) (tenant.Self, error)
-}
 
 // Store keeps the tenant's record.
 type Store interface {
@@ -109,7 +103,7 @@ const (
 
 // Run rotates until ctx ends, which is no error. A step that was begun gets a few seconds to finish, and no other is begun: the
 // record says how far it came, and whoever looks next goes on from there.
-func Run[S server](ctx context.Context, p Rotation, open func(connector.Server) S) error {
+func Run(ctx context.Context, p Rotation, open func(dbserver.Server) engine.Engine) error {
 	l := newLoop(p, open)
 	updates := p.Store.Follow(ctx)
 	timer := time.NewTimer(0)
@@ -135,19 +129,19 @@ func Run[S server](ctx context.Context, p Rotation, open func(connector.Server) 
 	}
 }
 
-func newLoop[S server](p Rotation, open func(connector.Server) S) *loop[S] {
+func newLoop(p Rotation, open func(dbserver.Server) engine.Engine) *loop {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
 	if p.jitter == nil {
 		p.jitter = func(d time.Duration) time.Duration { return d/2 + rand.N(d) } //nolint:gosec // no secret
 	}
-	return &loop[S]{Rotation: p, open: open}
+	return &loop{Rotation: p, open: open}
 }
 
-type loop[S server] struct {
+type loop struct {
 	Rotation
-	open func(connector.Server) S
+	open func(dbserver.Server) engine.Engine
 
 	record  *tenant.Record
 	suspect bool      // Follow told of a record that is no successor of this one: it has to be read anew
@@ -171,7 +165,7 @@ type loop[S server] struct {
 
 // drain is what is known of the time since the server accepted a pending password: a sidecar that starts anew waits anew.
 type drain struct {
-	password connector.Password
+	password dbserver.Password
 	since    time.Time // when it was first seen to be accepted
 	// entering are the logins that were under way when the last that began before should have ended, and have been since.
 	entering []string
@@ -179,7 +173,7 @@ type drain struct {
 }
 
 // learn takes in what Follow tells. It says whether that is news, and in how long to act on it.
-func (l *loop[S]) learn(u tenant.News) (wait time.Duration, news bool) {
+func (l *loop) learn(u tenant.News) (wait time.Duration, news bool) {
 	switch {
 	case u.Err != nil:
 		l.deaf, l.ill = true, true
@@ -252,7 +246,7 @@ func succeeds(next, was *tenant.Record) bool {
 }
 
 // adopt goes on with a record. What was seen of the world belonged to the one before.
-func (l *loop[S]) adopt(r *tenant.Record) {
+func (l *loop) adopt(r *tenant.Record) {
 	if l.record == nil || !credential(l.record, r) {
 		l.since, l.born, l.quiet = l.Now(), l.record != nil, time.Time{}
 	}
@@ -262,7 +256,7 @@ func (l *loop[S]) adopt(r *tenant.Record) {
 }
 
 // turn does steps until one has to wait, and tells for how long.
-func (l *loop[S]) turn(ctx context.Context) time.Duration {
+func (l *loop) turn(ctx context.Context) time.Duration {
 	for moves := 0; ctx.Err() == nil; {
 		if !l.suspect && !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
 			return l.fail(Step{Kind: Look, What: truth}, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q: a copy must not change the original's password; the next start of init says what to do",
@@ -306,7 +300,7 @@ func (l *loop[S]) turn(ctx context.Context) time.Duration {
 }
 
 // observe brings what was seen up to now.
-func (l *loop[S]) observe(now time.Time) {
+func (l *loop) observe(now time.Time) {
 	if !l.forget.IsZero() && !now.Before(l.forget) {
 		l.lookAgain()
 	}
@@ -317,7 +311,7 @@ func (l *loop[S]) observe(now time.Time) {
 }
 
 // held is for how long this process has known that the server accepts the pending password.
-func (l *loop[S]) held(now time.Time) time.Duration {
+func (l *loop) held(now time.Time) time.Duration {
 	if p := l.record.Pending; p == nil || p.Password != l.drain.password {
 		return 0
 	}
@@ -325,7 +319,7 @@ func (l *loop[S]) held(now time.Time) time.Duration {
 }
 
 // watch keeps for how long all looks have been the same. It counts up to the last look, and no further.
-func (l *loop[S]) watch() {
+func (l *loop) watch() {
 	other, active, now := l.seen.Other, l.seen.Active, l.Now()
 	switch {
 	case other == nil || active == nil: // half a look
@@ -340,13 +334,13 @@ func (l *loop[S]) watch() {
 }
 
 // lookAgain forgets what was seen, but for the files, which have a time of their own.
-func (l *loop[S]) lookAgain() {
+func (l *loop) lookAgain() {
 	l.seen, l.forget = Observation{Projected: l.seen.Projected}, time.Time{}
 }
 
 // giveWay waits for whoever has a session on the slot whose password is to be set. Most of the time that is another replica,
 // which is about to set the very same password: not worth a word. But if it lasts, it is somebody else.
-func (l *loop[S]) giveWay() time.Duration {
+func (l *loop) giveWay() time.Duration {
 	l.lookAgain()
 	l.quiet = time.Time{}
 	if l.busy++; l.busy > maxBusy {
@@ -359,14 +353,14 @@ func (l *loop[S]) giveWay() time.Duration {
 
 // tellInit notes in the record that the inactive slot lacks a right: to change its own password, or to use the database. Only
 // the admin can mend that, and init, which looks at the active slot alone, would not know that it has to.
-func (l *loop[S]) tellInit(ctx context.Context, step Step, err error) {
+func (l *loop) tellInit(ctx context.Context, step Step, err error) {
 	inactive := step.Kind == Apply || step.Kind == Look && (step.What == PendingLogin || step.What == OtherSessions)
 	if inactive && fault.Is(err, fault.NoAccess) && !l.record.OtherRefused {
 		_ = l.do(ctx, Step{Kind: Doubt}) // the failure is reported either way, and the next one tries again
 	}
 }
 
-func (l *loop[S]) fail(step Step, err error) time.Duration {
+func (l *loop) fail(step Step, err error) time.Duration {
 	l.lookAgain()
 	l.quiet = time.Time{}
 	l.failures++
@@ -380,7 +374,7 @@ func (l *loop[S]) fail(step Step, err error) time.Duration {
 }
 
 // backoff is by the class of the error: a moment, or a human.
-func (l *loop[S]) backoff(err error) time.Duration {
+func (l *loop) backoff(err error) time.Duration {
 	switch fault.Of(err) {
 	case fault.Refused, fault.NoAccess, fault.NoDatabase, fault.WrongPassword:
 		if l.failures > 3 { // a race with another replica looks like this, too
@@ -392,7 +386,7 @@ func (l *loop[S]) backoff(err error) time.Duration {
 
 // healthy says so once after failures. A step that succeeds says nothing where another one keeps failing: only a turn that
 // came to its end counts.
-func (l *loop[S]) healthy() {
+func (l *loop) healthy() {
 	if l.ill && !l.deaf && l.failures == 0 {
 		l.ill = false
 		l.Observer.Healthy()
@@ -400,7 +394,7 @@ func (l *loop[S]) healthy() {
 }
 
 // postpone says once for each state what waits, and that nothing does.
-func (l *loop[S]) postpone(why Reason) {
+func (l *loop) postpone(why Reason) {
 	if l.postponed == why {
 		return
 	}
@@ -416,7 +410,7 @@ func (l *loop[S]) postpone(why Reason) {
 
 // do performs one step. When the program is to end, it gets a little time to come to its own end: stop is the caller's context,
 // the deadline the step's.
-func (l *loop[S]) do(stop context.Context, step Step) error {
+func (l *loop) do(stop context.Context, step Step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), l.Attempt)
 	defer cancel()
 	defer context.AfterFunc(stop, func() { time.AfterFunc(farewell, cancel) })()
@@ -450,7 +444,7 @@ func (l *loop[S]) do(stop context.Context, step Step) error {
 // know where it comes from, perhaps from a backup, is no reason to replace that by what the server refuses: a control plane
 // that starts in its old pod, without init, would not come up again. At an ordinary start the hand-over, by init, carries the
 // very credential, and no server is asked.
-func (l *loop[S]) project(ctx context.Context) error {
+func (l *loop) project(ctx context.Context) error {
 	if !l.trusted && l.Replaces(l.record) {
 		err := l.open(l.record.Server).Login(ctx, l.record.Login(l.record.Active))
 		if fault.Is(err, fault.WrongPassword) {
@@ -471,7 +465,7 @@ func (l *loop[S]) project(ctx context.Context) error {
 // truth is the record as it is in the store, which Next does not ask for.
 const truth What = 0
 
-func (l *loop[S]) look(ctx context.Context, what What) error {
+func (l *loop) look(ctx context.Context, what What) error {
 	switch what {
 	case truth:
 		r, err := l.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
@@ -513,7 +507,7 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 		case !fault.Is(err, fault.WrongPassword):
 		case l.seen.Pending == Accepted:
 			// The active slot is locked out, and the pending password is not: nobody has to be asked who is there.
-			s, err = &tenant.Sessions{}, nil
+			s, err = &engine.Sessions{}, nil
 		default:
 			err = fmt.Errorf("the active login is locked out, the next start of init repairs it: %w", err)
 		}
@@ -544,10 +538,10 @@ func (l *loop[S]) look(ctx context.Context, what What) error {
 // oldLogins ends the sessions that logins with the slot's old password have become. All that began before the look's own session
 // go, so that what a client calls itself does not matter. It may be that of a rival that looks or sets the same password: to
 // lose its session does a rival no harm, and of two that look together the later one stays.
-func (l *loop[S]) oldLogins(ctx context.Context) error {
+func (l *loop) oldLogins(ctx context.Context) error {
 	p := l.record.Pending
 	held := l.held(l.Now())
-	self, err := l.open(l.record.Server).Self(ctx, l.record.LoginWith(p.Slot, p.Password))
+	self, err := l.open(l.record.Server).TenantSession(ctx, l.record.LoginWith(p.Slot, p.Password))
 	if fault.Is(err, fault.WrongPassword) {
 		l.seen.Pending = Unasked // the server is wrong now, or was before
 		return nil
@@ -579,8 +573,8 @@ func (l *loop[S]) oldLogins(ctx context.Context) error {
 }
 
 // sessions asks as the very login: a login sees its own sessions on every server, without a right.
-func (l *loop[S]) sessions(ctx context.Context, slot tenant.Slot) (*tenant.Sessions, error) {
-	self, err := l.open(l.record.Server).Self(ctx, l.record.Login(slot))
+func (l *loop) sessions(ctx context.Context, slot tenant.Slot) (*engine.Sessions, error) {
+	self, err := l.open(l.record.Server).TenantSession(ctx, l.record.Login(slot))
 	if err != nil {
 		return nil, err
 	}
@@ -601,7 +595,7 @@ var (
 )
 
 // update writes the record if it still is the one that the decision was made for; errMoved if it is not.
-func (l *loop[S]) update(ctx context.Context, fn func(r *tenant.Record)) error {
+func (l *loop) update(ctx context.Context, fn func(r *tenant.Record)) error {
 	var theirs *tenant.Record
 	next, err := l.Store.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
 		if old == nil {
@@ -627,7 +621,7 @@ func (l *loop[S]) update(ctx context.Context, fn func(r *tenant.Record)) error {
 }
 
 // stage writes the intent. Of replicas that stage together one wins, and the others go on with its password.
-func (l *loop[S]) stage(ctx context.Context, step Step) error {
+func (l *loop) stage(ctx context.Context, step Step) error {
 	change := tenant.Change{Slot: step.Slot, Password: tenant.NewPassword(), Purpose: step.Purpose}
 	seen := l.seen
 	if err := l.update(ctx, func(r *tenant.Record) { r.Pending = &change }); err != nil {
@@ -644,9 +638,9 @@ func (l *loop[S]) stage(ctx context.Context, step Step) error {
 // The order is what keeps a replica that stands still between any two of these lines from setting a password that has moved
 // on since. It holds a session on the slot; then it sees that nobody else does; then it sees that the change is still pending.
 // From there on every other replica, and init, finds this session and leaves the slot alone, for as long as it lasts.
-func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
+func (l *loop) apply(ctx context.Context, stop <-chan struct{}) error {
 	p := *l.record.Pending
-	self, err := l.open(l.record.Server).Self(ctx, l.record.Login(p.Slot))
+	self, err := l.open(l.record.Server).TenantSession(ctx, l.record.Login(p.Slot))
 	if fault.Is(err, fault.WrongPassword) {
 		// Perhaps a rival applied it a moment ago; or nobody knows this slot's password any more.
 		l.seen.Pending, l.seen.Stored = Unasked, Refused
@@ -694,7 +688,7 @@ func (l *loop[S]) apply(ctx context.Context, stop <-chan struct{}) error {
 // alone says whether the session is the slot's only one. The password of a slot that is retired was never handed out: a client that
 // stays there for longer than a rival would is an intruder, or a rival that stands still, and has to go. The slot is left alone until
 // that has happened.
-func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
+func (l *loop) alone(ctx context.Context, self engine.TenantSession) error {
 	sessions, err := self.Sessions(ctx)
 	if err != nil || sessions.Count == 0 {
 		return err
@@ -710,7 +704,7 @@ func (l *loop[S]) alone(ctx context.Context, self tenant.Self) error {
 }
 
 // ended tells of sessions on a login that no client should use.
-func (l *loop[S]) ended(left tenant.Remains) {
+func (l *loop) ended(left engine.Remains) {
 	if left.Sessions > 0 {
 		l.Log.Warn("ended sessions of a retired login", zap.Int("sessions", left.Sessions),
 			zap.String("user", l.record.Login(l.record.Active.Other()).User))
@@ -718,7 +712,7 @@ func (l *loop[S]) ended(left tenant.Remains) {
 }
 
 // discard throws a pending password away that a policy refused, after a login has shown that it was not applied.
-func (l *loop[S]) discard(ctx context.Context, why error) error {
+func (l *loop) discard(ctx context.Context, why error) error {
 	l.rejections++
 	if err := l.look(ctx, PendingLogin); err != nil || l.seen.Pending == Accepted {
 		return err
@@ -732,7 +726,7 @@ func (l *loop[S]) discard(ctx context.Context, why error) error {
 	return fault.New(fault.Unavailable, "the server refused a password, another one is tried: %w", why)
 }
 
-func (l *loop[S]) commit(ctx context.Context) error {
+func (l *loop) commit(ctx context.Context) error {
 	now := l.Now().UTC().Truncate(time.Second)
 	purpose, clients := l.record.Pending.Purpose, 0
 	if l.seen.Active != nil {
@@ -759,7 +753,7 @@ func (l *loop[S]) commit(ctx context.Context) error {
 	return nil
 }
 
-func (l *loop[S]) describe(why Reason) string {
+func (l *loop) describe(why Reason) string {
 	active, other := l.record.Login(l.record.Active).User, l.record.Login(l.record.Active.Other()).User
 	left := l.seen.Remains
 	switch why {

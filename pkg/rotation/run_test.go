@@ -13,7 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -494,7 +494,7 @@ func TestLoop(t *testing.T) {
 		for range 2 { // the second time, the deletion itself goes unnoticed
 			b.edit(func() {
 				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
-				b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
 				b.put(r)
 			})
 			b.after(time.Second)
@@ -589,7 +589,7 @@ func TestLoop(t *testing.T) {
 			r := made(func(r *tenant.Record) {
 				r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.record.Generation, time.Now(), false
 			})
-			b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+			b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
 			b.put(r)
 			b.open(nil, tenant.B, "1")
 		})
@@ -623,7 +623,7 @@ func TestLoop(t *testing.T) {
 		for range 3 {
 			b.edit(func() {
 				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
-				b.users = map[tenant.Slot]connector.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
 				b.put(r)
 			})
 			adopt()

@@ -16,6 +16,8 @@ import (
 	"go.uber.org/zap"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/provision"
 	"dbconnector/pkg/tenant"
@@ -30,7 +32,7 @@ const uid = "unit/test"
 
 var (
 	names      = tenant.NamesOf(uid)
-	here       = connector.Server{Engine: connector.Postgres, Host: "here", Port: 5432, SSLMode: connector.Disable}
+	here       = dbserver.Server{Engine: dbserver.Postgres, Host: "here", Port: 5432, SSLMode: dbserver.Disable}
 	errKilled  = errors.New("killed")
 	errIgnored = errors.New("ignored")
 	errAway    = fault.New(fault.Unavailable, "connection refused")
@@ -47,7 +49,7 @@ type world struct {
 	effect bool           // and whether they have their effect
 
 	// The server.
-	users    map[tenant.Slot]connector.Password
+	users    map[tenant.Slot]dbserver.Password
 	stripped map[tenant.Slot]bool // has lost its rights on the database
 	sessions []*session
 	down     bool
@@ -70,7 +72,7 @@ type world struct {
 	pods      []*pod
 	lifetime  time.Duration // of a control plane's process, give or take half of it
 	nat       bool          // all clients come from one address
-	published map[connector.Password]bool
+	published map[dbserver.Password]bool
 	requested string
 	rolled    bool
 	rollouts  int
@@ -86,7 +88,7 @@ const window = 8 * time.Second
 // what is seen of it afterwards, for as long as its client wants, is that it is under way.
 type half struct {
 	slot     tenant.Slot
-	password connector.Password
+	password dbserver.Password
 	number   int
 	inside   bool
 }
@@ -158,8 +160,8 @@ type odds struct{ kill, fail, stall, late, reject int }
 
 func newWorld(t *testing.T, p Policy) *world {
 	return &world{
-		t: t, Policy: p, lifetime: 2 * p.Period, users: map[tenant.Slot]connector.Password{}, changed: make(chan struct{}), processes: map[*process]bool{},
-		count: map[string]int{}, published: map[connector.Password]bool{}, request: make(chan string, 1), points: map[string]int{},
+		t: t, Policy: p, lifetime: 2 * p.Period, users: map[tenant.Slot]dbserver.Password{}, changed: make(chan struct{}), processes: map[*process]bool{},
+		count: map[string]int{}, published: map[dbserver.Password]bool{}, request: make(chan string, 1), points: map[string]int{},
 	}
 }
 
@@ -296,7 +298,7 @@ type session struct {
 	late    bool // a statement is on its way
 	hostile bool
 	// password is the one that it began with; number says when.
-	password connector.Password
+	password dbserver.Password
 	number   int
 }
 
@@ -331,7 +333,7 @@ func (w *world) outage(down bool) {
 }
 
 // change is the one place where a password changes. Here the promises are checked.
-func (w *world) change(by *proc, slot tenant.Slot, to connector.Password) {
+func (w *world) change(by *proc, slot tenant.Slot, to dbserver.Password) {
 	from := w.users[slot]
 	if from == to {
 		return
@@ -358,7 +360,10 @@ func (w *world) change(by *proc, slot tenant.Slot, to connector.Password) {
 }
 
 // database is the world as the server for one process.
-type database struct{ *proc }
+type database struct {
+	engine.Engine // what neither program asks for
+	*proc
+}
 
 func (s database) login(l tenant.Login) (tenant.Slot, error) {
 	if s.down {
@@ -386,8 +391,8 @@ func (s database) Ready(ctx context.Context, l tenant.Login, _ tenant.Names) err
 	})
 }
 
-// Enter is Login: this world's database always holds data, which is another test's business.
-func (s database) Enter(ctx context.Context, l tenant.Login) (bool, error) {
+// HasData is Login: this world's database always holds data, which is another test's business.
+func (s database) HasData(ctx context.Context, l tenant.Login) (bool, error) {
 	return true, s.Login(ctx, l)
 }
 
@@ -395,7 +400,7 @@ func (s database) Verify(ctx context.Context, l tenant.Login, _ tenant.Names) ([
 	return nil, s.call(ctx, "verify", func() error { _, err := s.login(l); return err })
 }
 
-func (s database) Self(ctx context.Context, l tenant.Login) (tenant.Self, error) {
+func (s database) TenantSession(ctx context.Context, l tenant.Login) (engine.TenantSession, error) {
 	var out *self
 	err := s.call(ctx, "open session", func() error {
 		slot, err := s.login(l)
@@ -427,7 +432,7 @@ func (s *self) lost() error {
 	return nil
 }
 
-func (s *self) Sessions(ctx context.Context) (out tenant.Sessions, err error) {
+func (s *self) Sessions(ctx context.Context) (out engine.Sessions, err error) {
 	err = s.call(ctx, "count sessions", func() error {
 		if err := s.lost(); err != nil {
 			return err
@@ -451,7 +456,7 @@ func (s *self) Sessions(ctx context.Context) (out tenant.Sessions, err error) {
 }
 
 // Expel: the server ends sessions in its own time.
-func (s *self) Expel(ctx context.Context) (out tenant.Remains, err error) {
+func (s *self) Expel(ctx context.Context) (out engine.Remains, err error) {
 	out.LoginTime = window
 	err = s.call(ctx, "end sessions", func() error {
 		if err := s.lost(); err != nil {
@@ -475,7 +480,7 @@ func (s *self) Expel(ctx context.Context) (out tenant.Remains, err error) {
 
 // SetPassword may be late: the statement is on its way, and neither the end of the caller's patience nor of its process
 // stops it. Only the end of the session does.
-func (s *self) SetPassword(ctx context.Context, p connector.Password) error {
+func (s *self) SetPassword(ctx context.Context, p dbserver.Password) error {
 	s.mu.Lock()
 	late := s.chance(s.faults.late)
 	s.mu.Unlock()
@@ -498,7 +503,7 @@ func (s *self) SetPassword(ctx context.Context, p connector.Password) error {
 	return fault.New(fault.Unavailable, "timed out")
 }
 
-func (s *self) set(p connector.Password) error {
+func (s *self) set(p dbserver.Password) error {
 	if err := s.lost(); err != nil {
 		return err
 	}
@@ -535,7 +540,7 @@ type admin struct {
 	session *session
 }
 
-func (s database) Admin(ctx context.Context, _ string, _ connector.Password) (tenant.Admin, error) {
+func (s database) Admin(ctx context.Context, _ string, _ dbserver.Password) (engine.Admin, error) {
 	var out *admin
 	err := s.call(ctx, "open admin session", func() error {
 		if s.down {
@@ -583,7 +588,7 @@ func (a *admin) do(ctx context.Context, what string, effect func() error) error 
 	})
 }
 
-func (a *admin) Ensure(ctx context.Context, want tenant.Want) (done tenant.Done, err error) {
+func (a *admin) Ensure(ctx context.Context, want engine.Spec) (done engine.Outcome, err error) {
 	return done, a.do(ctx, "ensure", func() error {
 		clear(a.stripped)
 		for slot, p := range want.Passwords {
@@ -603,7 +608,7 @@ func (a *admin) InUse(ctx context.Context, user string) (used bool, err error) {
 	return used, err
 }
 
-func (a *admin) SetPassword(ctx context.Context, user string, p connector.Password) error {
+func (a *admin) SetPassword(ctx context.Context, user string, p dbserver.Password) error {
 	return a.do(ctx, "admin sets password", func() error {
 		a.change(a.proc, tenant.Slot(strings.TrimPrefix(user, names.Database)), p)
 		return nil
@@ -772,7 +777,7 @@ func mark(r *tenant.Record) string { return fmt.Sprint(r.Generation, " ", r.Rota
 // process is a control plane: it reads its DSN once, when it starts, and keeps it.
 type process struct {
 	slot     tenant.Slot
-	password connector.Password
+	password dbserver.Password
 	// counts: from now on its password must not die. Not so for one that began with a hand-over that nobody had kept
 	// current, until it has logged in.
 	counts bool
@@ -841,7 +846,7 @@ func (p *pod) init(ctx context.Context) error {
 		},
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
 		Now:     func() time.Time { return time.Now().Add(p.skew) },
-	}, func(connector.Server) database { return database{by} })
+	}, func(dbserver.Server) engine.Engine { return database{proc: by} })
 	return err
 }
 
@@ -872,7 +877,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	for _, c := range configure {
 		c(by, &job)
 	}
-	if err := Run(ctx, job, func(connector.Server) database { return database{by} }); err != nil {
+	if err := Run(ctx, job, func(dbserver.Server) engine.Engine { return database{proc: by} }); err != nil {
 		p.t.Errorf("the loop ended: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -69,7 +69,7 @@ func start(t *testing.T, dir string, times int) (*exec.Cmd, *bufio.Reader, *stri
 
 func record() *tenant.Record {
 	return tenant.NewRecord("uid/blue", "team-a", "blue",
-		connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+		dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 }
 
 func increment(r *tenant.Record) (*tenant.Record, error) {

@@ -16,7 +16,7 @@ import (
 	"regexp"
 	"strings"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -76,9 +76,9 @@ func CheckUID(uid string) error {
 	case len(uid) > maxUID:
 		return fault.New(fault.Refused, "has %d bytes, at most %d are allowed", len(uid), maxUID)
 	case strings.TrimSpace(uid) != uid:
-		return fault.New(fault.Refused, "%s begins or ends with white space", connector.Show(uid))
+		return fault.New(fault.Refused, "%s begins or ends with white space", fault.Show(uid))
 	case strings.ContainsFunc(uid, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' }):
-		return fault.New(fault.Refused, "%s contains a control character or is not UTF-8", connector.Show(uid))
+		return fault.New(fault.Refused, "%s contains a control character or is not UTF-8", fault.Show(uid))
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (s Slot) Other() Slot {
 // Login is all that is needed to log in as a tenant.
 type Login struct {
 	User     string
-	Password connector.Password
+	Password dbserver.Password
 	Database string
 }
 
@@ -118,11 +118,11 @@ const (
 
 // NewPassword makes a password of 40 characters from 66, each drawn evenly from crypto/rand (241 bits), with at least one of
 // each class, which is what password policies ask for.
-func NewPassword() connector.Password {
+func NewPassword() dbserver.Password {
 	for {
 		p := draw()
 		if strings.ContainsAny(p, lower) && strings.ContainsAny(p, upper) && strings.ContainsAny(p, digits) && strings.ContainsAny(p, marks) {
-			return connector.Password(p)
+			return dbserver.Password(p)
 		}
 	}
 }
@@ -145,7 +145,7 @@ func draw() string {
 
 // checkPassword refuses a password that we did not make. It guards against an edited or damaged record: everything that
 // renders a password relies on its alphabet.
-func checkPassword(p connector.Password) error {
+func checkPassword(p dbserver.Password) error {
 	if len(p) != passwordLength || strings.Trim(string(p), alphabet) != "" {
 		return fmt.Errorf("a password does not consist of %d characters of the alphabet", passwordLength)
 	}

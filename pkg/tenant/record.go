@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -28,7 +28,7 @@ type Record struct {
 	Namespace string `json:"namespace"`
 	VCluster  string `json:"vcluster"`
 	// Server is all that a restart needs to reach the database without the connector.
-	Server connector.Server `json:"server"`
+	Server dbserver.Server `json:"server"`
 	// Database is kept beside UID so that a reader of the record needs no hash.
 	Database string `json:"database"`
 	// Slots hold the passwords. An empty password means that nobody knows it: the login was there before this record.
@@ -62,14 +62,14 @@ type Record struct {
 
 // Credential is what is kept of a slot.
 type Credential struct {
-	Password connector.Password `json:"password"`
+	Password dbserver.Password `json:"password"`
 }
 
 // Change is a password on its way to the server.
 type Change struct {
-	Slot     Slot               `json:"slot"`
-	Password connector.Password `json:"password"`
-	Purpose  Purpose            `json:"purpose"`
+	Slot     Slot              `json:"slot"`
+	Password dbserver.Password `json:"password"`
+	Purpose  Purpose           `json:"purpose"`
 	// Admin: init has taken it over, with the admin's credential and under the tenant's lock on the server. No sidecar
 	// touches it any more: the admin has no session on the slot that would tell one to keep off.
 	Admin bool `json:"admin,omitempty"`
@@ -87,7 +87,7 @@ const (
 )
 
 // NewRecord is the first record of a tenant: two fresh passwords, slot a active, nothing provisioned.
-func NewRecord(uid, namespace, vcluster string, server connector.Server, limit int) *Record {
+func NewRecord(uid, namespace, vcluster string, server dbserver.Server, limit int) *Record {
 	return &Record{
 		Version: RecordVersion, UID: uid, Namespace: namespace, VCluster: vcluster, Server: server,
 		Database: NamesOf(uid).Database, Active: A, OtherRetired: true, Generation: 1, ConnectionLimit: limit,
@@ -114,7 +114,7 @@ func (r *Record) Provisioned() bool { return !r.ProvisionedAt.IsZero() }
 func (r *Record) Login(s Slot) Login { return r.LoginWith(s, r.Slots[s].Password) }
 
 // LoginWith is the login of a slot with another password.
-func (r *Record) LoginWith(s Slot, p connector.Password) Login {
+func (r *Record) LoginWith(s Slot, p dbserver.Password) Login {
 	return Login{User: r.Names().User(s), Password: p, Database: r.Database}
 }
 
@@ -222,7 +222,7 @@ func (r *Record) check() error {
 		return fmt.Errorf("field version: must be %d", RecordVersion)
 	case r.Database != r.Names().Database:
 		return errors.New("field database: does not belong to field tenantUID")
-	case r.Server.Engine != connector.Postgres && r.Server.Engine != connector.MySQL:
+	case r.Server.Engine != dbserver.Postgres && r.Server.Engine != dbserver.MySQL:
 		return errors.New("field server.engine: must be postgres or mysql")
 	case r.Server.Host == "" || r.Server.Port == 0:
 		return errors.New("field server: host and port must be set")
@@ -269,12 +269,8 @@ func (r *Record) check() error {
 // provider says who made it; uri is the connection string of the engine.
 func (r *Record) Binding(uri string) map[string]string {
 	login := r.Login(r.Active)
-	kind := "mysql"
-	if r.Server.Engine == connector.Postgres {
-		kind = "postgresql"
-	}
 	return map[string]string{
-		"type": kind, "provider": "dbconnector", "host": r.Server.Host, "port": strconv.Itoa(int(r.Server.Port)),
+		"type": r.Server.Engine.BindingType(), "provider": "dbconnector", "host": r.Server.Host, "port": strconv.Itoa(int(r.Server.Port)),
 		"database": login.Database, "username": login.User, "password": login.Password.Reveal(), "uri": uri,
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 	"unicode"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -93,7 +93,7 @@ func TestCheckUID(t *testing.T) {
 
 func TestNewPassword(t *testing.T) {
 	t.Parallel()
-	seen := map[connector.Password]bool{}
+	seen := map[dbserver.Password]bool{}
 	used := map[rune]bool{}
 	for range 2000 {
 		p := NewPassword()
@@ -116,7 +116,7 @@ func TestNewPassword(t *testing.T) {
 }
 
 func record() *Record {
-	r := NewRecord("uid/blue", "team-a", "blue", connector.Server{Engine: connector.Postgres, Host: "db", Port: 5432, SSLMode: connector.Require}, 80)
+	r := NewRecord("uid/blue", "team-a", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 	r.ProvisionedAt = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return r
 }
@@ -165,7 +165,7 @@ func TestUnreadable(t *testing.T) {
 		return string(data)
 	}
 	text := string(encode(t, good))
-	hunter := connector.Password("hunter2")
+	hunter := dbserver.Password("hunter2")
 	for name, test := range map[string]struct{ data, want string }{
 		"empty":            {"", "it is not JSON"},
 		"null":             {"null", "format version 0"},
@@ -191,7 +191,7 @@ func TestUnreadable(t *testing.T) {
 		"no active slot":   {edit(func(r *Record) { r.Active = "" }), "field active"},
 		"active, unknown":  {edit(func(r *Record) { r.Slots[A] = Credential{} }), "field slots.a"},
 		"password edited":  {edit(func(r *Record) { r.Slots[B] = Credential{hunter} }), "field slots.b: a password does not consist of 40 characters"},
-		"password injects": {edit(func(r *Record) { r.Slots[B] = Credential{connector.Password(strings.Repeat("'", 40))} }), "field slots.b"},
+		"password injects": {edit(func(r *Record) { r.Slots[B] = Credential{dbserver.Password(strings.Repeat("'", 40))} }), "field slots.b"},
 		"generation 0":     {edit(func(r *Record) { r.Generation = 0 }), "field generation"},
 		"no limit":         {edit(func(r *Record) { r.ConnectionLimit = 0 }), "field connectionLimit"},
 		"pending slot":     {edit(func(r *Record) { r.Pending = &Change{Slot: "c", Password: r.Slots[A].Password, Purpose: Activate} }), "field pending.slot"},
@@ -308,7 +308,7 @@ func TestBinding(t *testing.T) {
 	if got := r.Binding("x://y"); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	r.Server.Engine = connector.MySQL
+	r.Server.Engine = dbserver.MySQL
 	if got := r.Binding("")["type"]; got != "mysql" {
 		t.Errorf("got %q", got)
 	}

@@ -23,7 +23,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -430,7 +430,7 @@ func TestBothSlots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			dsn, err := engine.Open(record.Server, "").DSN(record.Login(tenant.B))
+			dsn, err := open.Engine(record.Server, "").DSN(record.Login(tenant.B))
 			if err != nil {
 				t.Fatal(err)
 			}

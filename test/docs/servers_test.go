@@ -11,8 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -57,17 +58,17 @@ func TestSQLOfOperations(t *testing.T) {
 			if err := server.Exec(ctx, block(t, test.admin+": admin")...); err != nil {
 				t.Fatal(err)
 			}
-			target := connector.Server{
-				Engine: connector.MySQL, Host: server.Host, Port: port(t, server), SSLMode: connector.VerifyFull, CA: string(server.CA),
+			target := dbserver.Server{
+				Engine: dbserver.MySQL, Host: server.Host, Port: port(t, server), SSLMode: dbserver.VerifyFull, CA: string(server.CA),
 			}
 			deletion := block(t, "mysql: delete a tenant")
 			if test.engine == bed.Postgres {
-				target.Engine = connector.Postgres
+				target.Engine = dbserver.Postgres
 				deletion = block(t, "postgres: delete a tenant")
 			}
-			e := engine.Open(target, "docs")
+			e := open.Engine(target, "docs")
 			names := tenant.NamesOf("docs/" + string(test.engine))
-			passwords := map[tenant.Slot]connector.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()}
+			passwords := map[tenant.Slot]dbserver.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()}
 			login := tenant.Login{User: names.User(tenant.A), Password: passwords[tenant.A], Database: names.Database}
 
 			admin, err := e.Admin(ctx, "dbconnector", "change-me")
@@ -78,7 +79,7 @@ func TestSQLOfOperations(t *testing.T) {
 			if err := admin.Lock(ctx, names); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := admin.Ensure(ctx, tenant.Want{Names: names, Passwords: passwords, ConnectionLimit: 10}); err != nil {
+			if _, err := admin.Ensure(ctx, engine.Spec{Names: names, Passwords: passwords, ConnectionLimit: 10}); err != nil {
 				t.Fatal(err)
 			}
 			if used, err := admin.InUse(ctx, login.User); used || err != nil {
@@ -138,8 +139,8 @@ func TestDeletionAmongNeighbours(t *testing.T) {
 			if err := server.Exec(ctx, block(t, "postgres: admin")...); err != nil {
 				t.Fatal(err)
 			}
-			target := connector.Server{Engine: connector.Postgres, Host: server.Host, Port: port(t, server), SSLMode: connector.VerifyFull, CA: string(server.CA)}
-			admin, err := engine.Open(target, "docs").Admin(ctx, "dbconnector", "change-me")
+			target := dbserver.Server{Engine: dbserver.Postgres, Host: server.Host, Port: port(t, server), SSLMode: dbserver.VerifyFull, CA: string(server.CA)}
+			admin, err := open.Engine(target, "docs").Admin(ctx, "dbconnector", "change-me")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +148,7 @@ func TestDeletionAmongNeighbours(t *testing.T) {
 			victim, neighbour := tenant.NamesOf("docs/victim"), tenant.NamesOf("docs/neighbour")
 			password := tenant.NewPassword()
 			for _, names := range []tenant.Names{victim, neighbour} {
-				want := tenant.Want{Names: names, Passwords: map[tenant.Slot]connector.Password{tenant.A: password, tenant.B: password}, ConnectionLimit: 10}
+				want := engine.Spec{Names: names, Passwords: map[tenant.Slot]dbserver.Password{tenant.A: password, tenant.B: password}, ConnectionLimit: 10}
 				if _, err := admin.Ensure(ctx, want); err != nil {
 					t.Fatal(err)
 				}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -44,7 +45,7 @@ func TestAdminByRole(t *testing.T) {
 			x.Ensure(t)
 			x.Works(t)
 			x.Session(t, x.Login(tenant.A))
-			x.WithAdmin(t, func(admin tenant.Admin) {
+			x.WithAdmin(t, func(admin engine.Admin) {
 				for slot, want := range map[tenant.Slot]bool{tenant.A: true, tenant.B: false} {
 					if used, err := admin.InUse(t.Context(), x.User(slot)); err != nil || used != want {
 						t.Errorf("slot %s: in use %t, %v", slot, used, err)
@@ -131,7 +132,7 @@ func trapped(t *testing.T, server *bed.Server, s *enginetest.Server, everywhere 
 	}
 	x.Ensure(t)
 	s.NewTenant().Ensure(t)
-	x.WithAdmin(t, func(admin tenant.Admin) {
+	x.WithAdmin(t, func(admin engine.Admin) {
 		if _, err := admin.InUse(t.Context(), x.User(tenant.A)); err != nil {
 			t.Fatal(err)
 		}
@@ -235,7 +236,7 @@ func TestRivals(t *testing.T) {
 	t.Run("changes a login whose password is set", func(t *testing.T) {
 		x := s.NewTenant()
 		x.Ensure(t)
-		x.WithAdmin(t, func(admin tenant.Admin) {
+		x.WithAdmin(t, func(admin engine.Admin) {
 			login := x.Login(tenant.A)
 			set := func() error { return admin.SetPassword(t.Context(), login.User, login.Password) }
 			if err := beside(t, x.SQL([]string{"ALTER ROLE {a} CONNECTION LIMIT 50"})[0], set); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "the server says: tuple concurrently updated") {
@@ -257,9 +258,9 @@ func TestRivals(t *testing.T) {
 		x := s.NewTenant()
 		x.Ensure(t)
 		x.MustExec(t, "", x.SQL([]string{"ALTER ROLE {a} RESET role"})...)
-		x.WithAdmin(t, func(admin tenant.Admin) {
+		x.WithAdmin(t, func(admin engine.Admin) {
 			ensure := func() error {
-				_, err := admin.Ensure(t.Context(), tenant.Want{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit, Provisioned: true})
+				_, err := admin.Ensure(t.Context(), engine.Spec{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit, Provisioned: true})
 				return err
 			}
 			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], ensure); err != nil {
@@ -273,8 +274,8 @@ func TestRivals(t *testing.T) {
 		x.Ensure(t)
 		x.MustExec(t, "", "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '"+x.Database+"'")
 		remedy := "DROP DATABASE " + pgx.Identifier{x.Database}.Sanitize()
-		x.WithAdmin(t, func(admin tenant.Admin) {
-			want := tenant.Want{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit}
+		x.WithAdmin(t, func(admin engine.Admin) {
+			want := engine.Spec{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit}
 			for _, want.Provisioned = range []bool{true, false} {
 				if _, err := admin.Ensure(t.Context(), want); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), remedy) {
 					t.Errorf("provisioned %t: got class %d: %v", want.Provisioned, fault.Of(err), err)

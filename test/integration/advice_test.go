@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
-	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
 
@@ -117,7 +117,7 @@ func TestMaintenanceDatabase(t *testing.T) {
 			// And one that is made while an init is in the next one is noticed, once it has its lock.
 			must(t, "template1", `DROP DATABASE postgres`)
 			x := s.NewTenant()
-			x.WithAdmin(t, func(admin tenant.Admin) {
+			x.WithAdmin(t, func(admin engine.Admin) {
 				must(t, "template1", `CREATE DATABASE postgres`)
 				if err := admin.Lock(t.Context(), x.Names); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), `database "postgres" was made meanwhile`) {
 					t.Errorf("got class %d: %v", fault.Of(err), err)
@@ -131,7 +131,7 @@ func TestMaintenanceDatabase(t *testing.T) {
 // oneLock lets two admins want a tenant's lock: one has it, in the database in which it belongs, and the other waits.
 func oneLock(t *testing.T, server *bed.Server, x *enginetest.Tenant, in string) {
 	t.Helper()
-	x.WithAdmin(t, func(admin tenant.Admin) {
+	x.WithAdmin(t, func(admin engine.Admin) {
 		if err := admin.Lock(t.Context(), x.Names); err != nil {
 			t.Fatal(err)
 		}

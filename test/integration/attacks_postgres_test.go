@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -207,7 +208,7 @@ func TestPasswordTakesAllWithIt(t *testing.T) {
 			own = append(own, fmt.Sprintf("GRANT %s TO %s", x.User(tenant.B), other.User(tenant.A)))
 		}
 		asLogin(t, x, tenant.B, own...)
-		self, err := s.Engine.Self(t.Context(), x.Login(tenant.B))
+		self, err := s.Engine.TenantSession(t.Context(), x.Login(tenant.B))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -255,7 +256,7 @@ func TestEveryOwnSetting(t *testing.T) {
 					continue // no such value
 				}
 				tried++
-				self, err := s.Engine.Self(t.Context(), x.Login(tenant.B))
+				self, err := s.Engine.TenantSession(t.Context(), x.Login(tenant.B))
 				if err != nil {
 					t.Errorf("%s = %q: %v", v.name, v.value, err)
 					exec(t, server, fmt.Sprintf(`ALTER ROLE %s RESET "%s"`, x.User(tenant.B), v.name))
@@ -548,7 +549,7 @@ func TestAdminLostAdminOption(t *testing.T) {
 				t.Errorf("missing: %s", line)
 			}
 		}
-		x.WithAdmin(t, func(admin tenant.Admin) {
+		x.WithAdmin(t, func(admin engine.Admin) {
 			if err := admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A]); err != nil {
 				t.Error(err)
 			}
@@ -577,7 +578,7 @@ func TestTenantAnswersForTheServer(t *testing.T) {
 				"DROP VIEW IF EXISTS public.kine",
 				fmt.Sprintf(`CREATE OR REPLACE FUNCTION public.lie() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION E'their words \x1b[2J' USING ERRCODE = '%s'; END $$`, code),
 				"CREATE VIEW public.kine AS SELECT public.lie() AS id")
-			data, err := s.Engine.Enter(t.Context(), x.Login(tenant.A))
+			data, err := s.Engine.HasData(t.Context(), x.Login(tenant.A))
 			if code == "42501" { // not to be told from a table of somebody else
 				if err != nil || !data {
 					t.Errorf("%s: %t, %v", code, data, err)

@@ -17,8 +17,9 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/provision"
 	"dbconnector/pkg/tenant"
@@ -276,7 +277,7 @@ func TestInitBlocksNobody(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // several tries
 		defer cancel()
-		_, err := provision.Run(ctx, j.Init, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+		_, err := provision.Run(ctx, j.Init, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
 		if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "waiting until one is free") {
 			t.Errorf("class %d: %v", fault.Of(err), err)
 		}
@@ -306,7 +307,7 @@ func TestLocksForbidden(t *testing.T) {
 		const message = "Percona-XtraDB-Cluster prohibits use of GET_LOCK with pxc_strict_mode = ENFORCING"
 		s := describe(server, user, password)
 		s.Connector.Server.Port = uint16(bed.ForbidMySQL(t, server.Addr(), "GET_LOCK", 1105, message))
-		s.Engine = engine.Open(s.Connector.Server, program)
+		s.Engine = open.Engine(s.Connector.Server, program)
 		j := newJob(t, s)
 		var all sync.WaitGroup
 		var warned atomic.Int32
@@ -316,7 +317,7 @@ func TestLocksForbidden(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				for _, warning := range result.Done.Warnings {
+				for _, warning := range result.Outcome.Warnings {
 					if strings.Contains(warning, message) {
 						warned.Add(1)
 					}

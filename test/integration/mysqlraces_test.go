@@ -14,8 +14,9 @@ import (
 	"testing"
 
 	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -108,14 +109,14 @@ func TestRefusedForAMoment(t *testing.T) {
 			}
 			for name, c := range map[string]struct {
 				user     string
-				password connector.Password
+				password dbserver.Password
 				try      func() error
 			}{
 				// Where there is a connector, Verify comes after it and is the second try.
 				"a restart without a connector": {lonely.User, lonely.Password, func() error { _, err := j.try(t); return err }},
 				"Verify":                        {login.User, login.Password, func() error { _, err := x.Engine.Verify(t.Context(), login, x.Names); return err }},
 				"Self": {login.User, login.Password, func() error {
-					self, err := x.Engine.Self(t.Context(), login)
+					self, err := x.Engine.TenantSession(t.Context(), login)
 					if err == nil {
 						self.Close()
 					}
@@ -183,7 +184,7 @@ func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetes
 		t.Fatal(err)
 	}
 	s.Connector.Server.Port = uint16(n)
-	s.Engine = engine.Open(s.Connector.Server, program)
+	s.Engine = open.Engine(s.Connector.Server, program)
 	return s
 }
 

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -37,7 +37,7 @@ func TestSlowGreeting(t *testing.T) {
 				before := proxy.Connections()
 				ctx, cancel := context.WithTimeout(t.Context(), limit)
 				defer cancel()
-				_, err := engine.Open(far, program).Enter(ctx, x.Login(tenant.A))
+				_, err := open.Engine(far, program).HasData(ctx, x.Login(tenant.A))
 				return proxy.Connections() - before, err
 			}
 			proxy.BlackHole()
@@ -70,10 +70,10 @@ func TestSilentPostgres(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			proxy := bed.NewProxy(t, server.Addr())
-			wrong := connector.Server{Engine: connector.MySQL, Host: proxy.Host(), Port: uint16(proxy.Port()), SSLMode: connector.Require}
+			wrong := dbserver.Server{Engine: dbserver.MySQL, Host: proxy.Host(), Port: uint16(proxy.Port()), SSLMode: dbserver.Require}
 			ctx, cancel := context.WithTimeout(t.Context(), test.attempt)
 			defer cancel()
-			_, err := engine.Open(wrong, program).Admin(ctx, server.AdminUser, connector.Password(server.AdminPassword))
+			_, err := open.Engine(wrong, program).Admin(ctx, server.AdminUser, dbserver.Password(server.AdminPassword))
 			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), `"postgres"`) || int(proxy.Connections()) != test.connections {
 				t.Errorf("%d connections, class %d: %v", proxy.Connections(), fault.Of(err), err)
 			}

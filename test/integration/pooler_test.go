@@ -8,7 +8,8 @@ import (
 	"testing"
 
 	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/test/bed"
 )
@@ -21,7 +22,7 @@ func TestPooler(t *testing.T) {
 	s := admins(t, server)["cloud admin"]
 	old := newJob(t, s)
 	record := old.run(t)
-	at := func(t *testing.T, port int) connector.Server {
+	at := func(t *testing.T, port int) dbserver.Server {
 		t.Helper()
 		c := s.Connector.Server
 		c.Port = uint16(port)
@@ -39,16 +40,16 @@ func TestPooler(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			bare := bed.NewPooler(t, server, mode)
-			e := engine.Open(at(t, bare), program)
+			e := open.Engine(at(t, bare), program)
 			login := record.Login(record.Active)
 			for range 3 {
-				if _, err := e.Enter(t.Context(), login); err != nil {
+				if _, err := e.HasData(t.Context(), login); err != nil {
 					t.Errorf("a restart: %v", err)
 				}
 			}
 			const params = "ignore_startup_parameters = "
 			said := through(t, bare).refused(t, "pooler", params)
-			if _, err := e.Self(t.Context(), login); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), params) {
+			if _, err := e.TenantSession(t.Context(), login); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), params) {
 				t.Errorf("the login itself: got class %d: %v", fault.Of(err), err)
 			}
 			ignores := bed.NewPooler(t, server, mode, printed(t, said, params+`[a-z_,]+`)+",statement_timeout,default_transaction_isolation,default_transaction_deferrable")

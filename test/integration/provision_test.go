@@ -22,8 +22,10 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/provision"
 	"dbconnector/pkg/statedir"
@@ -82,7 +84,7 @@ func (j *job) try(t *testing.T) (provision.Result, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	result, err := provision.Run(ctx, j.Init, func(s connector.Server) engine.Engine { return engine.Open(s, program) })
+	result, err := provision.Run(ctx, j.Init, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
 	if record, lerr := j.Store.Load(t.Context()); lerr == nil && record != nil {
 		for _, c := range record.Slots {
 			if c.Password != "" {
@@ -113,7 +115,7 @@ func (j *job) run(t *testing.T) *tenant.Record {
 	if r.Login(r.Active) != result.Record.Login(result.Record.Active) {
 		t.Error("handed over something else than the result")
 	}
-	if err := engine.Open(r.Server, program).Login(t.Context(), r.Login(r.Active)); err != nil {
+	if err := open.Engine(r.Server, program).Login(t.Context(), r.Login(r.Active)); err != nil {
 		t.Errorf("what was handed over: %v", err)
 	}
 	return r
@@ -151,7 +153,7 @@ func (j *job) verified(t *testing.T) {
 	}
 	r := j.published[len(j.published)-1]
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if _, err := engine.Open(c.Server, program).Verify(t.Context(), r.Login(slot), r.Names()); err != nil {
+		if _, err := open.Engine(c.Server, program).Verify(t.Context(), r.Login(slot), r.Names()); err != nil {
 			t.Errorf("slot %s: %v", slot, err)
 		}
 	}
@@ -162,7 +164,7 @@ func (j *job) byHand(t *testing.T, slot tenant.Slot) tenant.Login {
 	t.Helper()
 	login := tenant.Login{User: j.User(slot), Password: tenant.NewPassword(), Database: j.Database}
 	j.Secret(login.Password)
-	j.WithAdmin(t, func(admin tenant.Admin) {
+	j.WithAdmin(t, func(admin engine.Admin) {
 		if err := admin.SetPassword(t.Context(), login.User, login.Password); err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +198,7 @@ func (j *job) forget(t *testing.T) {
 // idle waits until no session of the tenant is left on the server.
 func (j *job) idle(t *testing.T) {
 	t.Helper()
-	j.WithAdmin(t, func(admin tenant.Admin) {
+	j.WithAdmin(t, func(admin engine.Admin) {
 		enginetest.Eventually(t, "the end of the tenant's sessions", func() bool {
 			for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 				if used, err := admin.InUse(t.Context(), j.User(slot)); err != nil || used {
@@ -492,7 +494,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j.run(t)
 		table := []string{"CREATE TABLE kine (id int)"}
 		again := []string{"CREATE DATABASE " + j.Database}
-		if j.Tenant.Connector.Server.Engine == connector.Postgres {
+		if j.Tenant.Connector.Server.Engine == dbserver.Postgres {
 			table = append(table, "GRANT SELECT ON kine TO PUBLIC")
 			again = []string{ // closed until it is locked down: other tenants' runs would notice
 				"CREATE DATABASE " + j.Database + " ALLOW_CONNECTIONS false", "REVOKE ALL ON DATABASE " + j.Database + " FROM PUBLIC",
@@ -574,7 +576,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 }
 
 // was makes a record of a tenant that was provisioned elsewhere.
-func (j *job) was(t *testing.T, server connector.Server) {
+func (j *job) was(t *testing.T, server dbserver.Server) {
 	t.Helper()
 	r := tenant.NewRecord(j.ID, "ns", "vc", server, enginetest.Limit)
 	r.ProvisionedAt = time.Now()
@@ -585,7 +587,7 @@ func (j *job) was(t *testing.T, server connector.Server) {
 }
 
 // deadServer is a server that is not there any more: nothing listens on a port below 1024 that nobody is given.
-func deadServer(_ *testing.T, s *enginetest.Server) connector.Server {
+func deadServer(_ *testing.T, s *enginetest.Server) dbserver.Server {
 	dead := s.Connector.Server
 	dead.Port = 1
 	return dead

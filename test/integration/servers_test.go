@@ -14,8 +14,9 @@ import (
 	"testing"
 
 	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/test/bed"
 )
 
@@ -49,10 +50,10 @@ func admins(t *testing.T, s *bed.Server) map[string]*enginetest.Server {
 // describe tells the suite about a server.
 func describe(s *bed.Server, user, password string) *enginetest.Server {
 	c := connector.Connector{
-		Server: serverOf(s), User: user, Password: connector.Password(password), Source: "secret test/" + s.Version,
+		Server: serverOf(s), User: user, Password: dbserver.Password(password), Source: "secret test/" + s.Version,
 	}
 	d := enginetest.Server{
-		Connector: c, Engine: engine.Open(c.Server, program),
+		Connector: c, Engine: open.Engine(c.Server, program),
 		Open: s.Open, Log: s.StatementLog,
 		Exec: func(ctx context.Context, database string, statements ...string) error {
 			if database != "" {
@@ -78,16 +79,16 @@ func describe(s *bed.Server, user, password string) *enginetest.Server {
 	return enginetest.New(d)
 }
 
-func serverOf(s *bed.Server) connector.Server {
+func serverOf(s *bed.Server) dbserver.Server {
 	if s.Port < 1 || s.Port > math.MaxUint16 {
 		panic("a port out of range")
 	}
-	out := connector.Server{Engine: connector.MySQL, Host: s.Host, Port: uint16(s.Port), SSLMode: connector.VerifyFull, CA: string(s.CA)}
+	out := dbserver.Server{Engine: dbserver.MySQL, Host: s.Host, Port: uint16(s.Port), SSLMode: dbserver.VerifyFull, CA: string(s.CA)}
 	if s.Engine == bed.Postgres {
-		out.Engine = connector.Postgres
+		out.Engine = dbserver.Postgres
 	}
 	if s.CA == nil {
-		out.SSLMode = connector.Disable
+		out.SSLMode = dbserver.Disable
 	}
 	return out
 }

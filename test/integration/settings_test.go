@@ -13,8 +13,9 @@ import (
 	"time"
 
 	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine/enginetest"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -50,7 +51,7 @@ func TestLockOfTheDead(t *testing.T) {
 		proxy := bed.NewProxy(t, server.Addr())
 		far := s.Connector.Server
 		far.Port = uint16(proxy.Port())
-		dead, err := engine.Open(far, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
+		dead, err := open.Engine(far, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -233,7 +234,7 @@ func postgresWide(t *testing.T, server *bed.Server) {
 	t.Run("one login read-only", func(t *testing.T) { // F12: what a tenant does to itself goes to the admin path
 		login := existing.published[0].Login(tenant.A)
 		exec(t, server, existing.SQL([]string{`ALTER ROLE {a} SET default_transaction_read_only = on`})...)
-		if _, err := existing.Engine.Enter(t.Context(), login); !fault.Is(err, fault.NoAccess) {
+		if _, err := existing.Engine.HasData(t.Context(), login); !fault.Is(err, fault.NoAccess) {
 			t.Errorf("got class %d: %v", fault.Of(err), err)
 		}
 		exec(t, server, existing.SQL([]string{`ALTER ROLE {a} RESET default_transaction_read_only`})...)
@@ -296,8 +297,8 @@ func mysqlWide(t *testing.T, server *bed.Server) {
 	t.Run("clear text", func(t *testing.T) {
 		s := both["superuser"]
 		c := s.Connector.Server
-		c.SSLMode, c.CA = connector.Disable, ""
-		_, err := engine.Open(c, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
+		c.SSLMode, c.CA = dbserver.Disable, ""
+		_, err := open.Engine(c, program).Admin(t.Context(), s.Connector.User, s.Connector.Password)
 		if err == nil || !strings.Contains(err.Error(), "TLS") && !strings.Contains(err.Error(), "secure transport") {
 			t.Errorf("got %v, want a word about TLS", err)
 		}
@@ -327,10 +328,10 @@ func TestWithoutTLS(t *testing.T) {
 			t.Parallel()
 			server := bed.NewServer(t, v.Engine, v.Version, bed.Options{NoTLS: true, LogStatements: true})
 			s := describe(server, server.AdminUser, server.AdminPassword)
-			for _, mode := range []connector.SSLMode{connector.Require, connector.VerifyCA, connector.VerifyFull} {
+			for _, mode := range []dbserver.SSLMode{dbserver.Require, dbserver.VerifyCA, dbserver.VerifyFull} {
 				with(t, s, mode, "").refused(t, "does not offer TLS", "sslMode")
 			}
-			j := with(t, s, connector.Disable, "")
+			j := with(t, s, dbserver.Disable, "")
 			j.run(t)
 			j.verified(t)
 			log, err := s.Log() // here, where nothing else hides what is sent
@@ -343,7 +344,7 @@ func TestWithoutTLS(t *testing.T) {
 }
 
 // with is a new job with another way of securing the connection.
-func with(t *testing.T, s *enginetest.Server, mode connector.SSLMode, ca string) *job {
+func with(t *testing.T, s *enginetest.Server, mode dbserver.SSLMode, ca string) *job {
 	t.Helper()
 	j := newJob(t, s)
 	c := s.Connector
@@ -358,15 +359,15 @@ func modes(t *testing.T, s *enginetest.Server) {
 	ca := s.Connector.Server.CA
 	for _, tc := range []struct {
 		reason string
-		mode   connector.SSLMode
+		mode   dbserver.SSLMode
 		ca     string
 		want   string // what the refusal says; "" where it works
 	}{
-		{"encrypted, not verified", connector.Require, "", ""},
-		{"certificate verified, name not", connector.VerifyCA, ca, ""},
-		{"verified in full", connector.VerifyFull, ca, ""},
-		{"verified by the system, which does not know this CA", connector.VerifyFull, "", "certificate is not accepted"},
-		{"certificate verified by the system", connector.VerifyCA, "", "certificate is not accepted"},
+		{"encrypted, not verified", dbserver.Require, "", ""},
+		{"certificate verified, name not", dbserver.VerifyCA, ca, ""},
+		{"verified in full", dbserver.VerifyFull, ca, ""},
+		{"verified by the system, which does not know this CA", dbserver.VerifyFull, "", "certificate is not accepted"},
+		{"certificate verified by the system", dbserver.VerifyCA, "", "certificate is not accepted"},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
 			j := with(t, s, tc.mode, tc.ca)

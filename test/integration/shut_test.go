@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -70,7 +71,7 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 	evils := fmt.Sprintf(`of login %q (another's) holds a lock`, login.User)
 
 	enter := func(ctx context.Context) error {
-		_, err := victim.Engine.Enter(ctx, record.Login(record.Active))
+		_, err := victim.Engine.HasData(ctx, record.Login(record.Active))
 		return err
 	}
 	t.Run("the tenant's database", func(t *testing.T) {
@@ -129,7 +130,7 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 			if _, err := own.ExecContext(t.Context(), "SET ROLE NONE; BEGIN; ALTER ROLE CURRENT_USER SET work_mem = '4MB'; ALTER ROLE CURRENT_USER PASSWORD NULL"); err != nil {
 				t.Fatal(err)
 			}
-			x.WithAdmin(t, func(admin tenant.Admin) {
+			x.WithAdmin(t, func(admin engine.Admin) {
 				err := admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A])
 				if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), fmt.Sprintf(`of login %q (another's) holds a lock`, x.User(tenant.A))) {
 					t.Fatalf("got class %d: %v", fault.Of(err), err)

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
@@ -187,7 +187,7 @@ func generation(n int64) func(*tenant.Record) bool {
 func accepts(tb testing.TB, r *tenant.Record) {
 	tb.Helper()
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if err := engine.Open(r.Server, "test").Login(tb.Context(), r.Login(slot)); err != nil {
+		if err := open.Engine(r.Server, "test").Login(tb.Context(), r.Login(slot)); err != nil {
 			tb.Errorf("slot %s of generation %d: %v", slot, r.Generation, err)
 		}
 	}
@@ -195,7 +195,7 @@ func accepts(tb testing.TB, r *tenant.Record) {
 
 func dead(tb testing.TB, r *tenant.Record, slot tenant.Slot) {
 	tb.Helper()
-	if err := engine.Open(r.Server, "test").Login(tb.Context(), r.Login(slot)); !fault.Is(err, fault.WrongPassword) {
+	if err := open.Engine(r.Server, "test").Login(tb.Context(), r.Login(slot)); !fault.Is(err, fault.WrongPassword) {
 		tb.Errorf("the password of slot %s of generation %d, which is retired: %v", slot, r.Generation, err)
 	}
 }
@@ -381,7 +381,7 @@ func TestRecordDeleted(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_failing", 0)
 	// The slot that the control plane was on is as good as unknown to the new record, and it is in use: no password of a slot
 	// in use is changed.
-	if err := engine.Open(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
+	if err := open.Engine(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
 		t.Errorf("what the control plane uses: %v", err)
 	}
 }
@@ -411,7 +411,7 @@ func TestRecordRestored(t *testing.T) {
 	replica(t, p) // a pod starts
 	handsOver(t, p, server)
 	gauge(t, sidecar, "dbconnector_failing", 0)
-	if err := engine.Open(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
+	if err := open.Engine(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
 		t.Errorf("what the control plane uses: %v", err)
 	}
 }
@@ -447,7 +447,7 @@ func TestRecordReplaced(t *testing.T) {
 			replaced := before.Clone()
 			change(replaced)
 			slot := replaced.Slots[replaced.Active]
-			slot.Password = connector.Password(strings.Repeat("x", len(slot.Password)))
+			slot.Password = dbserver.Password(strings.Repeat("x", len(slot.Password)))
 			replaced.Slots[replaced.Active] = slot
 			content, err := replaced.Encode()
 			check(t, "encoding the record", err)

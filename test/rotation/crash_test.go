@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
@@ -374,7 +374,7 @@ func (m *matrix) situation(what string, before *tenant.Record) situation {
 	server := before.Server
 	server.Host, server.Port = m.server.Host, uint16(m.server.Port)
 	accepts := func(l tenant.Login) bool {
-		err := engine.Open(server, "test").Login(ctx, l)
+		err := open.Engine(server, "test").Login(ctx, l)
 		if err != nil && !fault.Is(err, fault.WrongPassword) {
 			m.Fatalf("%s: %v", what, err)
 		}
@@ -459,7 +459,7 @@ func (m *matrix) finish(what string, sidecar *rig.Sidecar, before *tenant.Record
 		m.Errorf("%s: the pod template was changed %d times", what, template-m.template)
 	}
 	dead := before.Login(before.Active)
-	if err := engine.Open(before.Server, "test").Login(ctx, dead); !fault.Is(err, fault.WrongPassword) {
+	if err := open.Engine(before.Server, "test").Login(ctx, dead); !fault.Is(err, fault.WrongPassword) {
 		m.Errorf("%s: the old password, in the end: %v", what, err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dbconnector/pkg/config"
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/publish"
@@ -261,7 +261,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 	check(t, "preparing the publisher", err)
 	ca, err := bed.Authority()
 	check(t, "making a CA", err)
-	r := tenant.NewRecord("uid", "ns", "v", connector.Server{Engine: connector.Postgres, Host: "db.example", Port: 5432, SSLMode: connector.VerifyFull, CA: string(ca.PEM)}, 10)
+	r := tenant.NewRecord("uid", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull, CA: string(ca.PEM)}, 10)
 	check(t, "handing over, as init does", p.Publish(r))
 	synctest.Test(t, func(t *testing.T) {
 		r.ProvisionedAt, r.RotatedAt = time.Now(), time.Now()
@@ -271,7 +271,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 			err := rotation.Run(ctx, rotation.Rotation{
 				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
 				Store: quiet{record: r}, Publish: p.Publish, Replaces: p.Replaces, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
-			}, func(connector.Server) engine.Engine {
+			}, func(dbserver.Server) engine.Engine {
 				t.Error("the server was asked")
 				return nil
 			})

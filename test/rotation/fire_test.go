@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
@@ -204,7 +204,7 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 		if login.Password == last.Slots[tenant.A].Password || login.Password == last.Slots[tenant.B].Password {
 			continue
 		}
-		if err := engine.Open(last.Server, "test").Login(t.Context(), login); !fault.Is(err, fault.WrongPassword) {
+		if err := open.Engine(last.Server, "test").Login(t.Context(), login); !fault.Is(err, fault.WrongPassword) {
 			t.Errorf("a password that was published before: %v", err)
 		}
 	}
@@ -429,7 +429,7 @@ func loginOf(dsn, database string) tenant.Login {
 	_, rest, _ := strings.Cut(dsn, "://")
 	rest, _, _ = strings.Cut(rest, "@")
 	user, password, _ := strings.Cut(rest, ":")
-	return tenant.Login{User: user, Password: connector.Password(password), Database: database}
+	return tenant.Login{User: user, Password: dbserver.Password(password), Database: database}
 }
 
 func moves(pods []*pod) (list []int) {

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 	"dbconnector/test/races/rig"
@@ -23,14 +23,14 @@ import (
 // passwords collects all that a record ever holds of each login.
 type passwords struct {
 	mu  sync.Mutex
-	all map[tenant.Slot]map[connector.Password]bool
+	all map[tenant.Slot]map[dbserver.Password]bool
 }
 
 // collect follows a record until the test ends. What is in a record stays there for longer than two looks are apart, but for a
 // password that is refused at once.
 func collect(tb testing.TB, p *rig.Tenant) *passwords {
 	tb.Helper()
-	c := &passwords{all: map[tenant.Slot]map[connector.Password]bool{tenant.A: {}, tenant.B: {}}}
+	c := &passwords{all: map[tenant.Slot]map[dbserver.Password]bool{tenant.A: {}, tenant.B: {}}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	every := 5 * time.Millisecond
@@ -68,10 +68,10 @@ func (c *passwords) add(r *tenant.Record) {
 	}
 }
 
-func (c *passwords) of(slots ...tenant.Slot) []connector.Password {
+func (c *passwords) of(slots ...tenant.Slot) []dbserver.Password {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var out []connector.Password
+	var out []dbserver.Password
 	for _, slot := range slots {
 		out = slices.AppendSeq(out, maps.Keys(c.all[slot]))
 	}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"testing"
 
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -48,7 +48,7 @@ func TestRotate(t *testing.T) {
 			check(t, "using the new DSN", db.PingContext(t.Context()))
 			until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired || r.Generation > rotated.Generation })
 			login := before.Login(before.Active)
-			if err := engine.Open(before.Server, "test").Login(t.Context(), login); !fault.Is(err, fault.WrongPassword) {
+			if err := open.Engine(before.Server, "test").Login(t.Context(), login); !fault.Is(err, fault.WrongPassword) {
 				t.Errorf("the old password, after its retirement: %v", err)
 			}
 			if exit, err := sidecar.Stop(t.Context()); err != nil || exit != 0 {

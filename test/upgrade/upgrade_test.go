@@ -36,7 +36,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
@@ -272,7 +272,7 @@ func sameHandover(tb testing.TB, got, frozen map[string]string, dsn string) {
 // older one has in another form is what kine is told otherwise, not where it goes and as whom.
 func (l *left) today(tb testing.TB, r *tenant.Record, frozen string) string {
 	tb.Helper()
-	dsn, err := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+	dsn, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
 	check(tb, "rendering the DSN", err)
 	all := releases(tb)
 	if newest := filepath.Join("testdata", all[len(all)-1]); strings.HasPrefix(l.dir, newest) && dsn != frozen {
@@ -309,7 +309,7 @@ func (l *left) until(tb testing.TB, what string, has func(*tenant.Record) bool) 
 		if r == nil || !has(r) {
 			return fmt.Errorf("the record never says: %s: %+v", what, r)
 		}
-		want, err := engine.Open(r.Server, "").DSN(r.Login(r.Active))
+		want, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
 		if err != nil {
 			return bed.Permanent(err)
 		}
@@ -338,7 +338,7 @@ func (l *left) kine(tb testing.TB, dsn string) (leave func()) {
 // refused makes sure that a password opens nothing.
 func refused(tb testing.TB, r *tenant.Record, login tenant.Login) {
 	tb.Helper()
-	if err := engine.Open(r.Server, "test").Login(tb.Context(), login); !fault.Is(err, fault.WrongPassword) {
+	if err := open.Engine(r.Server, "test").Login(tb.Context(), login); !fault.Is(err, fault.WrongPassword) {
 		tb.Errorf("a password that was rotated away: %v", err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -120,7 +121,7 @@ const Limit = 7
 // Tenant is a tenant of one case.
 type Tenant struct {
 	*Server
-	tenant.Want
+	engine.Spec
 	ID string // its UID
 }
 
@@ -129,16 +130,16 @@ func (s *Server) NewTenant() *Tenant { return s.TenantOf("suite/" + rand.Text())
 
 // TenantOf is a tenant with this UID.
 func (s *Server) TenantOf(uid string) *Tenant {
-	t := &Tenant{Server: s, ID: uid, Want: tenant.Want{
+	t := &Tenant{Server: s, ID: uid, Spec: engine.Spec{
 		Names: tenant.NamesOf(uid), ConnectionLimit: Limit,
-		Passwords: map[tenant.Slot]connector.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()},
+		Passwords: map[tenant.Slot]dbserver.Password{tenant.A: tenant.NewPassword(), tenant.B: tenant.NewPassword()},
 	}}
 	s.Secret(t.Passwords[tenant.A], t.Passwords[tenant.B])
 	return t
 }
 
 // Secret remembers passwords that must not turn up in any log.
-func (s *Server) Secret(passwords ...connector.Password) {
+func (s *Server) Secret(passwords ...dbserver.Password) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range passwords {
@@ -184,7 +185,7 @@ func (t *Tenant) SQL(statements []string, more ...string) []string {
 }
 
 // WithAdmin hands the engine's admin session to fn.
-func (t *Tenant) WithAdmin(tb testing.TB, fn func(admin tenant.Admin)) {
+func (t *Tenant) WithAdmin(tb testing.TB, fn func(admin engine.Admin)) {
 	tb.Helper()
 	admin, err := t.Engine.Admin(tb.Context(), t.Connector.User, t.Connector.Password)
 	if err != nil {
@@ -195,20 +196,20 @@ func (t *Tenant) WithAdmin(tb testing.TB, fn func(admin tenant.Admin)) {
 }
 
 // TryEnsure is Ensure by an admin of its own, under the tenant's lock.
-func (t *Tenant) TryEnsure(ctx context.Context) (tenant.Done, error) {
+func (t *Tenant) TryEnsure(ctx context.Context) (engine.Outcome, error) {
 	admin, err := t.Engine.Admin(ctx, t.Connector.User, t.Connector.Password)
 	if err != nil {
-		return tenant.Done{}, err
+		return engine.Outcome{}, err
 	}
 	defer admin.Close()
 	if err := admin.Lock(ctx, t.Names); err != nil {
-		return tenant.Done{}, err
+		return engine.Outcome{}, err
 	}
-	return admin.Ensure(ctx, t.Want)
+	return admin.Ensure(ctx, t.Spec)
 }
 
 // Ensure is TryEnsure, which must succeed. From then on the tenant counts as provisioned.
-func (t *Tenant) Ensure(tb testing.TB) tenant.Done {
+func (t *Tenant) Ensure(tb testing.TB) engine.Outcome {
 	tb.Helper()
 	done, err := t.TryEnsure(tb.Context())
 	if err != nil {
@@ -237,7 +238,7 @@ func (t *Tenant) MustExec(tb testing.TB, database string, statements ...string) 
 }
 
 // ExecAs runs statements as some login.
-func (s *Server) ExecAs(tb testing.TB, user string, password connector.Password, database string, statements ...string) {
+func (s *Server) ExecAs(tb testing.TB, user string, password dbserver.Password, database string, statements ...string) {
 	tb.Helper()
 	db := s.Pool(tb, user, password, database)
 	for _, statement := range statements {
@@ -248,7 +249,7 @@ func (s *Server) ExecAs(tb testing.TB, user string, password connector.Password,
 }
 
 // Pool opens a pool of one connection, which ends with the test.
-func (s *Server) Pool(tb testing.TB, user string, password connector.Password, database string) *sql.DB {
+func (s *Server) Pool(tb testing.TB, user string, password dbserver.Password, database string) *sql.DB {
 	tb.Helper()
 	db, err := s.Open(user, password.Reveal(), database)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -244,7 +245,7 @@ const crowd = 20
 func race(t *testing.T, s *Server) {
 	x := s.NewTenant()
 	changed := 0
-	for _, r := range atOnce(func() (tenant.Done, error) { return x.TryEnsure(t.Context()) }) {
+	for _, r := range atOnce(func() (engine.Outcome, error) { return x.TryEnsure(t.Context()) }) {
 		if r.err != nil {
 			t.Error(r.err)
 		}
@@ -262,13 +263,13 @@ func race(t *testing.T, s *Server) {
 // loses may be told to try again, and nothing else.
 func raceWithoutLock(t *testing.T, s *Server) {
 	x := s.NewTenant()
-	for _, r := range atOnce(func() (tenant.Done, error) {
+	for _, r := range atOnce(func() (engine.Outcome, error) {
 		admin, err := x.Engine.Admin(t.Context(), x.Connector.User, x.Connector.Password)
 		if err != nil {
-			return tenant.Done{}, err
+			return engine.Outcome{}, err
 		}
 		defer admin.Close()
-		return admin.Ensure(t.Context(), x.Want)
+		return admin.Ensure(t.Context(), x.Spec)
 	}) {
 		if r.err != nil && !fault.Is(r.err, fault.Unavailable) {
 			t.Errorf("class %d: %v", fault.Of(r.err), r.err)
@@ -282,11 +283,11 @@ func raceWithoutLock(t *testing.T, s *Server) {
 }
 
 type result struct {
-	done tenant.Done
+	done engine.Outcome
 	err  error
 }
 
-func atOnce(fn func() (tenant.Done, error)) []result {
+func atOnce(fn func() (engine.Outcome, error)) []result {
 	results := make([]result, crowd)
 	start := make(chan struct{})
 	var wg sync.WaitGroup
@@ -303,7 +304,7 @@ func atOnce(fn func() (tenant.Done, error)) []result {
 
 func lock(t *testing.T, s *Server) {
 	x := s.NewTenant()
-	open := func() tenant.Admin {
+	open := func() engine.Admin {
 		admin, err := x.Engine.Admin(t.Context(), x.Connector.User, x.Connector.Password)
 		if err != nil {
 			t.Fatal(err)
@@ -317,7 +318,7 @@ func lock(t *testing.T, s *Server) {
 		t.Fatal(err)
 	}
 	other := s.NewTenant()
-	other.WithAdmin(t, func(admin tenant.Admin) {
+	other.WithAdmin(t, func(admin engine.Admin) {
 		if err := admin.Lock(t.Context(), other.Names); err != nil {
 			t.Errorf("another tenant has to wait: %v", err)
 		}
@@ -403,7 +404,7 @@ func logins(t *testing.T, s *Server) {
 	if err := x.Engine.Login(ctx, x.Login(tenant.A)); err == nil {
 		t.Error("logged in although stopped")
 	}
-	if _, err := x.Engine.Admin(t.Context(), x.Connector.User, "wrong-"+connector.Password(rand.Text())); !fault.Is(err, fault.WrongPassword) {
+	if _, err := x.Engine.Admin(t.Context(), x.Connector.User, "wrong-"+dbserver.Password(rand.Text())); !fault.Is(err, fault.WrongPassword) {
 		t.Errorf("admin with a wrong password: got %v (class %d)", err, fault.Of(err))
 	}
 }
@@ -413,28 +414,28 @@ func own(t *testing.T, s *Server) {
 	x := s.NewTenant()
 	x.Ensure(t)
 	login := x.Login(tenant.B)
-	self, err := x.Engine.Self(t.Context(), login)
+	self, err := x.Engine.TenantSession(t.Context(), login)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer self.Close()
-	count := func() tenant.Sessions {
+	count := func() engine.Sessions {
 		sessions, err := self.Sessions(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return sessions
 	}
-	Eventually(t, "the end of earlier sessions", func() bool { return count() == tenant.Sessions{} })
+	Eventually(t, "the end of earlier sessions", func() bool { return count() == engine.Sessions{} })
 	session := x.Session(t, login)
-	if got, want := count(), (tenant.Sessions{Count: 1, Addresses: 1, Here: 1}); got != want {
+	if got, want := count(), (engine.Sessions{Count: 1, Addresses: 1, Here: 1}); got != want {
 		t.Errorf("beside a control plane's session: got %+v, want %+v", got, want)
 	}
-	rival, err := x.Engine.Self(t.Context(), login)
+	rival, err := x.Engine.TenantSession(t.Context(), login)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := count(), (tenant.Sessions{Count: 2, Addresses: 1, Here: 1}); got != want {
+	if got, want := count(), (engine.Sessions{Count: 2, Addresses: 1, Here: 1}); got != want {
 		t.Errorf("beside a rival, who is in the way but no evidence: got %+v, want %+v", got, want)
 	}
 	rival.Close()
@@ -462,15 +463,15 @@ func own(t *testing.T, s *Server) {
 func expel(t *testing.T, s *Server) {
 	x := s.NewTenant()
 	x.Ensure(t)
-	open := func() tenant.Self {
-		self, err := x.Engine.Self(t.Context(), x.Login(tenant.B))
+	open := func() engine.TenantSession {
+		self, err := x.Engine.TenantSession(t.Context(), x.Login(tenant.B))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(self.Close)
 		return self
 	}
-	ends := func(self tenant.Self) tenant.Remains {
+	ends := func(self engine.TenantSession) engine.Remains {
 		left, err := self.Expel(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -504,7 +505,7 @@ func expel(t *testing.T, s *Server) {
 func passwords(t *testing.T, s *Server) {
 	x := s.NewTenant()
 	x.Ensure(t)
-	x.WithAdmin(t, func(admin tenant.Admin) {
+	x.WithAdmin(t, func(admin engine.Admin) {
 		inUse := func() bool {
 			used, err := admin.InUse(t.Context(), x.User(tenant.A))
 			if err != nil {
@@ -593,7 +594,7 @@ func weakAdmins(t *testing.T, s *Server) {
 		t.Run(weak.Name, func(t *testing.T) {
 			t.Parallel()
 			x := s.NewTenant()
-			user, password := "weak"+strings.ToLower(rand.Text())[:12], connector.Password("Weak-1~"+rand.Text())
+			user, password := "weak"+strings.ToLower(rand.Text())[:12], dbserver.Password("Weak-1~"+rand.Text())
 			x.MustExec(t, "", x.SQL(weak.SQL, "{user}", user, "{password}", password.Reveal())...)
 			try := func() error {
 				admin, err := x.Engine.Admin(t.Context(), user, password)
@@ -604,7 +605,7 @@ func weakAdmins(t *testing.T, s *Server) {
 				if err := admin.Lock(t.Context(), x.Names); err != nil {
 					return err
 				}
-				if _, err := admin.Ensure(t.Context(), x.Want); err != nil {
+				if _, err := admin.Ensure(t.Context(), x.Spec); err != nil {
 					return err
 				}
 				_, err = admin.InUse(t.Context(), x.User(tenant.A))

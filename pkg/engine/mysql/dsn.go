@@ -9,7 +9,7 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
 )
 
@@ -45,16 +45,16 @@ func sessionSettings() map[string]string {
 // and these outweigh the ones that kine makes of --ca-file afterwards. With tls=true kine would ask the system's roots, with
 // tls=skip-verify nobody. Whoever uses such a DSN without the CA is not downgraded to clear text but refused, for the
 // account has REQUIRE SSL.
-func DSN(server connector.Server, login tenant.Login) (string, error) {
+func DSN(server dbserver.Server, login tenant.Login) (string, error) {
 	config := driver.NewConfig()
 	config.User, config.Passwd, config.DBName = login.User, login.Password.Reveal(), login.Database
 	config.Net, config.Addr = "tcp", server.Address()
 	config.Params = sessionSettings()
 	switch {
-	case server.SSLMode == connector.Disable:
+	case server.SSLMode == dbserver.Disable:
 		config.TLSConfig = "false"
 	case server.CA != "":
-	case server.SSLMode == connector.Require:
+	case server.SSLMode == dbserver.Require:
 		config.TLSConfig = "skip-verify"
 	default:
 		config.TLSConfig = "true"

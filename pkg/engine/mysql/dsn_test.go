@@ -8,7 +8,7 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
 )
 
@@ -23,17 +23,17 @@ func TestDSNMySQL(t *testing.T) {
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
 		reason string
-		server connector.Server
+		server dbserver.Server
 		want   string
 	}{
-		{"a name", connector.Server{Host: "db.example", Port: 3306, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true&" + set},
-		{"an IPv4 address", connector.Server{Host: "192.0.2.7", Port: 1, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true&" + set},
-		{"an IPv6 address", connector.Server{Host: "2001:db8::1", Port: 65535, SSLMode: connector.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true&" + set},
-		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false&" + set},
-		{"encrypted, not verified", connector.Server{Host: "db", Port: 3306, SSLMode: connector.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify&" + set},
-		{"the driver does not know verify-ca: upwards", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
-		{"kine's --ca-file decides, and would not if anything stood here", connector.Server{Host: "db", Port: 3306, SSLMode: connector.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?" + set},
-		{"a mode that does not exist is not clear text", connector.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
+		{"a name", dbserver.Server{Host: "db.example", Port: 3306, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true&" + set},
+		{"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true&" + set},
+		{"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true&" + set},
+		{"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false&" + set},
+		{"encrypted, not verified", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify&" + set},
+		{"the driver does not know verify-ca: upwards", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
+		{"kine's --ca-file decides, and would not if anything stood here", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?" + set},
+		{"a mode that does not exist is not clear text", dbserver.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
 	} {
 		got, err := DSN(tc.server, login)
 		if err != nil || got != tc.want {
@@ -49,8 +49,8 @@ func FuzzDSNMySQL(f *testing.F) {
 	f.Add("h", uint16(1), "u:v", "p@/)", "d?x=y")
 	f.Add("h)", uint16(1), "", "", "%2f")
 	f.Fuzz(func(t *testing.T, host string, port uint16, user, password, database string) {
-		server := connector.Server{Host: host, Port: port, SSLMode: connector.VerifyFull}
-		got, err := DSN(server, tenant.Login{User: user, Password: connector.Password(password), Database: database})
+		server := dbserver.Server{Host: host, Port: port, SSLMode: dbserver.VerifyFull}
+		got, err := DSN(server, tenant.Login{User: user, Password: dbserver.Password(password), Database: database})
 		if err != nil {
 			if len(password) > 8 && strings.Contains(err.Error(), password) {
 				t.Errorf("the error repeats the password")
@@ -74,7 +74,7 @@ func TestDSNOfOursMySQL(t *testing.T) {
 	for range 1000 {
 		names := tenant.NamesOf(string(tenant.NewPassword()))
 		for _, host := range []string{"db.example", "192.0.2.7", "2001:db8::1", "xn--bcher-kva.example."} {
-			server := connector.Server{Host: host, Port: 3306, SSLMode: connector.Require}
+			server := dbserver.Server{Host: host, Port: 3306, SSLMode: dbserver.Require}
 			if _, err := DSN(server, tenant.Login{User: names.User(tenant.A), Password: tenant.NewPassword(), Database: names.Database}); err != nil {
 				t.Fatal(err)
 			}

@@ -21,7 +21,8 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -42,14 +43,16 @@ const idleLimit = "30"
 
 // Server is a MySQL or MariaDB server.
 type Server struct {
-	server  connector.Server
+	server  dbserver.Server
 	program string
 	mariadb atomic.Bool // its greeting said so
 	strict  atomic.Bool // it counts refused passwords and blocks accounts for them; known once an admin was there
 }
 
+var _ engine.Engine = (*Server)(nil)
+
 // New prepares for a server; it does not connect. program is the name that performance_schema shows of our sessions.
-func New(server connector.Server, program string) *Server {
+func New(server dbserver.Server, program string) *Server {
 	return &Server{server: server, program: program}
 }
 
@@ -57,7 +60,7 @@ func New(server connector.Server, program string) *Server {
 func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, login) }
 
 // connect opens one connection, for which the caller gets a pool that holds exactly this one, and does not try again.
-func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
+func (s *Server) connect(ctx context.Context, user string, password dbserver.Password, database string, params map[string]string) (*session, error) {
 	config := driver.NewConfig()
 	config.User, config.Passwd, config.DBName = user, password.Reveal(), database
 	config.Net, config.Addr = "tcp", s.server.Address()
@@ -112,7 +115,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 // has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. MySQL does
 // not; and a server that blocks accounts for refused passwords is not asked twice. Login, Ready and Enter do not come here: they are
 // also how it is asked whether a password was set yet, and what follows on Enter's no begins with Verify.
-func (s *Server) connectSure(ctx context.Context, user string, password connector.Password, database string, params map[string]string) (*session, error) {
+func (s *Server) connectSure(ctx context.Context, user string, password dbserver.Password, database string, params map[string]string) (*session, error) {
 	session, err := s.connect(ctx, user, password, database, params)
 	if s.mariadb.Load() && !s.strict.Load() && numberOf(err) == accessDenied {
 		return s.connect(ctx, user, password, database, params)
@@ -171,8 +174,8 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, _ tenant.Names) 
 	return nil
 }
 
-// Enter is Login, and looks for kine's data; see package engine. The question whether the server takes writes rides along.
-func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
+// HasData is Login, and looks for kine's data; see package engine. The question whether the server takes writes rides along.
+func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) {
 	session, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return false, err
@@ -286,7 +289,7 @@ type Admin struct {
 }
 
 // Admin logs in as the admin and checks that the server takes writes. The caller closes the session.
-func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
+func (s *Server) Admin(ctx context.Context, user string, password dbserver.Password) (engine.Admin, error) {
 	params := sessionSettings()
 	params["sql_mode"], params["wait_timeout"], params["lock_wait_timeout"] = sqlMode, idleLimit, idleLimit
 	session, err := s.connectSure(ctx, user, password, "", params)
@@ -348,26 +351,26 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 }
 
 // Ensure brings about what is wanted; see package engine.
-func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
-	done := tenant.Done{Warnings: slices.Clone(a.warnings)}
-	seen, err := a.catalog(ctx, want.Names)
+func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, error) {
+	outcome := engine.Outcome{Warnings: slices.Clone(a.warnings)}
+	seen, err := a.catalog(ctx, spec.Names)
 	if err != nil {
-		return done, fmt.Errorf("ensuring the tenant's database: %w", a.explain(err))
+		return outcome, fmt.Errorf("ensuring the tenant's database: %w", a.explain(err))
 	}
 	switch {
-	case !seen.database && (want.Provisioned || want.Existing):
-		return done, fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
-	case seen.database && !seen.ours(want):
-		return done, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",
-			want.Database, quote(want.Owner))
+	case !seen.database && (spec.Provisioned || spec.Existing):
+		return outcome, fault.New(fault.NoDatabase, "database %q is not on this server", spec.Database)
+	case seen.database && !seen.ours(spec):
+		return outcome, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",
+			spec.Database, quote(spec.Owner))
 	}
-	for _, s := range plan(a.dialect, seen, want, a.server.server.SSLMode != connector.Disable) {
+	for _, s := range plan(a.dialect, seen, spec, a.server.server.SSLMode != dbserver.Disable) {
 		if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
-			return done, fmt.Errorf("ensuring the tenant's database: %s: %w", s.name, a.explain(err))
+			return outcome, fmt.Errorf("ensuring the tenant's database: %s: %w", s.name, a.explain(err))
 		}
-		done.Changes = append(done.Changes, s.name)
+		outcome.Changes = append(outcome.Changes, s.name)
 	}
-	return done, nil
+	return outcome, nil
 }
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
@@ -547,7 +550,7 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 }
 
 // SetPassword sets the password of a login that exists, and lets in who was blocked for too many wrong ones.
-func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
+func (a *Admin) SetPassword(ctx context.Context, user string, password dbserver.Password) error {
 	s := setPassword(a.dialect, user, password)
 	if _, err := a.session.conn.ExecContext(ctx, s.sql, s.args...); err != nil {
 		return fmt.Errorf("setting the password of login %q: %w", user, a.explain(err))

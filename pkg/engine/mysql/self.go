@@ -10,16 +10,17 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
 
-// Self is a session of a tenant's login that works on itself.
-type Self struct {
+// TenantSession is a session of a tenant's login that works on itself.
+type TenantSession struct {
 	session  *session
 	user     string
-	password connector.Password // as it is now
+	password dbserver.Password // as it is now
 	database string
 	dialect  dialect
 }
@@ -32,8 +33,8 @@ const selfIdleLimit = "60"
 // connect_timeout; one more is for the TLS handshake's remainder and for clocks.
 const loginPackets = 4
 
-// Self logs in as a tenant, without a database: that is how Sessions tells us from a control plane.
-func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, error) {
+// TenantSession logs in as a tenant, without a database: that is how Sessions tells us from a control plane.
+func (s *Server) TenantSession(ctx context.Context, login tenant.Login) (engine.TenantSession, error) {
 	session, err := s.connectSure(ctx, login.User, login.Password, "", map[string]string{"sql_mode": sqlMode, "wait_timeout": selfIdleLimit})
 	if err != nil {
 		return nil, err
@@ -47,13 +48,13 @@ func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, err
 		session.close()
 		return nil, err
 	}
-	return &Self{session: session, user: login.User, password: login.Password, database: login.Database, dialect: dialectOf(version)}, nil
+	return &TenantSession{session: session, user: login.User, password: login.Password, database: login.Database, dialect: dialectOf(version)}, nil
 }
 
 // Sessions counts the login's other sessions: without PROCESS the list shows a user just his own. Only this very session is
 // left out, but among the addresses, which are evidence that a control plane has moved, other sidecars do not count.
-func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
-	var out tenant.Sessions
+func (s *TenantSession) Sessions(ctx context.Context) (engine.Sessions, error) {
+	var out engine.Sessions
 	// HOST is address:port; what stands behind the last colon is cut off, since an IPv6 address has more of them. USER() ends
 	// with this session's address.
 	const address = "SUBSTRING(HOST, 1, CHAR_LENGTH(HOST) - LOCATE(':', REVERSE(HOST)))"
@@ -69,27 +70,27 @@ func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
 
 // Expel ends the login's older sessions. MySQL does not show a login that is not complete, so its time has to pass. MariaDB does,
 // and takes any time that its client wants for it: there it is ended as a session is.
-func (s *Self) Expel(ctx context.Context) (tenant.Remains, error) {
+func (s *TenantSession) Expel(ctx context.Context) (engine.Remains, error) {
 	var seconds int
 	if err := s.session.conn.QueryRowContext(ctx, "SELECT @@global.connect_timeout").Scan(&seconds); err != nil {
-		return tenant.Remains{}, fmt.Errorf("asking how long a login may take: %w", classify(err))
+		return engine.Remains{}, fmt.Errorf("asking how long a login may take: %w", classify(err))
 	}
 	ids, err := column(ctx, s.session.conn, "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = ? AND ID < CONNECTION_ID()", s.user)
 	if err != nil {
-		return tenant.Remains{}, fmt.Errorf("looking for sessions of login %q: %w", s.user, err)
+		return engine.Remains{}, fmt.Errorf("looking for sessions of login %q: %w", s.user, err)
 	}
 	for _, id := range ids {
 		_, err := s.session.conn.ExecContext(ctx, "KILL "+id) // a number that the server gave
 		var server *driver.MySQLError
 		if err != nil && (!errors.As(err, &server) || server.Number != noSuchThread) {
-			return tenant.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.user, classify(err))
+			return engine.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.user, classify(err))
 		}
 	}
-	return tenant.Remains{Sessions: len(ids), LoginTime: time.Duration(loginPackets*seconds) * time.Second}, nil
+	return engine.Remains{Sessions: len(ids), LoginTime: time.Duration(loginPackets*seconds) * time.Second}, nil
 }
 
 // SetPassword changes the login's own password.
-func (s *Self) SetPassword(ctx context.Context, password connector.Password) error {
+func (s *TenantSession) SetPassword(ctx context.Context, password dbserver.Password) error {
 	args := []any{s.dialect.secret(password)}
 	if s.dialect.current {
 		args = append(args, s.dialect.secret(s.password))
@@ -110,4 +111,4 @@ func (s *Self) SetPassword(ctx context.Context, password connector.Password) err
 }
 
 // Close ends the session.
-func (s *Self) Close() { s.session.close() }
+func (s *TenantSession) Close() { s.session.close() }

@@ -9,7 +9,8 @@ import (
 	"slices"
 	"strings"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
@@ -42,7 +43,7 @@ type dialect struct {
 	// the statement into the general log, the slow log and the audit log as it came; it takes a hash, though. With the
 	// hash alone somebody who reads such a log cannot log in: the protocol asks for its preimage.
 	identified string
-	secret     func(connector.Password) string
+	secret     func(dbserver.Password) string
 	// ownPassword is how a login changes its own password. MariaDB lets nobody without CREATE USER do so by ALTER USER. MySQL
 	// wants to see the old password, too, where password_require_current is on or the account says PASSWORD REQUIRE
 	// CURRENT, and takes it (from 8.0.13 on) where nobody asks for it.
@@ -58,7 +59,7 @@ var (
 		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
 		policies:         "FALSE, FALSE, CONCAT('' /*!80027 , @@global.authentication_policy */)",
 		roleHost:         "%",
-		identified:       "IDENTIFIED WITH caching_sha2_password BY ?", secret: connector.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
+		identified:       "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
 	dialectMariaDB = dialect{
 		name: "MariaDB", readOnlyName: "read_only, innodb_read_only, tx_read_only", roleHost: "",
@@ -71,7 +72,7 @@ var (
 )
 
 // nativeHash is a password as the plugin mysql_native_password stores it: '*' and the SHA-1 of its SHA-1, in hex.
-func nativeHash(p connector.Password) string {
+func nativeHash(p dbserver.Password) string {
 	inner := sha1.Sum([]byte(p.Reveal())) //nolint:gosec // see the import
 	outer := sha1.Sum(inner[:])           //nolint:gosec // see the import
 	return "*" + strings.ToUpper(hex.EncodeToString(outer[:]))
@@ -105,11 +106,11 @@ type catalog struct {
 
 // ours says whether a database that exists is the tenant's. The role is made before the database, and only where no
 // database of that name exists.
-func (c catalog) ours(w tenant.Want) bool { return c.database && (c.marked || w.Provisioned) }
+func (c catalog) ours(w engine.Spec) bool { return c.database && (c.marked || w.Provisioned) }
 
 // plan is what is missing. Every statement commits on its own, so the order matters: the mark before the database, and
 // logins, which can do nothing yet, before their rights.
-func plan(d dialect, c catalog, w tenant.Want, tls bool) []statement {
+func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 	var out []statement
 	add := func(name, sql string, args ...any) { out = append(out, statement{name, sql, args}) }
 
@@ -134,7 +135,7 @@ func plan(d dialect, c catalog, w tenant.Want, tls bool) []statement {
 		}
 	}
 	if !c.database {
-		add(tenant.CreateDatabase, fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
+		add(engine.CreateDatabase, fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
 	}
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 		have, user := c.accounts[slot].privileges, w.User(slot)
@@ -156,7 +157,7 @@ func without(a, b []string) []string {
 // setPassword is the admin's way. Rotation decides how old a password gets, and not default_password_lifetime, which would
 // stop a control plane one day without a word. On MySQL it also ends, once and for all, that refused passwords block the login:
 // with such a rule everybody who reaches the server's port could lock a control plane out.
-func setPassword(d dialect, user string, password connector.Password) statement {
+func setPassword(d dialect, user string, password dbserver.Password) statement {
 	sql := "ALTER USER ?@'%' " + d.identified + " PASSWORD EXPIRE NEVER"
 	if !d.hashes {
 		sql += " /*!80019 FAILED_LOGIN_ATTEMPTS 0 PASSWORD_LOCK_TIME 0 */"

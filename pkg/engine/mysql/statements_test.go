@@ -7,16 +7,17 @@ import (
 	"strings"
 	"testing"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
 var names = tenant.Names{Database: "vcx", Owner: "vcxo", Marker: "dbconnector:0"}
 
-func want() tenant.Want {
-	return tenant.Want{
+func want() engine.Spec {
+	return engine.Spec{
 		Names: names, ConnectionLimit: 40,
-		Passwords: map[tenant.Slot]connector.Password{tenant.A: "secret-A", tenant.B: "secret-B"},
+		Passwords: map[tenant.Slot]dbserver.Password{tenant.A: "secret-A", tenant.B: "secret-B"},
 	}
 }
 
@@ -141,13 +142,13 @@ func TestOursMySQL(t *testing.T) {
 	for _, tc := range []struct {
 		reason string
 		c      catalog
-		w      tenant.Want
+		w      engine.Spec
 		want   bool
 	}{
-		{"there is no database to be ours", catalog{marked: true}, tenant.Want{Provisioned: true}, false},
-		{"the mark is made before the database", catalog{database: true, marked: true}, tenant.Want{}, true},
-		{"the record knows it", catalog{database: true}, tenant.Want{Provisioned: true}, true},
-		{"nothing says that it is ours", catalog{database: true}, tenant.Want{}, false},
+		{"there is no database to be ours", catalog{marked: true}, engine.Spec{Provisioned: true}, false},
+		{"the mark is made before the database", catalog{database: true, marked: true}, engine.Spec{}, true},
+		{"the record knows it", catalog{database: true}, engine.Spec{Provisioned: true}, true},
+		{"nothing says that it is ours", catalog{database: true}, engine.Spec{}, false},
 	} {
 		if got := tc.c.ours(tc.w); got != tc.want {
 			t.Errorf("%s: got %t", tc.reason, got)

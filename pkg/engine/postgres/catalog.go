@@ -10,7 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -173,11 +173,11 @@ func (a *Admin) readDatabase(ctx context.Context, names tenant.Names, seen *cata
 
 // disown revokes memberships that are none of ours. It must not keep a tenant from its control plane: who plants one can
 // plant it again at once, and can make the server refuse the later of two changes.
-func (a *Admin) disown(ctx context.Context, foreign []grant, names tenant.Names, done *tenant.Done) error {
+func (a *Admin) disown(ctx context.Context, foreign []grant, names tenant.Names, outcome *engine.Outcome) error {
 	for _, g := range foreign {
 		revocation := revoke(g)
 		if !g.revocable {
-			done.Warnings = append(done.Warnings, fmt.Sprintf("role %q is a member of %q, which dbconnector did not grant and the admin may not revoke: %s",
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("role %q is a member of %q, which dbconnector did not grant and the admin may not revoke: %s",
 				g.member, g.role, revocation.sql))
 			continue
 		}
@@ -185,11 +185,11 @@ func (a *Admin) disown(ctx context.Context, foreign []grant, names tenant.Names,
 			if code(err) == "" {
 				return fmt.Errorf("%s: %w", revocation.name, classify(err))
 			}
-			done.Warnings = append(done.Warnings, fmt.Sprintf("role %q is a member of %q, which dbconnector did not grant and could not revoke (%s): %s",
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("role %q is a member of %q, which dbconnector did not grant and could not revoke (%s): %s",
 				g.member, g.role, classify(err).Error(), revocation.sql))
 			continue
 		}
-		done.Changes = append(done.Changes, revocation.name)
+		outcome.Changes = append(outcome.Changes, revocation.name)
 		if !slices.Contains(rolesOf(names), g.role) {
 			continue
 		}
@@ -199,7 +199,7 @@ func (a *Admin) disown(ctx context.Context, foreign []grant, names tenant.Names,
 			return err
 		}
 		if used {
-			done.Warnings = append(done.Warnings, fmt.Sprintf("role %q was a member of %q, which dbconnector did not grant; its sessions keep what they took: "+
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("role %q was a member of %q, which dbconnector did not grant; its sessions keep what they took: "+
 				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", g.member, g.role, text(g.member)))
 		}
 	}
@@ -241,8 +241,8 @@ func (a *Admin) handOver(ctx context.Context, database string, foreign []grant, 
 }
 
 // unmarked refuses roles of the tenant's names that nothing proves to be the tenant's.
-func unmarked(seen catalog, want tenant.Want) error {
-	names, remedy := seen.adopt(want)
+func unmarked(seen catalog, spec engine.Spec) error {
+	names, remedy := seen.adopt(spec)
 	if len(names) == 0 {
 		return nil
 	}
@@ -264,7 +264,7 @@ func shown(names []string) []string {
 		if i == few {
 			return append(out, fmt.Sprintf("and %d more", len(names)-few))
 		}
-		out = append(out, connector.Show(name))
+		out = append(out, fault.Show(name))
 	}
 	return out
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
 )
 
@@ -17,7 +17,7 @@ import (
 // lower case, then pgx) before anybody sees it. Its error never contains the DSN.
 //
 // The CA is not named in it: kine takes it by --ca-file, and a path would tie the DSN to one container's file system.
-func DSN(server connector.Server, login tenant.Login) (string, error) {
+func DSN(server dbserver.Server, login tenant.Login) (string, error) {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.UserPassword(login.User, login.Password.Reveal()),

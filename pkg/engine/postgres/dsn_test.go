@@ -9,7 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
 )
 
@@ -35,14 +35,14 @@ func TestDSNPostgres(t *testing.T) {
 	login := tenant.Login{User: "vcxa", Password: "aB3-_.~x", Database: "vcx"}
 	for _, tc := range []struct {
 		reason string
-		server connector.Server
+		server dbserver.Server
 		want   string
 	}{
-		{"a name", connector.Server{Host: "db.example", Port: 5432, SSLMode: connector.VerifyFull}, "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"},
-		{"an IPv4 address", connector.Server{Host: "192.0.2.7", Port: 1, SSLMode: connector.VerifyFull}, "postgres://vcxa:aB3-_.~x@192.0.2.7:1/vcx?sslmode=verify-full"},
-		{"an IPv6 address", connector.Server{Host: "2001:db8::1", Port: 65535, SSLMode: connector.VerifyCA}, "postgres://vcxa:aB3-_.~x@[2001:db8::1]:65535/vcx?sslmode=verify-ca"},
-		{"clear text, because the admin said so", connector.Server{Host: "db", Port: 5432, SSLMode: connector.Disable}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=disable"},
-		{"encrypted, not verified", connector.Server{Host: "db", Port: 5432, SSLMode: connector.Require}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=require"},
+		{"a name", dbserver.Server{Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull}, "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"},
+		{"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull}, "postgres://vcxa:aB3-_.~x@192.0.2.7:1/vcx?sslmode=verify-full"},
+		{"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyCA}, "postgres://vcxa:aB3-_.~x@[2001:db8::1]:65535/vcx?sslmode=verify-ca"},
+		{"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Disable}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=disable"},
+		{"encrypted, not verified", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Require}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=require"},
 	} {
 		got, err := DSN(tc.server, login)
 		if err != nil || got != tc.want {
@@ -54,11 +54,11 @@ func TestDSNPostgres(t *testing.T) {
 			t.Errorf("%s: kine does not read it: %v", tc.reason, err)
 			continue
 		}
-		if config.Host != tc.server.Host || query.Get("sslmode") != string(tc.server.SSLMode) || (config.TLSConfig == nil) != (tc.server.SSLMode == connector.Disable) {
+		if config.Host != tc.server.Host || query.Get("sslmode") != string(tc.server.SSLMode) || (config.TLSConfig == nil) != (tc.server.SSLMode == dbserver.Disable) {
 			t.Errorf("%s: kine reads host %q, mode %q, TLS %t", tc.reason, config.Host, query.Get("sslmode"), config.TLSConfig != nil)
 		}
 		for _, fallback := range config.Fallbacks {
-			if fallback.TLSConfig == nil && tc.server.SSLMode != connector.Disable {
+			if fallback.TLSConfig == nil && tc.server.SSLMode != dbserver.Disable {
 				t.Errorf("%s: kine would fall back to clear text (B9)", tc.reason)
 			}
 		}
@@ -68,7 +68,7 @@ func TestDSNPostgres(t *testing.T) {
 // B43: kine looks for the lower-case name, so a DSN with another is no DSN.
 func TestDSNOfMixedCase(t *testing.T) {
 	t.Parallel()
-	got, err := DSN(connector.Server{Host: "db", Port: 1, SSLMode: connector.Require}, tenant.Login{User: "u", Password: "secret-pw", Database: "Vcx"})
+	got, err := DSN(dbserver.Server{Host: "db", Port: 1, SSLMode: dbserver.Require}, tenant.Login{User: "u", Password: "secret-pw", Database: "Vcx"})
 	if err == nil {
 		t.Fatalf("got %q", got)
 	}
@@ -83,8 +83,8 @@ func FuzzDSNPostgres(f *testing.F) {
 	f.Add("h", uint16(1), "u:v", "p@/?#%", "d?x=y")
 	f.Add("/tmp", uint16(1), "", "", "%2f")
 	f.Fuzz(func(t *testing.T, host string, port uint16, user, password, database string) {
-		server := connector.Server{Host: host, Port: port, SSLMode: connector.Require}
-		got, err := DSN(server, tenant.Login{User: user, Password: connector.Password(password), Database: database})
+		server := dbserver.Server{Host: host, Port: port, SSLMode: dbserver.Require}
+		got, err := DSN(server, tenant.Login{User: user, Password: dbserver.Password(password), Database: database})
 		if err != nil {
 			if len(password) > 8 && strings.Contains(err.Error(), password) {
 				t.Error("the error repeats the password")
@@ -108,7 +108,7 @@ func TestDSNOfOursPostgres(t *testing.T) {
 	for range 1000 {
 		names := tenant.NamesOf(string(tenant.NewPassword()))
 		for _, host := range []string{"db.example", "192.0.2.7", "2001:db8::1", "xn--bcher-kva.example."} {
-			server := connector.Server{Host: host, Port: 5432, SSLMode: connector.Require}
+			server := dbserver.Server{Host: host, Port: 5432, SSLMode: dbserver.Require}
 			if _, err := DSN(server, tenant.Login{User: names.User(tenant.A), Password: tenant.NewPassword(), Database: names.Database}); err != nil {
 				t.Fatal(err)
 			}

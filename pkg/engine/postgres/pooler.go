@@ -11,7 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -21,7 +21,7 @@ import (
 // refusal: where a login's sessions come from cannot be seen through a pooler.
 
 // unsettled says why the server takes no settings with a login. That it takes the login without them shows that they are why.
-func (s *Server) unsettled(ctx context.Context, refusal error, user string, password connector.Password, database string, settings map[string]string) error {
+func (s *Server) unsettled(ctx context.Context, refusal error, user string, password dbserver.Password, database string, settings map[string]string) error {
 	conn, _, err := s.dial(ctx, user, password, database, nil)
 	if err != nil {
 		return refusal

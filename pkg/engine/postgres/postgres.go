@@ -24,7 +24,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -43,13 +44,15 @@ const invalid = -2
 
 // Server is a PostgreSQL server.
 type Server struct {
-	server  connector.Server
+	server  dbserver.Server
 	program string
 	pooled  atomic.Bool // a pooler is in between, which keeps sessions and does not hand on settings
 }
 
+var _ engine.Engine = (*Server)(nil)
+
 // New prepares for a server; it does not connect. program is the application_name that the server's admin sees.
-func New(server connector.Server, program string) *Server {
+func New(server dbserver.Server, program string) *Server {
 	return &Server{server: server, program: program}
 }
 
@@ -78,7 +81,7 @@ var tenantSettings = map[string]string{
 
 // connect opens one connection, with settings of its own, and does not try again. Where the server does not let the login
 // through in time, it finds out why.
-func (s *Server) connect(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (*pgx.Conn, error) {
+func (s *Server) connect(ctx context.Context, user string, password dbserver.Password, database string, settings map[string]string) (*pgx.Conn, error) {
 	limited, cancel := spare(ctx)
 	defer cancel()
 	conn, answered, err := s.dial(limited, user, password, database, settings)
@@ -92,7 +95,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 	}
 	err = classify(err)
 	hint := ""
-	if s.server.SSLMode == connector.Disable && code(err) == invalidAuthorization {
+	if s.server.SSLMode == dbserver.Disable && code(err) == invalidAuthorization {
 		hint = ` (in clear text, since the connector's key "sslMode" is "disable"; the server may insist on TLS)`
 	}
 	return nil, fmt.Errorf("logging in to %s as %q: %w%s", s.server.Address(), user, err, hint)
@@ -103,7 +106,7 @@ func (s *Server) connect(ctx context.Context, user string, password connector.Pa
 type attempt struct{}
 
 // dial is one attempt to connect. answered says that the server has said something.
-func (s *Server) dial(ctx context.Context, user string, password connector.Password, database string, settings map[string]string) (conn *pgx.Conn, answered bool, err error) {
+func (s *Server) dial(ctx context.Context, user string, password dbserver.Password, database string, settings map[string]string) (conn *pgx.Conn, answered bool, err error) {
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
 	// matters is overwritten.
 	config, err := pgx.ParseConfig("sslmode=disable host=localhost")
@@ -202,8 +205,8 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Nam
 	return fault.New(fault.NoAccess, "login %q %s", login.User, lacks)
 }
 
-// Enter is Login, and looks for kine's data; see package engine.
-func (s *Server) Enter(ctx context.Context, login tenant.Login) (bool, error) {
+// HasData is Login, and looks for kine's data; see package engine.
+func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) {
 	conn, err := s.connect(ctx, login.User, login.Password, login.Database, nil)
 	if err != nil {
 		return false, err
@@ -329,13 +332,13 @@ type Admin struct {
 	conn     *pgx.Conn
 	database string // the maintenance database
 	login    string // who logged in. session.user is who does the work, another one where the login begins with SET role
-	password connector.Password
+	password dbserver.Password
 	session  session
 }
 
 // Admin logs in as the admin and checks that he can do the work: the server takes writes, and he may create databases and
 // roles. The caller closes the session.
-func (s *Server) Admin(ctx context.Context, user string, password connector.Password) (tenant.Admin, error) {
+func (s *Server) Admin(ctx context.Context, user string, password dbserver.Password) (engine.Admin, error) {
 	conn, database, err := s.maintain(ctx, user, password)
 	if err != nil {
 		return nil, err
@@ -350,7 +353,7 @@ func (s *Server) Admin(ctx context.Context, user string, password connector.Pass
 
 // maintain opens a session in the maintenance database. Only that a database is not there leads to the next one: one that this
 // login may not enter, or that is shut, is still the one to which the others come.
-func (s *Server) maintain(ctx context.Context, user string, password connector.Password) (*pgx.Conn, string, error) {
+func (s *Server) maintain(ctx context.Context, user string, password dbserver.Password) (*pgx.Conn, string, error) {
 	var err error
 	for _, database := range maintenance {
 		var conn *pgx.Conn
@@ -423,8 +426,8 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 }
 
 // Ensure brings about what is wanted; see package engine.
-func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, error) {
-	var done tenant.Done
+func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, error) {
+	var outcome engine.Outcome
 	var seen catalog
 	run := func(what func() error) error {
 		var err error
@@ -435,82 +438,82 @@ func (a *Admin) Ensure(ctx context.Context, want tenant.Want) (tenant.Done, erro
 		}
 		err = a.held(ctx, err)
 		if fault.Is(err, fault.NoAccess) {
-			return explain(err, a.session.user, a.handOver(ctx, want.Database, seen.foreign, rolesOf(want.Names)...))
+			return explain(err, a.session.user, a.handOver(ctx, spec.Database, seen.foreign, rolesOf(spec.Names)...))
 		}
 		return explain(err, a.session.user, "")
 	}
 
 	if err := run(func() (err error) {
-		if seen, err = a.look(ctx, want); err != nil {
+		if seen, err = a.look(ctx, spec); err != nil {
 			return err
 		}
 		if len(seen.foreign) > 0 {
-			if err := a.disown(ctx, seen.foreign, want.Names, &done); err != nil {
+			if err := a.disown(ctx, seen.foreign, spec.Names, &outcome); err != nil {
 				return err
 			}
-			if seen, err = a.look(ctx, want); err != nil { // what was granted by way of them went with them
+			if seen, err = a.look(ctx, spec); err != nil { // what was granted by way of them went with them
 				return err
 			}
 		}
 		verifiers := map[tenant.Slot]string{}
-		for slot, password := range want.Passwords {
+		for slot, password := range spec.Passwords {
 			if verifiers[slot], err = verifier(password); err != nil {
 				return err
 			}
 		}
-		return a.transaction(ctx, a.conn, planRoles(seen, a.session, want, verifiers), &done)
+		return a.transaction(ctx, a.conn, planRoles(seen, a.session, spec, verifiers), &outcome)
 	}); err != nil {
-		return done, fmt.Errorf("ensuring the tenant's roles: %w", err)
+		return outcome, fmt.Errorf("ensuring the tenant's roles: %w", err)
 	}
 	if err := run(func() (err error) {
-		if seen, err = a.look(ctx, want); err != nil { // again: it may have gone meanwhile
+		if seen, err = a.look(ctx, spec); err != nil { // again: it may have gone meanwhile
 			return err
 		}
 		if seen.database == nil {
-			create := createDatabase(a.session, want)
+			create := createDatabase(a.session, spec)
 			if _, err := a.conn.Exec(ctx, create.sql); err != nil {
 				return fmt.Errorf("%s: %w", create.name, classify(err))
 			}
-			done.Changes = append(done.Changes, create.name)
-			if seen, err = a.look(ctx, want); err != nil {
+			outcome.Changes = append(outcome.Changes, create.name)
+			if seen, err = a.look(ctx, spec); err != nil {
 				return err
 			}
 			if seen.database == nil {
-				return fault.New(fault.Unavailable, "database %q vanished while it was set up", want.Database)
+				return fault.New(fault.Unavailable, "database %q vanished while it was set up", spec.Database)
 			}
 		}
-		return a.transaction(ctx, a.conn, planDatabase(*seen.database, a.session, want), &done)
+		return a.transaction(ctx, a.conn, planDatabase(*seen.database, a.session, spec), &outcome)
 	}); err != nil {
-		return done, fmt.Errorf("ensuring the tenant's database: %w", err)
+		return outcome, fmt.Errorf("ensuring the tenant's database: %w", err)
 	}
 	if seen.database.publicACL && seen.database.allowConn {
-		if err := a.expel(ctx, want.Names, &done); err != nil {
-			return done, err
+		if err := a.expel(ctx, spec.Names, &outcome); err != nil {
+			return outcome, err
 		}
 	}
-	if err := run(func() error { return a.ensureSchema(ctx, want, &done) }); err != nil {
-		return done, fmt.Errorf("ensuring the tenant's schema: %w", err)
+	if err := run(func() error { return a.ensureSchema(ctx, spec, &outcome) }); err != nil {
+		return outcome, fmt.Errorf("ensuring the tenant's schema: %w", err)
 	}
 	warnings, err := a.openDoors(ctx)
-	done.Warnings = append(done.Warnings, warnings...)
-	return done, err
+	outcome.Warnings = append(outcome.Warnings, warnings...)
+	return outcome, err
 }
 
 // look reads the catalog, and refuses what must not be touched: no database in the place of one that was there, and none of others.
-func (a *Admin) look(ctx context.Context, want tenant.Want) (catalog, error) {
-	seen, err := a.catalog(ctx, want.Names)
+func (a *Admin) look(ctx context.Context, spec engine.Spec) (catalog, error) {
+	seen, err := a.catalog(ctx, spec.Names)
 	switch {
 	case err != nil:
-	case seen.database == nil && (want.Provisioned || want.Existing):
-		err = fault.New(fault.NoDatabase, "database %q is not on this server", want.Database)
-	case seen.database != nil && !seen.ours(want):
+	case seen.database == nil && (spec.Provisioned || spec.Existing):
+		err = fault.New(fault.NoDatabase, "database %q is not on this server", spec.Database)
+	case seen.database != nil && !seen.ours(spec):
 		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
-			want.Database, quote(want.Database), literal(want.Marker))
+			spec.Database, quote(spec.Database), literal(spec.Marker))
 	case seen.database != nil && seen.database.limit == invalid:
 		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and nobody can enter it: DROP DATABASE %s, and restore it if it held data",
-			want.Database, quote(want.Database))
+			spec.Database, quote(spec.Database))
 	default:
-		err = unmarked(seen, want)
+		err = unmarked(seen, spec)
 	}
 	return seen, err
 }
@@ -530,7 +533,7 @@ func explain(err error, user, remedy string) error {
 }
 
 // transaction runs statements in one transaction; none at all where the plan is empty.
-func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statement, done *tenant.Done) error {
+func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statement, outcome *engine.Outcome) error {
 	if len(plan) == 0 {
 		return nil
 	}
@@ -552,12 +555,12 @@ func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statemen
 	case err != nil: // of the commit
 		return classify(err)
 	}
-	done.Changes = append(done.Changes, names...)
+	outcome.Changes = append(outcome.Changes, names...)
 	return nil
 }
 
 // expel ends the sessions that others opened while the database was open to them: a REVOKE does not (docs/failures.md B25).
-func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done) error {
+func (a *Admin) expel(ctx context.Context, names tenant.Names, outcome *engine.Outcome) error {
 	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usename IS NOT NULL AND NOT usename = ANY($2)`
 	users := []string{names.User(tenant.A), names.User(tenant.B), a.login}
 	var n int
@@ -570,18 +573,18 @@ func (a *Admin) expel(ctx context.Context, names tenant.Names, done *tenant.Done
 	_, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_terminate_backend(pid) "+foreign, names.Database, users)
 	switch {
 	case code(err) == insufficientPrivilege:
-		done.Warnings = append(done.Warnings, fmt.Sprintf("database %q was open to PUBLIC, and %d foreign sessions are still in it, which the admin may not end", names.Database, n))
+		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q was open to PUBLIC, and %d foreign sessions are still in it, which the admin may not end", names.Database, n))
 	case err != nil:
 		return fmt.Errorf("ending foreign sessions in database %q: %w", names.Database, classify(err))
 	default:
-		done.Changes = append(done.Changes, "end foreign sessions")
+		outcome.Changes = append(outcome.Changes, "end foreign sessions")
 	}
 	return nil
 }
 
 // ensureSchema works inside the tenant's database, over a connection of its own.
-func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant.Done) error {
-	conn, err := a.server.connect(ctx, a.login, a.password, want.Database, adminSettings)
+func (a *Admin) ensureSchema(ctx context.Context, spec engine.Spec, outcome *engine.Outcome) error {
+	conn, err := a.server.connect(ctx, a.login, a.password, spec.Database, adminSettings)
 	if err != nil {
 		return err
 	}
@@ -593,14 +596,14 @@ func (a *Admin) ensureSchema(ctx context.Context, want tenant.Want, done *tenant
 		       EXISTS (SELECT 1 FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) x WHERE x.grantee = 0),
 		       ARRAY(SELECT x.privilege_type FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) x
 		             JOIN pg_catalog.pg_roles g ON g.oid = x.grantee WHERE g.rolname = $1)
-		FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'`, want.Owner).Scan(&s.changeable, &s.publicACL, &s.ownerACL)
+		FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'`, spec.Owner).Scan(&s.changeable, &s.publicACL, &s.ownerACL)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return fault.New(fault.Refused, "database %q has no schema public: CREATE SCHEMA public AUTHORIZATION %s", want.Database, quote(a.session.user))
+		return fault.New(fault.Refused, "database %q has no schema public: CREATE SCHEMA public AUTHORIZATION %s", spec.Database, quote(a.session.user))
 	}
 	if err != nil {
 		return fmt.Errorf("reading the schema: %w", classify(err))
 	}
-	return a.transaction(ctx, conn, planSchema(s, want), done)
+	return a.transaction(ctx, conn, planSchema(s, spec), outcome)
 }
 
 // openDoors names the databases that every login of the server may connect to: a tenant sees names there, holds sessions, and up
@@ -645,7 +648,7 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 }
 
 // SetPassword sets the password of a login that exists.
-func (a *Admin) SetPassword(ctx context.Context, user string, password connector.Password) error {
+func (a *Admin) SetPassword(ctx context.Context, user string, password dbserver.Password) error {
 	v, err := verifier(password)
 	if err != nil {
 		return err

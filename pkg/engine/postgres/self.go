@@ -12,12 +12,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
-// Self is a session of a tenant's login that works on itself.
-type Self struct {
+// TenantSession is a session of a tenant's login that works on itself.
+type TenantSession struct {
 	conn  *pgx.Conn
 	login tenant.Login
 }
@@ -34,14 +35,14 @@ var selfSettings = func() map[string]string {
 	return settings
 }()
 
-// Self logs in as a tenant, and leaves the owner role: as that, it could neither change the login's password nor see where the
+// TenantSession logs in as a tenant, and leaves the owner role: as that, it could neither change the login's password nor see where the
 // login's sessions come from.
-func (s *Server) Self(ctx context.Context, login tenant.Login) (tenant.Self, error) {
+func (s *Server) TenantSession(ctx context.Context, login tenant.Login) (engine.TenantSession, error) {
 	conn, err := s.connect(ctx, login.User, login.Password, login.Database, selfSettings)
 	if err != nil {
 		return nil, err
 	}
-	self := &Self{conn: conn, login: login}
+	self := &TenantSession{conn: conn, login: login}
 	since := func(version int) bool { return major(conn) >= version }
 	if err = self.begin(ctx); err == nil || !since(14) {
 		return self.orHangUp(ctx, err)
@@ -69,7 +70,7 @@ func major(conn *pgx.Conn) int {
 
 // begin makes the session its own master. It ends when the sidecar stands still: as long as it lasts, it blocks the others.
 // A login that made itself read-only is overruled. A server or a database that is read-only is not: its provider means it.
-func (s *Self) begin(ctx context.Context) error {
+func (s *TenantSession) begin(ctx context.Context) error {
 	var role string
 	var idle, transaction, readOnly *string
 	err := s.conn.QueryRow(ctx, `
@@ -87,7 +88,7 @@ func (s *Self) begin(ctx context.Context) error {
 	return nil
 }
 
-func (s *Self) orHangUp(ctx context.Context, err error) (tenant.Self, error) {
+func (s *TenantSession) orHangUp(ctx context.Context, err error) (engine.TenantSession, error) {
 	if err != nil {
 		hangUp(ctx, s.conn)
 		return nil, err
@@ -98,8 +99,8 @@ func (s *Self) orHangUp(ctx context.Context, err error) (tenant.Self, error) {
 // Sessions counts the login's other sessions. Only this very session is left out: a rival's, about to set a password that
 // has moved on since, has to show. Addresses are evidence that a control plane has moved, so there our own programs, which
 // come from the same pods, do not count.
-func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
-	var out tenant.Sessions
+func (s *TenantSession) Sessions(ctx context.Context) (engine.Sessions, error) {
+	var out engine.Sessions
 	if err := s.forget(ctx); err != nil {
 		return out, err
 	}
@@ -116,7 +117,7 @@ func (s *Self) Sessions(ctx context.Context) (tenant.Sessions, error) {
 }
 
 // forget has the server list its sessions anew: within a transaction it would repeat the first list.
-func (s *Self) forget(ctx context.Context) error {
+func (s *TenantSession) forget(ctx context.Context) error {
 	if _, err := s.conn.Exec(ctx, "SELECT pg_catalog.pg_stat_clear_snapshot()"); err != nil {
 		return fmt.Errorf("looking for sessions of login %q: %w", s.login.User, classify(err))
 	}
@@ -128,10 +129,10 @@ func (s *Self) forget(ctx context.Context) error {
 // A login that was let in is in pg_stat_activity only when it is complete, and its client can put that off for half an hour
 // (post_auth_delay), as can whoever holds a lock on the database. From before its settings are read until it is in the list it
 // holds a lock on its database. So the locks are asked for first, and then the list: what is in neither has not been let in.
-func (s *Self) Expel(ctx context.Context) (tenant.Remains, error) {
-	var out tenant.Remains
-	fail := func(err error) (tenant.Remains, error) {
-		return tenant.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.login.User, classify(err))
+func (s *TenantSession) Expel(ctx context.Context) (engine.Remains, error) {
+	var out engine.Remains
+	fail := func(err error) (engine.Remains, error) {
+		return engine.Remains{}, fmt.Errorf("ending sessions of login %q: %w", s.login.User, classify(err))
 	}
 	var timeout float64
 	var entering []int32
@@ -165,7 +166,7 @@ func (s *Self) Expel(ctx context.Context) (tenant.Remains, error) {
 
 // SetPassword changes the login's own password. In the same transaction it takes back what was set for the login, and, up to
 // 14, where it was granted to: who had the old password may have left either, to get in by it later (docs/failures.md S1, S6).
-func (s *Self) SetPassword(ctx context.Context, password connector.Password) error {
+func (s *TenantSession) SetPassword(ctx context.Context, password dbserver.Password) error {
 	v, err := verifier(password)
 	if err != nil {
 		return err
@@ -182,7 +183,7 @@ func (s *Self) SetPassword(ctx context.Context, password connector.Password) err
 }
 
 // leftBehind asks what does not belong to the login, and is the statements that take it back.
-func (s *Self) leftBehind(ctx context.Context) ([]string, error) {
+func (s *TenantSession) leftBehind(ctx context.Context) ([]string, error) {
 	owner := tenant.OwnerOf(s.login.Database)
 	var begins bool
 	var settings, inside, strangers []string
@@ -215,4 +216,4 @@ func (s *Self) leftBehind(ctx context.Context) ([]string, error) {
 }
 
 // Close ends the session.
-func (s *Self) Close() { hangUp(context.Background(), s.conn) }
+func (s *TenantSession) Close() { hangUp(context.Background(), s.conn) }

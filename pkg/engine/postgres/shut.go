@@ -12,7 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 )
 
@@ -45,7 +45,7 @@ type holder struct {
 
 // why says why the server took up a login to a database and did not let it through. It asks over a session of the same login to
 // another database, if there is one that the login may enter. Only a failed login comes here, so an ordinary start asks nothing.
-func (s *Server) why(ctx context.Context, user string, password connector.Password, database string) error {
+func (s *Server) why(ctx context.Context, user string, password dbserver.Password, database string) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	deadline, _ := ctx.Deadline()

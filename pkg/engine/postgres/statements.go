@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
@@ -108,7 +109,7 @@ type schema struct {
 
 // ours says whether a database that exists is the tenant's: it carries the marker, or it is still closed, as we create it, and
 // the marked owner role is there, which is only ever made where no database of that name exists.
-func (c catalog) ours(w tenant.Want) bool {
+func (c catalog) ours(w engine.Spec) bool {
 	if c.database == nil {
 		return false
 	}
@@ -117,7 +118,7 @@ func (c catalog) ours(w tenant.Want) bool {
 
 // adopt says which of the tenant's roles exist without its mark, and how to mark them. Only a record that was provisioned proves
 // that they are ours: who made them may know their passwords, and may administer them (docs/failures.md S11).
-func (c catalog) adopt(w tenant.Want) (unmarked, remedy []string) {
+func (c catalog) adopt(w engine.Spec) (unmarked, remedy []string) {
 	for _, name := range []string{w.Owner, w.User(tenant.A), w.User(tenant.B)} {
 		if have, ok := c.roles[name]; ok && have.marker != w.Marker && !w.Provisioned {
 			unmarked = append(unmarked, strconv.Quote(name))
@@ -175,7 +176,7 @@ func (p *plan) add(name, format string, args ...any) {
 //
 // The logins inherit nothing. Up to 14 a login may grant itself to others, and other logins to it: what is forced on it must
 // have no effect, and who is made a member of it must not enter the tenant's database (docs/failures.md S1).
-func planRoles(c catalog, s session, w tenant.Want, verifiers map[tenant.Slot]string) []statement {
+func planRoles(c catalog, s session, w engine.Spec, verifiers map[tenant.Slot]string) []statement {
 	var p plan
 	owner := quote(w.Owner)
 	have, hasOwner := c.roles[w.Owner]
@@ -228,7 +229,7 @@ func planRoles(c catalog, s session, w tenant.Want, verifiers map[tenant.Slot]st
 
 // convert makes a login that exists what it has to be. Its own right to connect comes before it ceases to inherit the owner
 // role's, so that there is no moment at which it cannot.
-func (p *plan) convert(slot tenant.Slot, have role, d *database, s session, w tenant.Want) {
+func (p *plan) convert(slot tenant.Slot, have role, d *database, s session, w engine.Spec) {
 	user := w.User(slot)
 	for _, g := range have.wrong {
 		*p = append(*p, revoke(g))
@@ -269,7 +270,7 @@ func (p *plan) reset(what, user, database string, settings []setting) {
 }
 
 // open lets a login connect, by a right of its own.
-func (p *plan) open(d database, user string, w tenant.Want) {
+func (p *plan) open(d database, user string, w engine.Spec) {
 	if !holds(d.acl, user+" CONNECT", user+" TEMPORARY") {
 		p.add("open database to login", "GRANT CONNECT, TEMPORARY ON DATABASE %s TO %s", quote(w.Database), quote(user))
 	}
@@ -278,12 +279,12 @@ func (p *plan) open(d database, user string, w tenant.Want) {
 // createDatabase makes the database closed; it cannot run in a transaction. template0 because template1 may be in use or
 // have another collation version (docs/failures.md B42 has the cases); C because kine compares bytes. From 15 on a server
 // may be made with ICU, whose order would win over C unless the provider is named.
-func createDatabase(s session, w tenant.Want) statement {
+func createDatabase(s session, w engine.Spec) statement {
 	provider := ""
 	if s.version >= 150000 {
 		provider = " LOCALE_PROVIDER libc"
 	}
-	return statement{tenant.CreateDatabase, fmt.Sprintf(
+	return statement{engine.CreateDatabase, fmt.Sprintf(
 		"CREATE DATABASE %s TEMPLATE template0 ENCODING 'UTF8'%s LC_COLLATE 'C' LC_CTYPE 'C' ALLOW_CONNECTIONS false CONNECTION LIMIT %d",
 		quote(w.Database), provider, w.ConnectionLimit)}
 }
@@ -303,7 +304,7 @@ var pins = []struct {
 }
 
 // planDatabase locks the database down, marks it and only then opens it, in one transaction.
-func planDatabase(d database, s session, w tenant.Want) []statement {
+func planDatabase(d database, s session, w engine.Spec) []statement {
 	var p plan
 	db := quote(w.Database)
 	if d.publicACL {
@@ -347,7 +348,7 @@ func planDatabase(d database, s session, w tenant.Want) []statement {
 
 // planSchema gives the tenant the schema public and takes it from everybody else. Where the admin may not grant on it
 // (13 and 14, not superuser), PUBLIC has both rights from the start, and nobody else can connect: nothing is to be done.
-func planSchema(s schema, w tenant.Want) []statement {
+func planSchema(s schema, w engine.Spec) []statement {
 	if !s.changeable {
 		return nil
 	}

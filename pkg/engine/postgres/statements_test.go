@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"dbconnector/pkg/engine"
 	"dbconnector/pkg/tenant"
 )
 
@@ -18,8 +19,8 @@ var (
 	super   = session{version: 180004, user: "postgres", superuser: true, createDB: true, createRole: true}
 )
 
-func want() tenant.Want {
-	return tenant.Want{Names: tenant.Names{Database: "vcx", Owner: "vcxo", Marker: "dbconnector:0"}, ConnectionLimit: 40}
+func want() engine.Spec {
+	return engine.Spec{Names: tenant.Names{Database: "vcx", Owner: "vcxo", Marker: "dbconnector:0"}, ConnectionLimit: 40}
 }
 
 // good is a tenant to whom nothing is missing.

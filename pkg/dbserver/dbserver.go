@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package connector
+// Package dbserver is a database server as everything else speaks of it: which engine, where, and how to talk to it. It connects to
+// nothing.
+package dbserver
 
 import (
 	"crypto/tls"
@@ -19,6 +21,14 @@ const (
 	Postgres Engine = "postgres"
 	MySQL    Engine = "mysql"
 )
+
+// BindingType is the engine's name in the Service Binding specification (https://github.com/servicebinding/spec).
+func (e Engine) BindingType() string {
+	if e == Postgres {
+		return "postgresql"
+	}
+	return string(e)
+}
 
 // SSLMode says how a connection is secured. The words are libpq's.
 type SSLMode string
