@@ -17,11 +17,12 @@ import (
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/handover"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/provision"
-	"dbconnector/pkg/publish"
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
 )
 
 // loginTimeout bounds one login. The slowest honest one crosses an ocean with TLS and SCRAM, in about a second.
@@ -71,11 +72,15 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 // work wires the parts together. First everything that can be refused without touching a server, then the rest. client is nil
 // where Kubernetes is not used.
 func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Logger) (provision.Result, error) {
-	p, err := publish.New(cfg.Common)
+	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
 	if err != nil {
 		return provision.Result{}, err
 	}
-	for _, w := range p.Warnings() {
+	files, err := handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN)
+	if err != nil {
+		return provision.Result{}, err
+	}
+	for _, w := range vcluster.Warnings() {
 		log.Warn("please look at this", zap.String("warning", w))
 	}
 	pause, err := time.ParseDuration(quiet)
@@ -88,8 +93,8 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, log *zap.Lo
 		Patience:  cfg.Timeout / 2,
 		Quiet:     min(pause, cfg.Timeout/4),
 		First:     firstStart(cfg, client, warner(log)),
-		Publish:   p.Publish,
-		Connector: connectorReader(cfg, client, p),
+		Publish:   files.Write,
+		Connector: connectorReader(cfg, client, vcluster),
 		UID: func(ctx context.Context) (string, error) {
 			uid, err := client.NamespaceUID(ctx, cfg.Namespace)
 			return tenant.UID(uid, cfg.VCluster), err
@@ -124,8 +129,8 @@ func warner(log *zap.Logger) func(string) {
 	return func(warning string) { log.Warn("please look at this", zap.String("warning", warning)) }
 }
 
-// connectorReader reads the connector from where the settings say, each time anew: whatever syncs it may have mended it.
-func connectorReader(cfg config.Init, client *kube.Client, p *publish.Publisher) func(context.Context) (connector.Connector, error) {
+// connectorReader reads the connector from where the settings say, each time again: whatever syncs it may have mended it.
+func connectorReader(cfg config.Init, client *kube.Client, vcluster *vclusterconfig.Config) func(context.Context) (connector.Connector, error) {
 	return func(ctx context.Context) (connector.Connector, error) {
 		if cfg.ConnectorDir != "" {
 			data, err := connector.ReadDir(cfg.ConnectorDir)
@@ -137,7 +142,7 @@ func connectorReader(cfg config.Init, client *kube.Client, p *publish.Publisher)
 		name := cfg.Connector
 		if name == "" {
 			var err error
-			if name, err = p.Connector(); err != nil {
+			if name, err = vcluster.Connector(); err != nil {
 				return connector.Connector{}, err
 			}
 		}

@@ -15,12 +15,13 @@ import (
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
+	"dbconnector/pkg/handover"
 	"dbconnector/pkg/health"
 	"dbconnector/pkg/kube"
-	"dbconnector/pkg/publish"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
 	"dbconnector/pkg/version"
 )
 
@@ -33,7 +34,11 @@ var loginTime = ""
 
 // run wires the parts together.
 func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
-	p, err := publish.New(cfg.Common)
+	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
+	if err != nil {
+		return err
+	}
+	files, err := handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN)
 	if err != nil {
 		return err
 	}
@@ -41,7 +46,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	metrics := observer.metrics
 	metrics.AdoptInfo.WithLabelValues(cfg.Adopt).Set(1)
 	metrics.BuildInfo.WithLabelValues(version.String(), version.Go()).Set(1)
-	if p.Published() {
+	if files.Written() {
 		metrics.SetReady()
 	}
 	job := rotation.Rotation{
@@ -49,13 +54,13 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID,
 		Observer: observer, Attempt: stepTimeout, Log: log,
 		Publish: func(r *tenant.Record) error {
-			if err := p.Publish(r); err != nil {
+			if err := files.Write(r); err != nil {
 				return err
 			}
 			metrics.SetReady()
 			return nil
 		},
-		Replaces: p.Replaces,
+		Replaces: files.Replaces,
 	}
 	if loginTime != "" {
 		if job.LoginTime, err = time.ParseDuration(loginTime); err != nil {

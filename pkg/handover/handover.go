@@ -20,6 +20,8 @@ import (
 
 	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
 )
 
 // The names of the files.
@@ -31,30 +33,81 @@ const (
 
 const variable = "DBCONNECTOR_OUTPUT_DIR"
 
-// Files is the content of a hand-over.
-type Files struct {
-	// DSN is kine's endpoint.
-	DSN string
-	// CA is a PEM bundle; empty: no file.
-	CA string
-	// Config is the edited vCluster config; nil: no file.
-	Config []byte
+// Writer writes the hand-over of one control plane. It is for one goroutine.
+type Writer struct {
+	dir    string
+	mode   fs.FileMode
+	config *vclusterconfig.Config
+	dsn    func(*tenant.Record) (string, error)
 }
 
-// Check refuses, before anything else is done, a directory that Write could not write to. It leaves no trace there.
-func Check(dir string) error {
+// New makes the writer of the hand-over in dir, whose files have this mode. config is the vCluster's, read once, because the control
+// plane does not read it a second time either; nil for none. dsn makes kine's endpoint of a record. New refuses, before anything
+// is done, what could not be written at the end, and leaves no trace in dir. Its errors are of class fault.Refused.
+func New(dir string, mode fs.FileMode, config *vclusterconfig.Config, dsn func(*tenant.Record) (string, error)) (*Writer, error) {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return nil, fault.New(fault.Refused, "%s=%s: must be a directory that exists: a volume which the control plane mounts, too", variable, fault.Show(dir))
+	}
 	const write, enter = 2, 1 // access(2)
 	if err := syscall.Access(dir, write|enter); err != nil {
-		return classify(dir, &fs.PathError{Op: "access", Path: dir, Err: err})
+		return nil, classify(dir, &fs.PathError{Op: "access", Path: dir, Err: err})
 	}
-	return nil
+	if config != nil {
+		if _, err := config.Edit("postgres://", ""); err != nil {
+			return nil, err
+		}
+	}
+	return &Writer{dir: dir, mode: mode, config: config, dsn: dsn}, nil
 }
 
-// Write brings the directory to this state and tells whether anything in it changed. A file that has its content and mode
+// Written says whether a hand-over is there: written by this program or by one before it in the same pod.
+func (w *Writer) Written() bool {
+	info, err := os.Lstat(filepath.Join(w.dir, DSNFile))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// Replaces says whether Write would replace a DSN by another one. Where it cannot tell, it says yes.
+func (w *Writer) Replaces(r *tenant.Record) bool {
+	dsn, failed := w.dsn(r)
+	old, err := atomicfile.Read(filepath.Join(w.dir, DSNFile), len(dsn)+1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	return err != nil || failed != nil || string(old) != dsn
+}
+
+// Write brings the hand-over to the record's state. A file that has its content and mode is not touched.
+func (w *Writer) Write(r *tenant.Record) error {
+	dsn, err := w.dsn(r)
+	if err != nil {
+		return err
+	}
+	content := files{dsn: dsn, ca: r.Server.CA}
+	if w.config != nil {
+		ca := ""
+		if content.ca != "" {
+			ca = filepath.Join(w.dir, CAFile)
+		}
+		if content.config, err = w.config.Edit(dsn, ca); err != nil {
+			return err
+		}
+	}
+	_, err = write(w.dir, w.mode, content)
+	return err
+}
+
+// files is the content of a hand-over.
+type files struct {
+	dsn    string
+	ca     string // a PEM bundle; empty: no file
+	config []byte // the edited vCluster config; nil: no file
+}
+
+// write brings the directory to this state and tells whether anything in it changed. A file that has its content and mode
 // is not touched. The directory has to exist: it is a volume, and a directory made in its place would be a part of the
 // container that nobody else sees.
-func Write(dir string, mode fs.FileMode, files Files) (changed bool, err error) {
-	if files.DSN == "" || strings.ContainsAny(files.DSN, "\r\n\x00") {
+func write(dir string, mode fs.FileMode, want files) (changed bool, err error) {
+	if want.dsn == "" || strings.ContainsAny(want.dsn, "\r\n\x00") {
 		return false, errors.New("writing the hand-over: the DSN is not one line") // its content is a secret
 	}
 	unlock, err := enter(dir)
@@ -68,9 +121,9 @@ func Write(dir string, mode fs.FileMode, files Files) (changed bool, err error) 
 		content []byte
 		wanted  bool
 	}
-	ca := file{CAFile, []byte(files.CA), files.CA != ""}
-	config := file{ConfigFile, files.Config, files.Config != nil}
-	dsn := file{DSNFile, []byte(files.DSN), true}
+	ca := file{CAFile, []byte(want.ca), want.ca != ""}
+	config := file{ConfigFile, want.config, want.config != nil}
+	dsn := file{DSNFile, []byte(want.dsn), true}
 	for _, f := range []file{ca, config, dsn} {
 		if !f.wanted {
 			continue

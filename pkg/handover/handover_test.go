@@ -50,15 +50,15 @@ func inode(t *testing.T, path string) uint64 {
 func TestWrite(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	all := Files{DSN: "mysql://u:p@tcp(h:1)/d", CA: "pem\n", Config: []byte("a: 1\n")}
-	write := func(files Files, mode fs.FileMode, want bool) {
+	all := files{dsn: "mysql://u:p@tcp(h:1)/d", ca: "pem\n", config: []byte("a: 1\n")}
+	write := func(want files, mode fs.FileMode, changes bool) {
 		t.Helper()
-		changed, err := Write(dir, mode, files)
-		if err != nil || changed != want {
-			t.Fatalf("got changed=%v, %v; want %v", changed, err, want)
+		changed, err := write(dir, mode, want)
+		if err != nil || changed != changes {
+			t.Fatalf("got changed=%v, %v; want %v", changed, err, changes)
 		}
 		got := content(t, dir)
-		for name, text := range map[string]string{DSNFile: files.DSN, CAFile: files.CA, ConfigFile: string(files.Config)} {
+		for name, text := range map[string]string{DSNFile: want.dsn, CAFile: want.ca, ConfigFile: string(want.config)} {
 			if got[name] != text {
 				t.Errorf("%s: got %q, want %q", name, got[name], text)
 			}
@@ -82,10 +82,10 @@ func TestWrite(t *testing.T) {
 		t.Error("a file was rewritten though it had not changed")
 	}
 	write(all, 0o660, true) // the umask has no say
-	all.DSN = "mysql://u:q@tcp(h:1)/d"
+	all.dsn = "mysql://u:q@tcp(h:1)/d"
 	write(all, 0o660, true)
-	write(Files{DSN: all.DSN}, 0o660, true) // what is not wanted any more is stale
-	write(Files{DSN: all.DSN}, 0o660, false)
+	write(files{dsn: all.dsn}, 0o660, true) // what is not wanted any more is stale
+	write(files{dsn: all.dsn}, 0o660, false)
 }
 
 // TestWriteSweeps: a process that was killed left the temporary file with a password behind.
@@ -97,7 +97,7 @@ func TestWriteSweeps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Write(dir, 0o640, Files{DSN: "x"}); err != nil {
+	if _, err := write(dir, 0o640, files{dsn: "x"}); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
@@ -123,7 +123,7 @@ func TestWriteUnderALock(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if changed, err := Write(dir, 0o640, Files{DSN: "x"}); err != nil || !changed {
+	if changed, err := write(dir, 0o640, files{dsn: "x"}); err != nil || !changed {
 		t.Errorf("got %t, %v", changed, err)
 	}
 	if took := time.Since(began); took > 10*lockPatience {
@@ -176,7 +176,7 @@ func TestWriteAtOnce(t *testing.T) {
 		go func() {
 			for j := range 25 {
 				text := contents[(i+j)%2]
-				if _, err := Write(dir, 0o640, Files{DSN: text, CA: text, Config: []byte(text)}); err != nil {
+				if _, err := write(dir, 0o640, files{dsn: text, ca: text, config: []byte(text)}); err != nil {
 					done <- err
 					return
 				}
@@ -230,7 +230,7 @@ func TestWriteRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Write(test.dir, 0o640, Files{DSN: "mysql://u:hunter2@tcp(h:1)/d"})
+			_, err := write(test.dir, 0o640, files{dsn: "mysql://u:hunter2@tcp(h:1)/d"})
 			switch {
 			case err == nil:
 				t.Fatal("accepted")
@@ -239,12 +239,12 @@ func TestWriteRefusals(t *testing.T) {
 			case !strings.Contains(err.Error(), "DBCONNECTOR_OUTPUT_DIR=") || !strings.Contains(err.Error(), test.want):
 				t.Errorf("got %q, want %q", err, test.want)
 			case strings.Contains(err.Error(), "hunter2"):
-				t.Errorf("shows the DSN: %q", err)
+				t.Errorf("shows the dsn: %q", err)
 			}
 		})
 	}
 	for _, dsn := range []string{"", "hunter2\n", "hunter2\x00"} {
-		if _, err := Write(base, 0o640, Files{DSN: dsn}); err == nil || strings.Contains(err.Error(), "hunter2") {
+		if _, err := write(base, 0o640, files{dsn: dsn}); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("DSN %q: got %v", dsn, err)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sync/errgroup"
 
-	"dbconnector/pkg/handover"
+	"dbconnector/pkg/vclusterconfig"
 	"dbconnector/test/bed"
 )
 
@@ -42,7 +42,7 @@ func TestShippedValues(t *testing.T) {
 				// A field of a later chart, and one of somebody's own.
 				values = append(values, "\nlaterChart:\n  field: [1, 2.50, \"on\", ~] # kept\n"...)
 				const dsn = "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"
-				config, err := handover.ParseConfig(values)
+				config, err := vclusterconfig.Parse(values)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -111,7 +111,7 @@ func TestWithoutHandOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if store.DataSource != handover.Placeholder {
+		if store.DataSource != vclusterconfig.Placeholder {
 			t.Errorf("%s: without the hand-over vCluster starts on %q", example, store.DataSource)
 		}
 		for name, with := range map[string]struct{ args, env []string }{

@@ -22,7 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/pkg/config"
-	"dbconnector/pkg/handover"
+	"dbconnector/pkg/vclusterconfig"
 	"dbconnector/test/deploy"
 )
 
@@ -403,8 +403,8 @@ func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, c
 	if !used.Enabled || !reflect.DeepEqual(other, store{}) {
 		t.Errorf("stores %+v: want one of them, and nothing said of the other", db)
 	}
-	if used.DataSource != handover.Placeholder {
-		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on what is there", used.DataSource, handover.Placeholder)
+	if used.DataSource != vclusterconfig.Placeholder {
+		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on what is there", used.DataSource, vclusterconfig.Placeholder)
 	}
 	if named := env["DBCONNECTOR_CONNECTOR"].Value; named != connector {
 		t.Errorf("values name the connector %q, vcluster.yaml allows to read %q", named, connector)

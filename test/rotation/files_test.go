@@ -20,11 +20,10 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"dbconnector/pkg/config"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/handover"
-	"dbconnector/pkg/publish"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -252,17 +251,17 @@ func TestDirectoryLocked(t *testing.T) {
 }
 
 // TestFilesAreLookedAfter: nothing happens to the record for weeks, and the files are looked at every minute all the same: by
-// the loop and the publisher of the program, in a time that passes at once. What is right is not written again, and no server is
+// the loop and the writer of the program, in a time that passes at once. What is right is not written again, and no server is
 // asked about it.
 func TestFilesAreLookedAfter(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p, err := publish.New(config.Common{OutputDir: dir, FileMode: 0o640, VClusterConfig: filepath.Join(dir, "none")})
-	check(t, "preparing the publisher", err)
+	p, err := handover.New(dir, 0o640, nil, open.DSN)
+	check(t, "preparing the hand-over", err)
 	ca, err := bed.Authority()
 	check(t, "making a CA", err)
 	r := tenant.NewRecord("uid", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull, CA: string(ca.PEM)}, 10)
-	check(t, "handing over, as init does", p.Publish(r))
+	check(t, "handing over, as init does", p.Write(r))
 	synctest.Test(t, func(t *testing.T) {
 		r.ProvisionedAt, r.RotatedAt = time.Now(), time.Now()
 		ctx, stop := context.WithCancel(t.Context())
@@ -270,7 +269,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 		group.Go(func() {
 			err := rotation.Run(ctx, rotation.Rotation{
 				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
-				Store: quiet{record: r}, Publish: p.Publish, Replaces: p.Replaces, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
+				Store: quiet{record: r}, Publish: p.Write, Replaces: p.Replaces, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
 			}, func(dbserver.Server) engine.Engine {
 				t.Error("the server was asked")
 				return nil
