@@ -5,60 +5,145 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 
+	"dbconnector/pkg/app"
 	"dbconnector/pkg/config"
-	"dbconnector/pkg/fault"
-	"dbconnector/pkg/logging"
-	"dbconnector/pkg/version"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/open"
+	"dbconnector/pkg/handover"
+	"dbconnector/pkg/kube"
+	"dbconnector/pkg/provision"
+	"dbconnector/pkg/report"
+	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
 )
 
-// program is the name under which the server, the API server and Events see us.
 const program = "dbconnector-init"
 
-// The exit codes: 0 is done.
-const (
-	exitFailed = 1 // the kubelet's next try may help
-	exitHuman  = 2 // a human must change something
-)
+// loginTimeout bounds one login. The slowest honest one crosses an ocean with TLS and SCRAM, in about a second.
+const loginTimeout = 10 * time.Second
+
+// quiet is provision.Init.Quiet: a kine that lost its server asks for it again once a second. It is a variable so that the
+// tests that kill a repair at each of its points need not wait for it each time (-ldflags -X).
+var quiet = "5s"
 
 func main() {
-	asked, refusal := version.Asked(os.Args[1:])
-	if asked {
-		_, _ = fmt.Fprintln(os.Stdout, program, version.String(), version.Go())
-		return
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	cfg, warnings, err := config.Load()
-	log := logging.New(cfg.LogLevel, cfg.LogFormat)
-	if err = cmp.Or(refusal, err); err == nil {
-		log.Info("starting", zap.String("version", version.String()), zap.Any("settings", cfg.Effective()))
-		for _, w := range warnings {
-			log.Warn("please look at this", zap.String("warning", w))
+	os.Exit(app.Main(app.Program[config.Init]{Name: program, Load: config.Load, Run: run}))
+}
+
+// run provisions the tenant, and tells how it went.
+func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
+	var client *kube.Client
+	if cfg.UsesKubernetes() {
+		var err error
+		if client, err = app.Kubernetes(program, log); err != nil {
+			return err
 		}
-		err = run(ctx, cfg, log)
 	}
-	stop()
-	// A pod must not start on an unfinished tenant: here, unlike in a sidecar, being stopped is a failure.
-	code := 0
-	switch {
-	case err == nil:
-	case fault.Is(err, fault.Refused) && !errors.Is(err, context.Canceled):
-		code = exitHuman
-	default:
-		code = exitFailed
+	began := time.Now()
+	events := report.NewEvents(cfg.Common, client, log)
+	result, err := work(ctx, cfg, client, events, log)
+	if ctx.Err() == nil {
+		report.Start(context.WithoutCancel(ctx), events, result, err)
 	}
 	if err != nil {
-		logging.Last(log, "init failed", err, code)
+		return err
 	}
-	_ = log.Sync() // stderr may not support it
-	os.Exit(code)
+	if result.TookOver {
+		app.Warn(log, result.String())
+	}
+	for _, w := range result.Outcome.Warnings {
+		app.Warn(log, w)
+	}
+	if len(result.Outcome.Changes) > 0 {
+		log.Info("changed the server", zap.Strings("changes", result.Outcome.Changes))
+	}
+	record := result.Record
+	log.Info("ready",
+		zap.String("engine", string(record.Server.Engine)), zap.String("server", record.Server.Address()),
+		zap.String("sslMode", string(record.Server.SSLMode)), zap.String("database", record.Database),
+		zap.String("user", record.Login(record.Active).User), zap.Int64("generation", record.Generation),
+		zap.Bool("restart", result.Restarted), zap.Duration("took", time.Since(began)))
+	return nil
+}
+
+// work wires the parts together. First everything that can be refused without touching a server, then the rest. client is nil
+// where Kubernetes is not used.
+func work(ctx context.Context, cfg config.Init, client *kube.Client, events *report.Events, log *zap.Logger) (provision.Result, error) {
+	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
+	if err != nil {
+		return provision.Result{}, err
+	}
+	files, err := handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN)
+	if err != nil {
+		return provision.Result{}, err
+	}
+	for _, w := range vcluster.Warnings() {
+		app.Warn(log, w)
+	}
+	pause, err := time.ParseDuration(quiet)
+	if err != nil {
+		return provision.Result{}, fmt.Errorf("this program was built with quiet=%q: %w", quiet, err)
+	}
+	records, err := app.OpenRecords(cfg.Common, client, log)
+	if err != nil {
+		return provision.Result{}, err
+	}
+	end := time.Now().Add(cfg.Timeout)
+	limited, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	return provision.Run(limited, provision.Init{
+		Namespace: cfg.Namespace, VCluster: cfg.VCluster, TenantUID: cfg.TenantUID, ConnectionLimit: cfg.ConnectionLimit,
+		Attempt:  min(loginTimeout, cfg.Timeout/2),
+		Patience: cfg.Timeout / 2,
+		Quiet:    min(pause, cfg.Timeout/4),
+		First:    firstStart(cfg, client, log).Check,
+		Publish:  files.Write,
+		Connector: func(ctx context.Context) (connector.Connector, error) {
+			return app.Connector(ctx, cfg.Common, client, vcluster)
+		},
+		UID: func(ctx context.Context) (string, error) {
+			uid, err := client.NamespaceUID(ctx, cfg.Namespace)
+			return tenant.UID(uid, cfg.VCluster), err
+		},
+		Store: records, RecordName: records.Name, ForgetCommand: records.ForgetCommand,
+		Waiting: func(err error, attempt int) { report.Waiting(ctx, events, err, attempt, end) },
+		Log:     log,
+	}, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
+}
+
+// firstStart asks the namespace what speaks for another name, or for data elsewhere.
+func firstStart(cfg config.Init, client *kube.Client, log *zap.Logger) *provision.FirstStart {
+	f := &provision.FirstStart{
+		Namespace: cfg.Namespace, VCluster: cfg.VCluster, Pod: cfg.PodName, Warn: func(w string) { app.Warn(log, w) },
+	}
+	switch cfg.AllowNew {
+	case config.AllowNewYes:
+		f.AllowNew = provision.NewAlways
+	case config.AllowNewNo:
+		f.AllowNew = provision.NewNever
+	}
+	if client == nil {
+		return f
+	}
+	_, f.ServiceAccount = client.ServiceAccount()
+	if cfg.StateDir == "" {
+		f.Orphan = func(ctx context.Context) (string, string, error) {
+			return client.Orphan(ctx, cfg.Namespace, cfg.RecordSecret)
+		}
+	}
+	if cfg.Namespace != "" {
+		f.Certificates = func(ctx context.Context) (string, error) {
+			return client.Certificates(ctx, cfg.Namespace, cfg.VCluster)
+		}
+	}
+	return f
 }

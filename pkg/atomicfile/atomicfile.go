@@ -79,7 +79,7 @@ func Remove(path string) (changed bool, err error) {
 var ErrNotRegular = errors.New("not a regular file")
 
 // Read reads the regular file at path, which may be a symbolic link to one, and at most limit bytes of it: what is longer
-// is cut there, which the caller sees by its length. It does not wait for whoever should write into a FIFO.
+// is cut there, which the caller sees by its length. It does not wait for the writer of a FIFO.
 func Read(path string, limit int) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the caller's path
 	if err != nil {
@@ -101,7 +101,7 @@ func Read(path string, limit int) ([]byte, error) {
 // maxEntries is how many entries of a directory Sweep looks at: others can fill it faster than it can be read.
 const maxEntries = 10000
 
-// Sweep removes the temporary files that killed processes left in dir. The caller makes sure that nobody else is at work
+// Sweep removes the temporary files that killed processes left in dir. The caller makes sure that no other program is at work
 // in dir at that moment. What has such a name and is no file is not ours.
 func Sweep(dir string) error {
 	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0) //nolint:gosec // the caller's path

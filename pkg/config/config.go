@@ -3,7 +3,7 @@
 // Package config is the environment of the programs: every variable, its default and its refusals.
 //
 // Our variables, DBCONNECTOR_…, are read here and nowhere else, by their full names, so that a search for one finds it; messages
-// elsewhere repeat a name where they say what to correct. An operator who mends a manifest wants to know all that is wrong with
+// elsewhere repeat a name where they say what to correct. An operator who corrects a manifest wants to know all that is wrong with
 // it at once, so nothing is parsed by envconfig itself, which ends at the first value that it cannot convert: it only collects
 // strings, and validate says what they mean. No variable holds a secret (a variable is seen in the pod's spec), so an error may repeat its value. A variable that is set to nothing counts as not set.
 package config
@@ -37,7 +37,7 @@ const (
 	maxConnectionLimit     = 10000 // more than a server can be given; catches a figure with a digit too many
 
 	minTimeout = 5 * time.Second // one connection with TLS over a slow network
-	maxTimeout = time.Hour       // whoever waits longer should see a pod that failed
+	maxTimeout = time.Hour       // an operator who waits longer should see a pod that failed
 
 	// namespaceFile is where the kubelet writes the namespace of the pod's ServiceAccount.
 	namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
@@ -53,6 +53,12 @@ const (
 const (
 	AllowNewYes = "true"
 	AllowNewNo  = "false"
+)
+
+// The modes of adoption.
+const (
+	AdoptNone    = "none"
+	AdoptRollout = "rollout"
 )
 
 // Common is what every program of this project is told.
@@ -86,13 +92,17 @@ type Common struct {
 	// OutputDir is where the hand-over is written. Default: outside of anything an image brings with it.
 	OutputDir string `envconfig:"DBCONNECTOR_OUTPUT_DIR" default:"/var/run/dbconnector"`
 	// FileMode is the mode of the files of the hand-over. Default 0640: the control plane may run as another user who shares
-	// the volume's group (fsGroup), and nobody else is to read a password.
+	// the volume's group (fsGroup), and no other user is to read a password.
 	FileMode fs.FileMode `ignored:"true"`
 	// VClusterConfig is the vCluster's config. Default: where its chart mounts it.
 	VClusterConfig string `envconfig:"DBCONNECTOR_VCLUSTER_CONFIG" default:"/var/lib/vcluster/config.yaml"`
 	// VClusterConfigSet says that VClusterConfig is not the default: a default that is not there means a control plane without
 	// such a file, a named file that is not there is a mistake.
 	VClusterConfigSet bool `ignored:"true"`
+
+	// Adopt is how the control plane gets to use a new password: none (its next restart) or rollout (its pods are
+	// restarted one after the other). Default none: what restarts a control plane is switched on by hand.
+	Adopt string `envconfig:"DBCONNECTOR_ADOPT" default:"none"`
 
 	// ConnectionLimit is how many connections the tenant may have open on the server at once.
 	ConnectionLimit int `ignored:"true"`
@@ -155,6 +165,9 @@ func load(namespaceFile string) (Init, []string, error) {
 	}
 	return c, v.warnings, nil
 }
+
+// Logging is how to log; also where other settings were refused.
+func (c Common) Logging() (level zapcore.Level, format string) { return c.LogLevel, c.LogFormat }
 
 // logging is all that is good of settings that were refused.
 func (c Common) logging() Common { return Common{LogLevel: c.LogLevel, LogFormat: c.LogFormat} }
@@ -277,6 +290,12 @@ func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes 
 	if c.PodUID != "" && !uidForm.MatchString(c.PodUID) {
 		v.refuse("DBCONNECTOR_POD_UID", c.PodUID, "must be a pod's UID: letters, digits and -")
 	}
+	switch {
+	case c.Adopt != AdoptNone && c.Adopt != AdoptRollout:
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none or rollout")
+	case c.Adopt == AdoptRollout && c.StateDir != "":
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none where DBCONNECTOR_STATE_DIR is set: a rollout needs Kubernetes")
+	}
 	if c.LogFormat != JSON && c.LogFormat != Console {
 		v.refuse("DBCONNECTOR_LOG_FORMAT", c.LogFormat, "must be json or console")
 		c.LogFormat = JSON
@@ -321,7 +340,7 @@ func (v *validator) tenant(c *Common, namespaceFile string, kubernetes bool) {
 
 // numbers parses what is more than a string.
 func (v *validator) numbers(c *Common, t texts) {
-	const modeRule = "must be an octal file mode such as 0640: read and write for the owner, nothing for others, nobody may execute"
+	const modeRule = "must be an octal file mode such as 0640: read and write for the owner, nothing for others, execute for none"
 	mode, err := strconv.ParseUint(strings.TrimPrefix(t.FileMode, "0o"), 8, 32)
 	if c.FileMode = fs.FileMode(mode); err != nil || !modeForm.MatchString(t.FileMode) || mode&0o117 != 0 || mode&0o600 != 0o600 {
 		v.refuse("DBCONNECTOR_FILE_MODE", t.FileMode, modeRule)
@@ -353,7 +372,7 @@ const prefix = "DBCONNECTOR_"
 // dbconnector or dbconnector-something (Kubernetes: "Accessing the Service", environment variables), and what our tests use.
 var foreign = regexp.MustCompile(`^DBCONNECTOR_(TEST_.*|(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?))$`)
 
-// unknown warns of variables that nobody reads: a pod's environment is not made by one hand, and may be that of a later release.
+// unknown warns of variables that no program reads: a pod's environment is not made by one hand, and may be that of a later release.
 // A name that is almost one of ours is a typing error, though, and a refusal: the setting that it was to be is not in force, and
 // the log of a container that has ended is no place to find out.
 func (v *validator) unknown() {

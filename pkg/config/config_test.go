@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 	want := Init{Timeout: 2 * time.Minute, Common: Common{
 		ConnectorNamespace: "vcluster-platform", VCluster: "blue", Namespace: "team-a", RecordSecret: "dbconnector-blue",
 		OutputDir: "/var/run/dbconnector", FileMode: 0o640, VClusterConfig: "/var/lib/vcluster/config.yaml",
-		ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
+		Adopt: AdoptNone, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
 	}}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -103,7 +103,7 @@ func TestEverythingSet(t *testing.T) {
 		"DBCONNECTOR_NAMESPACE": "team-a", "DBCONNECTOR_TENANT_UID": "old/uid", "DBCONNECTOR_RECORD_SECRET": "rec",
 		"DBCONNECTOR_OUTPUT_DIR": "/out", "DBCONNECTOR_FILE_MODE": "600", "DBCONNECTOR_VCLUSTER_CONFIG": "/v.yaml",
 		"DBCONNECTOR_TIMEOUT": "90s", "DBCONNECTOR_CONNECTION_LIMIT": "40", "DBCONNECTOR_LOG_LEVEL": "debug",
-		"DBCONNECTOR_LOG_FORMAT": "console", "DBCONNECTOR_POD_NAME": "blue-0", "DBCONNECTOR_POD_UID": "ab-12",
+		"DBCONNECTOR_LOG_FORMAT": "console", "DBCONNECTOR_POD_NAME": "blue-0", "DBCONNECTOR_POD_UID": "ab-12", "DBCONNECTOR_ADOPT": "rollout",
 	})
 	got, warnings, err := load("/does/not/exist")
 	if err != nil || len(warnings) > 0 {
@@ -112,7 +112,7 @@ func TestEverythingSet(t *testing.T) {
 	want := Init{Timeout: 90 * time.Second, Common: Common{
 		Connector: "pg.main", ConnectorNamespace: "platform", VCluster: "blue", Namespace: "team-a", TenantUID: "old/uid",
 		RecordSecret: "rec", OutputDir: "/out", FileMode: 0o600, VClusterConfig: "/v.yaml", VClusterConfigSet: true,
-		ConnectionLimit: 40, LogLevel: zapcore.DebugLevel, LogFormat: "console", PodName: "blue-0", PodUID: "ab-12",
+		Adopt: AdoptRollout, ConnectionLimit: 40, LogLevel: zapcore.DebugLevel, LogFormat: "console", PodName: "blue-0", PodUID: "ab-12",
 	}}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)

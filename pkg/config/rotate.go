@@ -11,14 +11,8 @@ import (
 )
 
 const (
-	minPeriod = 2 * time.Second      // for tests; nobody else gains by it
-	maxPeriod = 366 * 24 * time.Hour // whoever wants less than one rotation a year wants none
-)
-
-// The modes of adoption.
-const (
-	AdoptNone    = "none"
-	AdoptRollout = "rollout"
+	minPeriod = 2 * time.Second      // for tests; nothing else gains by it
+	maxPeriod = 366 * 24 * time.Hour // less than one rotation a year is none
 )
 
 // Rotate is what dbconnector-rotate is told. Of Common it has no use for the connector and the connection limit: it
@@ -26,15 +20,12 @@ const (
 type Rotate struct {
 	Common
 	// Period is the age at which the active password is rotated. Default 720h, thirty days: what most password policies ask
-	// for, and rare enough that nobody minds a rollout.
+	// for, and rare enough for a rollout.
 	Period time.Duration `ignored:"true"`
 	// Grace is how long the old password stays valid after a rotation, at least. Default 10m: a rollout of three replicas
-	// takes less, and whoever read the old DSN from a file a moment ago has had his time. It is a tenth of the period where
+	// takes less, and a client that read the old DSN from a file a moment ago has had its time. It is a tenth of the period where
 	// that is less.
 	Grace time.Duration `ignored:"true"`
-	// Adopt is how the control plane gets to use a new password: none (its next restart) or rollout (its pods are
-	// restarted one after the other). Default none: what restarts a control plane is switched on by hand.
-	Adopt string `envconfig:"DBCONNECTOR_ADOPT" default:"none"`
 	// HTTPAddress is where /healthz, /readyz and /metrics are served. Default: every address of the pod, since the kubelet
 	// and Prometheus come from outside of it, and a port that no other program of a vCluster's pod has.
 	HTTPAddress string `envconfig:"DBCONNECTOR_HTTP_ADDRESS" default:":8085"`
@@ -70,16 +61,10 @@ func (v *validator) rotate(c *Rotate, t rotateTexts) {
 	c.Grace = v.duration("DBCONNECTOR_GRACE", t.Grace, 0, maxPeriod, "from 0s to 8784h, such as 10m")
 	switch {
 	case os.Getenv("DBCONNECTOR_GRACE") == "":
-		// Who rotates more often than in two hours has not asked for ten minutes.
+		// An operator who rotates more often than in two hours has not asked for ten minutes.
 		c.Grace = min(c.Grace, c.Period/10)
 	case c.Period > 0 && c.Grace >= c.Period:
 		v.refuse("DBCONNECTOR_GRACE", t.Grace, "must be shorter than DBCONNECTOR_ROTATION_PERIOD="+t.Period)
-	}
-	switch {
-	case c.Adopt != AdoptNone && c.Adopt != AdoptRollout:
-		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none or rollout")
-	case c.Adopt == AdoptRollout && c.StateDir != "":
-		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none where DBCONNECTOR_STATE_DIR is set: a rollout needs Kubernetes")
 	}
 	host, port, err := net.SplitHostPort(c.HTTPAddress)
 	_, tooLarge := strconv.ParseUint(port, 10, 16)
@@ -95,6 +80,6 @@ func (c Rotate) UsesKubernetes() bool { return c.StateDir == "" }
 func (c Rotate) Effective() map[string]string {
 	m := c.effective()
 	m["DBCONNECTOR_ROTATION_PERIOD"], m["DBCONNECTOR_GRACE"] = c.Period.String(), c.Grace.String()
-	m["DBCONNECTOR_ADOPT"], m["DBCONNECTOR_HTTP_ADDRESS"] = c.Adopt, c.HTTPAddress
+	m["DBCONNECTOR_HTTP_ADDRESS"] = c.HTTPAddress
 	return m
 }

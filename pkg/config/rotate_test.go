@@ -20,11 +20,11 @@ func TestRotateDefaults(t *testing.T) {
 		t.Fatal(err, warnings)
 	}
 	want := Rotate{
-		Period: 30 * 24 * time.Hour, Grace: 10 * time.Minute, Adopt: AdoptNone, HTTPAddress: ":8085",
+		Period: 30 * 24 * time.Hour, Grace: 10 * time.Minute, HTTPAddress: ":8085",
 		Common: Common{
 			ConnectorNamespace: "vcluster-platform", VCluster: "blue", Namespace: "team-a", RecordSecret: "dbconnector-blue",
 			OutputDir: "/var/run/dbconnector", FileMode: 0o640, VClusterConfig: "/var/lib/vcluster/config.yaml",
-			ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
+			Adopt: AdoptNone, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
 		},
 	}
 	if got != want {
@@ -87,7 +87,7 @@ func TestRotateRefusals(t *testing.T) {
 		"what all programs have": {map[string]string{"DBCONNECTOR_FILE_MODE": "0644"}, `DBCONNECTOR_FILE_MODE="0644": must be`},
 		"all at once": {
 			map[string]string{"DBCONNECTOR_ADOPT": "x", "DBCONNECTOR_GRACE": "y", "DBCONNECTOR_LOG_LEVEL": "z"},
-			`DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or error; DBCONNECTOR_GRACE="y": must be a duration from 0s to 8784h, such as 10m; DBCONNECTOR_ADOPT="x": must be none or rollout`,
+			`DBCONNECTOR_ADOPT="x": must be none or rollout; DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or error; DBCONNECTOR_GRACE="y": must be a duration from 0s to 8784h, such as 10m`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

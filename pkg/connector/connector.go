@@ -4,8 +4,8 @@
 //
 // The format is vCluster Platform's (label loft.sh/connector-type: shared-database), so that an admin who has one needs
 // nothing new. It takes the Secret's data as a map and knows neither Kubernetes nor a driver. Two rules govern the
-// parsing. A refusal names the Secret, the key and the rule, and all refusals come at once, because whoever mends a
-// Secret by hand should need one round. And no value is mended silently: a stray newline in a password is a 28P01 at
+// parsing. A refusal names the Secret, the key and the rule, and all refusals come at once, because an operator who corrects a
+// Secret by hand should need one round. And no value is corrected silently: a stray newline in a password is a 28P01 at
 // three in the morning, so it is refused here, where it can still be named.
 package connector
 

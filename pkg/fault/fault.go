@@ -3,8 +3,8 @@
 // Package fault sorts errors by what is to be done about them.
 //
 // A database driver speaks in SQLSTATEs and error numbers, the API server in HTTP codes, a parser in prose. The logic
-// above them (provision, rotation, main) must not know any of these languages, and must not guess from text: so whoever
-// meets a foreign error first gives it one of the few classes below, and everybody else asks Of. An error that nobody
+// above them (provision, rotation, main) must not know any of these languages, and must not guess from text: so the
+// code that meets a foreign error first gives it one of the few classes below, and all other code asks Of. An error that was not
 // classified is Unknown, which ends a run and leaves the next try to the kubelet.
 package fault
 
@@ -18,7 +18,7 @@ type Class int
 
 // The classes. Their order has no meaning.
 const (
-	// Unknown: nobody classified it. Not repeated within a run; the kubelet's next try may help.
+	// Unknown: it was not classified. Not repeated within a run; the kubelet's next try may help.
 	Unknown Class = iota
 	// Unavailable: nothing is wrong but the moment (no network, server starting, too many connections).
 	// Worth repeating, with backoff, within the time limit.
@@ -29,7 +29,7 @@ const (
 	// NoDatabase: the login is fine, the database is not there (PostgreSQL 3D000, MySQL 1049).
 	NoDatabase
 	// NoAccess: the login is fine, the database is not open to it (PostgreSQL 42501, 55000, 28000 after the fact; MySQL 1044).
-	// Either a provisioning that was cut short, or somebody took a right away.
+	// Either a provisioning that was cut short, or a right that was taken away.
 	NoAccess
 	// Rejected: the server's password policy refuses this password (PostgreSQL 22023 and what a hook raises, MySQL 1819).
 	// Another one may pass.

@@ -11,7 +11,7 @@ import (
 
 // maxWords is the most of what a server says that an error repeats, in bytes: more than any server needs for a reason, and
 // with what we say around it less than a termination message. What is longer is an admission policy's or a trigger's
-// prose, or somebody's page.
+// prose, or a web page.
 const maxWords = 600
 
 // maxShown is the most of a value that an error repeats, in bytes.

@@ -3,9 +3,9 @@
 // Package handover writes what a control plane starts from: its DSN, the CA it verifies the server with, and a vCluster
 // config that carries both.
 //
-// The three files are a projection of the tenant's record: they can be made again at any time, and whoever wrote them last
+// The three files are a projection of the tenant's record: they can be made again at any time, and the program that wrote them last
 // wrote what the record said. Each is replaced at once. They are written in the order ca.crt, config.yaml, dsn, and what is
-// no longer wanted is removed last, so that whoever finds a dsn finds all that belongs to it.
+// no longer wanted is removed last, so that a program that finds a dsn finds all that belongs to it.
 package handover
 
 import (
@@ -105,7 +105,7 @@ type files struct {
 
 // write brings the directory to this state and tells whether anything in it changed. A file that has its content and mode
 // is not touched. The directory has to exist: it is a volume, and a directory made in its place would be a part of the
-// container that nobody else sees.
+// container that no other container sees.
 func write(dir string, mode fs.FileMode, want files) (changed bool, err error) {
 	if want.dsn == "" || strings.ContainsAny(want.dsn, "\r\n\x00") {
 		return false, errors.New("writing the hand-over: the DSN is not one line") // its content is a secret
@@ -155,7 +155,7 @@ const lockPatience = time.Second
 //
 // The lock is a courtesy among our own programs. Any container that mounts the directory may hold it for ever, and a wait in
 // the kernel knows neither time limit nor SIGTERM: so it is asked for a while, and then done without. A file system without
-// flock, a lock that somebody holds, or a file that cannot be removed costs the sweeping, and nothing else.
+// flock, a lock that another program holds, or a file that cannot be removed costs the sweeping, and nothing else.
 func enter(dir string) (leave func(), err error) {
 	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0) //nolint:gosec // the directory is the operator's setting
 	if err != nil {
@@ -185,7 +185,7 @@ func replace(path string, content []byte, mode fs.FileMode) (changed bool, err e
 	return changed, err
 }
 
-// classify names the setting and the rule, and says which errors a repetition cannot mend.
+// classify names the setting and the rule, and says which errors a repetition cannot repair.
 func classify(dir string, err error) error {
 	class, rule := fault.Unknown, ""
 	switch {

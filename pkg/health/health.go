@@ -50,8 +50,8 @@ type Metrics struct {
 	BuildInfo          *prometheus.GaugeVec
 }
 
-// New registers the metrics. Series with labels whose values are known are there from the beginning, or nobody would see their
-// first increase: of LockedOut here, of the others by whoever knows the values.
+// New registers the metrics. Series with labels whose values are known are there from the beginning, or no query would see their
+// first increase: of LockedOut here, of the others by the code that knows the values.
 func New() *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -70,13 +70,13 @@ func New() *Metrics {
 	m.DueAt = gauge("rotation_due_timestamp_seconds", "When the next rotation is due, in Unix time.")
 	m.ChangePending = gauge("change_pending", "1 while a new password is on its way to the server.")
 	m.OldCredentialValid = gauge("old_credential_valid", "1 while the credential before the active one still opens the database.")
-	m.Failing = gauge("failing", "Failures in a row; 0 when all that was to be done succeeded.")
+	m.Failing = gauge("consecutive_failures", "Failures in a row; 0 when all that was to be done succeeded.")
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
 	m.Retirements = counter("retirements_total", "Old credentials that this replica made invalid.")
 	m.Postponements = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponements_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
 	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
 	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
-	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or nobody knows, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
+	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
 	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "adopt_info", Help: "1 for the mode of adoption that is set: none or rollout."}, []string{"mode"})
 	m.BuildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "build_info", Help: "1 for the version of the program and that of its compiler."}, []string{"version", "goversion"})
 	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo, m.BuildInfo)
@@ -131,7 +131,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 // exchange bounds a request and its answer. The kubelet gives a probe 5 s in the shipped values.
 const exchange = 5 * time.Second
 
-// Serve serves until ctx ends, which is no error. Anybody who reaches the pod reaches this port, so a connection is for one
+// Serve serves until ctx ends, which is no error. Any client that reaches the pod reaches this port, so a connection is for one
 // request, and lasts for seconds.
 func (m *Metrics) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{

@@ -19,7 +19,7 @@ const (
 // to megabytes, which a container pays for.
 const receiveBuffer = 16 << 10
 
-// limited keeps the number of open connections down. To make newcomers wait would let whoever is first, and stays, keep the
+// limited keeps the number of open connections down. To make newcomers wait would let a client that is first, and stays, keep the
 // kubelet out, and a pod whose probes fail gets no traffic. So a newcomer whose address has too many is closed at once, before
 // it costs anything, and any other gets in: where there are too many in all, for the oldest of the address that has the most.
 type limited struct {

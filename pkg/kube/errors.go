@@ -104,7 +104,7 @@ func newBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 5 * time.Second}
 }
 
-// newConflictBackoff is shorter: a conflict means that the server is well and somebody else has got on.
+// newConflictBackoff is shorter: a conflict means that the server is well and another writer has got on.
 func newConflictBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: time.Second}
 }

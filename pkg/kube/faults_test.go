@@ -199,7 +199,7 @@ func TestRefusedByTheServer(t *testing.T) {
 	}{
 		"no credential": {status(401, metav1.StatusReasonUnauthorized, "Unauthorized"), "does not accept this program's credential"},
 		"no rule":       {status(403, metav1.StatusReasonForbidden, forbidden), `an RBAC rule is missing, verb "get" on resource "secrets" named "pg" in namespace "platform" (deploy/kustomize has the Role and the RoleBinding)`},
-		"no connector":  {notFound, "secret platform/pg does not exist: create it, or mend its name (DBCONNECTOR_CONNECTOR"},
+		"no connector":  {notFound, "secret platform/pg does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR"},
 		"no label":      {object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, Data: map[string][]byte{"password": []byte(marker)}}), `label "loft.sh/connector-type" is missing`},
 		"wrong label": {
 			object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{connector.LabelKey: "x"}}, Data: map[string][]byte{"password": []byte(marker)}}),

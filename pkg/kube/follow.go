@@ -35,17 +35,17 @@ var usualPatience = patience{
 	watch: 55 * time.Minute, silence: 5 * time.Minute, start: requestTimeout, outage: 30 * time.Second, longOutage: 10 * time.Minute,
 }
 
-// newRefusedBackoff is for a watch that is refused until somebody acts: it is asked for again, but a thousand sidecars that
+// newRefusedBackoff is for a watch that is refused until an operator acts: it is asked for again, but a thousand sidecars that
 // lack a rule must not be a load.
 func newRefusedBackoff() wait.Backoff {
 	return wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 1, Steps: 10, Cap: 2 * time.Minute}
 }
 
-// Follow sends the record as it is now and whenever it changes, until ctx ends; of records that nobody took, the latest. It
+// Follow sends the record as it is now and whenever it changes, until ctx ends; of records that were not received, the latest. It
 // watches the one Secret: while nothing changes, that is a few requests an hour.
 //
 // What goes wrong is sent, too, once for each time that following was begun again. Afterwards the record is sent only when it
-// is known to be followed again, or when it has changed: where reading is allowed and watching is not, nobody should think
+// is known to be followed again, or when it has changed: where reading is allowed and watching is not, no operator should think
 // again and again that all is well now.
 func (s *Records) Follow(ctx context.Context) <-chan tenant.News {
 	out := make(chan tenant.News, 1)
@@ -59,7 +59,7 @@ func (s *Records) Follow(ctx context.Context) <-chan tenant.News {
 				return
 			}
 			if f.troubled = err != nil; f.troubled {
-				// Behind a record that nobody took yet, and not in its place: it will not be sent again.
+				// Behind a record that was not received yet, and not in its place: it will not be sent again.
 				select {
 				case out <- tenant.News{Err: err}:
 				case <-ctx.Done():

@@ -134,7 +134,7 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 	})
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, fault.New(fault.Refused, "reading the connector: %s does not exist: create it, or mend its name (DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config) or its namespace (DBCONNECTOR_CONNECTOR_NAMESPACE)", source)
+		return nil, fault.New(fault.Refused, "reading the connector: %s does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config) or its namespace (DBCONNECTOR_CONNECTOR_NAMESPACE)", source)
 	case err != nil:
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func (c *Client) NamespaceUID(ctx context.Context, namespace string) (string, er
 	})
 	switch {
 	case apierrors.IsNotFound(err):
-		return "", fault.New(fault.Refused, "reading the namespace: %s does not exist: mend DBCONNECTOR_NAMESPACE", fault.Show(namespace))
+		return "", fault.New(fault.Refused, "reading the namespace: %s does not exist: correct DBCONNECTOR_NAMESPACE", fault.Show(namespace))
 	case err != nil:
 		return "", err
 	case object.UID == "":

@@ -57,37 +57,33 @@ func serviceAccount(token string) (namespace, name string) {
 	return namespace, name
 }
 
-// Orphan is a record with data whose control plane is not there.
-type Orphan struct{ Secret, VCluster string }
-
 const (
 	// maxListed and maxRead bound what is asked of a namespace with many control planes.
 	maxListed = 500
 	maxRead   = 20
 )
 
-// Orphans finds the records in a namespace, but for the one called own, that hold data of a vCluster without a workload: what a
-// release that was renamed leaves behind. Secrets and workloads are listed without their content; a record is read only where
+// Orphan finds a record in a namespace, other than the one called own, that holds data of a vCluster without a workload: what a
+// release that was renamed leaves behind. secret is "" where there is none. Secrets and workloads are listed without their content; a record is read only where
 // its name does not tell that its control plane is there.
-func (c *Client) Orphans(ctx context.Context, namespace, own string) ([]Orphan, error) {
+func (c *Client) Orphan(ctx context.Context, namespace, own string) (secret, vcluster string, err error) {
 	records, err := c.names(ctx, "/api/v1", namespace, "secrets", managedByLabel+"="+managedBy)
 	if err != nil {
-		return nil, err
+		return "", "", err
 	}
 	alive := map[string]bool{}
 	for _, resource := range []string{"statefulsets", "deployments"} {
 		if len(records) == 0 || len(records) == 1 && records[0] == own {
-			return nil, nil // as in most namespaces
+			return "", "", nil // as in most namespaces
 		}
 		workloads, err := c.names(ctx, "/apis/apps/v1", namespace, resource, "")
 		if err != nil {
-			return nil, err
+			return "", "", err
 		}
 		for _, name := range workloads {
 			alive[name] = true
 		}
 	}
-	var orphans []Orphan
 	read := 0
 	for _, name := range records {
 		if name == own || alive[strings.TrimPrefix(name, "dbconnector-")] || read == maxRead {
@@ -99,12 +95,12 @@ func (c *Client) Orphans(ctx context.Context, namespace, own string) ([]Orphan, 
 		switch {
 		case fault.Is(err, fault.Refused) || err == nil && r == nil: // no record that could be read: not ours to judge
 		case err != nil:
-			return nil, err
+			return "", "", err
 		case r.Namespace == namespace && !alive[r.VCluster] && (r.Provisioned() || r.DataSeen):
-			orphans = append(orphans, Orphan{name, r.VCluster})
+			return name, r.VCluster, nil
 		}
 	}
-	return orphans, nil
+	return "", "", nil
 }
 
 // Certificates is the name of the Secret that a vCluster's control plane makes when it starts for the first time, or "" where it

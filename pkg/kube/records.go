@@ -55,7 +55,7 @@ func (s *Records) Load(ctx context.Context) (*tenant.Record, error) {
 	return r, err
 }
 
-// Update stores what fn makes of the record, if nobody else wrote meanwhile, and otherwise asks fn again: it is a
+// Update stores what fn makes of the record, if no other program wrote meanwhile, and otherwise asks fn again: it is a
 // compare-and-swap on the Secret's resourceVersion. fn gets a copy that it may change, nil where there is no record. It may
 // run more than once and must have no effects: a password, for example, is made before and not in it. Where fn returns an
 // error, that error is returned and nothing is written; nothing is written either where the record stays the same.
@@ -168,7 +168,7 @@ func (s *Records) decode(ctx context.Context, secret *apiSecret) (*tenant.Record
 	}
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
-		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is set anew", s.source(), recordKey, err)
+		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is set again", s.source(), recordKey, err)
 	}
 	r.Facts = factsOf(secret)
 	if err := s.identify(ctx, secret, r); err != nil {

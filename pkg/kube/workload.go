@@ -88,7 +88,7 @@ func (w *Workload) get(ctx context.Context) (*workload, error) {
 			return o, err
 		}
 	}
-	return nil, fault.New(fault.Refused, "there is neither a StatefulSet nor a Deployment %s/%s to restart: set DBCONNECTOR_ADOPT=none, or mend DBCONNECTOR_VCLUSTER_NAME", w.namespace, w.name)
+	return nil, fault.New(fault.Refused, "there is neither a StatefulSet nor a Deployment %s/%s to restart: set DBCONNECTOR_ADOPT=none, or correct DBCONNECTOR_VCLUSTER_NAME", w.namespace, w.name)
 }
 
 // marks are the annotations for a record's active credential.
@@ -140,7 +140,7 @@ func (w *Workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled 
 
 // Request makes the pod template ask for the record's active credential. Replicas that ask together write the same, so there is
 // one rollout. What the template asked for before is replaced only if current, which is called after it was read, finds nothing
-// newer, and nobody has written it since: that the resourceVersion makes sure of. So one that comes late changes nothing.
+// newer, and no other program has written it since: that the resourceVersion makes sure of. So one that comes late changes nothing.
 func (w *Workload) Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error {
 	for backoff := newConflictBackoff(); ; {
 		o, err := w.get(ctx)

@@ -15,8 +15,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -33,7 +33,7 @@ import (
 type Store interface {
 	// Load reads the record; nil where there is none.
 	Load(ctx context.Context) (*tenant.Record, error)
-	// Update stores fn(old) if nobody else wrote meanwhile, else tries again: fn may run more than once and must have no
+	// Update stores fn(old) if no other program wrote meanwhile, else tries again: fn may run more than once and must have no
 	// effects. old is nil where there is no record.
 	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
 }
@@ -55,10 +55,10 @@ type Init struct {
 	// Attempt bounds one login; the context given to Run bounds everything.
 	Attempt time.Duration
 	// Quiet is how long a login must have had no session before its password is reset. One look is not enough: after a
-	// restart of the server nobody has a session, and a running kine, which asks once a second, is back in a moment.
+	// restart of the server no client has a session, and a running kine, which asks once a second, is back in a moment.
 	Quiet time.Duration
 	// Patience is how long a server that does not answer is waited for before the connector is asked whether the tenant has
-	// moved: an outage alone must not put a control plane on a copy that somebody prepared.
+	// moved: an outage alone must not put a control plane on a copy that is being prepared.
 	Patience time.Duration
 
 	Store Store
@@ -70,7 +70,7 @@ type Init struct {
 	Publish func(r *tenant.Record) error
 
 	Log *zap.Logger
-	// Waiting is told of each try after which there is another one; nil: nobody is.
+	// Waiting is told of each try after which there is another one; nil for none.
 	Waiting func(err error, attempt int)
 	// Now is the clock; nil: the real one.
 	Now func() time.Time
@@ -89,6 +89,22 @@ type Result struct {
 	Applied []string
 	// NotApplied is why what the operator asked for, to apply the connector, could not be done.
 	NotApplied error
+}
+
+// String says what the admin path has come to.
+func (r Result) String() string {
+	database := r.Record.Database + " on " + r.Record.Server.Address()
+	message := "database " + database + " is ready"
+	switch {
+	case r.Created:
+		message = "created a new, empty database " + database
+	case r.TookOver:
+		message = "there was no record: took over the existing database " + database
+	}
+	if len(r.Applied) > 0 {
+		message += "; applied the connector: " + strings.Join(r.Applied, ", ")
+	}
+	return message
 }
 
 // Run provisions the tenant and publishes the hand-over. open gives access to a server.
@@ -159,10 +175,10 @@ type run struct {
 	refusals map[tenant.Login][]error
 	// request is the operator's request to apply the connector that this attempt saw; a later one is left to a later start.
 	request string
-	// ran: see Init.First.
-	ran string
-	// born, created: this run made the record, the database.
-	born, created bool
+	// ranBefore is what shows that the control plane has run before; see Init.First.
+	ranBefore string
+	// wroteRecord, createdDatabase: this run did.
+	wroteRecord, createdDatabase bool
 }
 
 func (r *run) attempt(ctx context.Context) (Result, error) {
@@ -177,8 +193,8 @@ func (r *run) attempt(ctx context.Context) (Result, error) {
 	if record != nil {
 		r.tenant, r.request = record.UID, record.Apply
 	}
-	if r.First != nil && !r.born && (record == nil || !record.Provisioned()) {
-		if r.ran, err = r.First(ctx, record != nil); err != nil {
+	if r.First != nil && !r.wroteRecord && (record == nil || !record.Provisioned()) {
+		if r.ranBefore, err = r.First(ctx, record != nil); err != nil {
 			return Result{}, err
 		}
 	}
@@ -187,7 +203,7 @@ func (r *run) attempt(ctx context.Context) (Result, error) {
 	var refused error
 	if record != nil && record.Provisioned() {
 		var data bool
-		data, refused = r.enter(ctx, r.open(record.Server), record.Login(record.Active))
+		data, refused = r.hasData(ctx, r.open(record.Server), record.Login(record.Active))
 		switch {
 		case refused == nil && record.DataSeen && !data:
 			return Result{}, r.empty(record, record.Server)
@@ -204,7 +220,7 @@ func (r *run) attempt(ctx context.Context) (Result, error) {
 		if repairable(refused) {
 			// Some servers refuse a right password for a moment (MariaDB, FLUSH PRIVILEGES). Where there is a connector, the admin path
 			// asks again before it believes that.
-			if data, err := r.enter(ctx, r.open(record.Server), record.Login(record.Active)); err == nil && (data || !record.DataSeen) {
+			if data, err := r.hasData(ctx, r.open(record.Server), record.Login(record.Active)); err == nil && (data || !record.DataSeen) {
 				return r.restart(ctx, record, data)
 			}
 			return Result{}, fmt.Errorf("the record's login is refused (%s), and to repair it the connector is needed: %w", refused.Error(), err)
@@ -223,7 +239,7 @@ func (r *run) attempt(ctx context.Context) (Result, error) {
 	return r.provision(ctx, record, c)
 }
 
-// repairable says whether the admin path may mend what keeps a login out. Also where the class is unknown: a
+// repairable says whether the admin path may repair what keeps a login out. Also where the class is unknown: a
 // login's settings, which a tenant makes, decide with which code it fails (docs/failures.md S6).
 func repairable(err error) bool {
 	switch fault.Of(err) {
@@ -231,46 +247,6 @@ func repairable(err error) bool {
 		return err != nil
 	}
 	return false
-}
-
-// belongs refuses a record of somebody else: restored under another name, or copied.
-func (r *run) belongs(record *tenant.Record) error {
-	switch {
-	case record == nil || record.Of(r.Namespace, r.VCluster, r.TenantUID):
-	case r.TenantUID != "":
-		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the record out of the way: %s",
-			r.RecordName, fault.Show(record.UID), fault.Show(r.TenantUID), r.ForgetCommand)
-	default:
-		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s to go on with its data; if it was copied, delete it: %s",
-			r.RecordName, record.VCluster, record.Namespace, record.UID, r.ForgetCommand)
-	}
-	return nil
-}
-
-// guard turns "the database is not there" into the refusal that promise 2 asks for. Every other error passes. A database that
-// was never complete, and is dropped while it is set up, is made again.
-func (r *run) guard(record *tenant.Record, at dbserver.Server, err error) error {
-	switch {
-	case !fault.Is(err, fault.NoDatabase):
-		return err
-	case !record.Provisioned() && r.ran != "" && !r.created:
-		return fault.New(fault.Refused, "this control plane has run before (%s), and neither is there a record of its database nor is database %q on %s: refusing to start on an empty one; "+
-			"if its data is in another store (SQLite, etcd, another database), it has to stay there; if the data is to be given up, set DBCONNECTOR_ALLOW_NEW=true for one start",
-			r.ran, record.Database, at.Address())
-	case !record.Provisioned():
-		return fault.New(fault.Unavailable, "database %q vanished while it was set up: %w", record.Database, err)
-	}
-	return fault.New(fault.Refused, "%s says that database %q was provisioned on %s, and it is not on %s: refusing to start on an empty one; "+
-		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin anew, set DBCONNECTOR_ALLOW_NEW=true for one start, and: %s",
-		r.RecordName, record.Database, record.Server.Address(), at.Address(), r.ForgetCommand)
-}
-
-// empty is the same refusal for a database that is there and has lost its content: a restore that ended after its first
-// statement looks like that.
-func (r *run) empty(record *tenant.Record, at dbserver.Server) error {
-	return fault.New(fault.Refused, "%s says that database %q held this control plane's data, and on %s it holds none: refusing to start on an empty one; "+
-		"bring the data back (restore it, or let the connector point at the server that has it); to give it up and begin anew: %s",
-		r.RecordName, record.Database, at.Address(), r.ForgetCommand)
 }
 
 // tries is how often a run presents an active login that the server refuses for its password. Servers count that and block the
@@ -292,7 +268,8 @@ func (r *run) asActive(ctx context.Context, login tenant.Login, do func(context.
 	return err
 }
 
-func (r *run) enter(ctx context.Context, s engine.Engine, login tenant.Login) (data bool, err error) {
+// hasData logs in with the active login, and says whether its database holds a store with data.
+func (r *run) hasData(ctx context.Context, s engine.Engine, login tenant.Login) (data bool, err error) {
 	err = r.asActive(ctx, login, func(ctx context.Context) error {
 		data, err = s.HasData(ctx, login)
 		return err
@@ -311,7 +288,7 @@ func (r *run) warn(warnings []string) {
 	for _, w := range warnings {
 		if !r.warned[w] {
 			r.warned[w] = true
-			r.Log.Warn("please look at this", zap.String("warning", w))
+			r.Log.Warn("configuration warning", zap.String("warning", w))
 		}
 	}
 }
@@ -386,7 +363,7 @@ func (r *run) finish(ctx context.Context, record *tenant.Record) (Result, error)
 		return Result{}, errors.New("the connector points at another server than the record, whose login still works")
 	}
 	// Before anything is changed, what works here has to work there: the same login, on the same data.
-	data, err := r.enter(ctx, r.open(c.Server), record.Login(record.Active))
+	data, err := r.hasData(ctx, r.open(c.Server), record.Login(record.Active))
 	switch {
 	case err != nil:
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: with the settings of the connector: %w", c.Server.Address(), err))
@@ -435,8 +412,8 @@ func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.
 	if err := admin.Lock(ctx, tenant.NamesOf(uid)); err != nil {
 		return Result{}, err
 	}
-	// Only under the lock is the record what it will stay: whoever held it before may have moved it on, also one that we
-	// have written ourselves.
+	// Only under the lock is the record what it will stay: the init that held it before may have moved it on, also one that
+	// this init has written itself.
 	if record, err = r.intent(ctx, record, uid, c.Server); err != nil {
 		return Result{}, err
 	}
@@ -446,19 +423,19 @@ func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.
 		Passwords:       r.passwords(record),
 		ConnectionLimit: r.ConnectionLimit,
 		Provisioned:     record.Provisioned(),
-		Existing:        r.ran != "" && !r.created,
+		Existing:        r.ranBefore != "" && !r.createdDatabase,
 	})
-	r.created = r.created || slices.Contains(outcome.Changes, engine.CreateDatabase)
+	r.createdDatabase = r.createdDatabase || slices.Contains(outcome.Changes, engine.CreateDatabase)
 	if err != nil {
 		return Result{}, r.guard(record, c.Server, fmt.Errorf("%s: %w", c.Server.Address(), err))
 	}
-	settled, err := r.settle(ctx, s, admin, record, &outcome)
-	if err != nil {
+	repair := repair{run: r, server: s, admin: admin, record: record, outcome: &outcome}
+	if err := repair.settle(ctx); err != nil {
 		return Result{}, r.guard(record, c.Server, err)
 	}
-	record = settled
+	record = repair.record
 	if record.DataSeen {
-		data, err := r.enter(ctx, s, record.Login(record.Active))
+		data, err := r.hasData(ctx, s, record.Login(record.Active))
 		if err != nil {
 			return Result{}, r.guard(record, c.Server, err)
 		}
@@ -488,39 +465,11 @@ func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
 	}
-	result := Result{Record: record, Outcome: outcome, Created: r.created, TookOver: r.born && !r.created, Applied: differences(was, c.Server)}
+	result := Result{Record: record, Outcome: outcome, Created: r.createdDatabase, TookOver: r.wroteRecord && !r.createdDatabase, Applied: differences(was, c.Server)}
 	if len(result.Applied) > 0 {
 		r.Log.Info("applied the connector", zap.Strings("changes", result.Applied))
 	}
 	return result, nil
-}
-
-// uid is the tenant's, and never what the record alone says: who may write Secrets in one namespace could write another
-// tenant's UID into the record there, and have the admin open that tenant's database (S2).
-func (r *run) uid(ctx context.Context, record *tenant.Record) (string, error) {
-	uid := r.TenantUID
-	if uid == "" {
-		var err error
-		if uid, err = r.UID(ctx); err != nil {
-			return "", err
-		}
-	}
-	if record != nil && record.UID != uid {
-		return "", fault.New(fault.Refused, "%s names another tenant than this namespace and vCluster are, and with the admin's credential only the own one may be touched: if its database was moved here for good, set DBCONNECTOR_TENANT_UID=%s; if not, somebody has edited it: restore it from a backup, or delete it: %s",
-			r.RecordName, fault.Show(record.UID), r.ForgetCommand)
-	}
-	return uid, nil
-}
-
-// same refuses a record that is gone, or is another tenant's than that of this attempt.
-func (r *run) same(record *tenant.Record) error {
-	switch {
-	case record == nil:
-		return fault.New(fault.Unavailable, "%s was deleted while it was in use", r.RecordName)
-	case record.UID != r.tenant: // and so it is not this tenant's lock that is held
-		return fault.New(fault.Unavailable, "%s was replaced while it was in use", r.RecordName)
-	}
-	return nil
 }
 
 // intent reads the record, and writes it where there was none: the passwords are in it before any server learns them, and
@@ -537,7 +486,7 @@ func (r *run) intent(ctx context.Context, record *tenant.Record, uid string, at 
 			}
 			return old, nil
 		})
-		r.born = r.born || err == nil && record.Slots[tenant.A] == fresh.Slots[tenant.A]
+		r.wroteRecord = r.wroteRecord || err == nil && record.Slots[tenant.A] == fresh.Slots[tenant.A]
 	}
 	if err != nil {
 		return nil, err
@@ -548,7 +497,7 @@ func (r *run) intent(ctx context.Context, record *tenant.Record, uid string, at 
 	return record, r.same(record)
 }
 
-// passwords are for logins that have to be created; a slot whose password nobody knows gets one that nobody will, until
+// passwords are for logins that have to be created; a slot whose password is not known gets one that is not kept, until
 // settleOther replaces it.
 func (r *run) passwords(record *tenant.Record) map[tenant.Slot]dbserver.Password {
 	out := map[tenant.Slot]dbserver.Password{}
@@ -561,8 +510,8 @@ func (r *run) passwords(record *tenant.Record) map[tenant.Slot]dbserver.Password
 	return out
 }
 
-// admin opens the admin's session. What a server says of the admin's credential, only a human or whatever syncs the connector
-// can mend.
+// admin opens the admin's session. What a server says of the admin's credential, only a human, or the program that syncs the connector,
+// can correct.
 func (r *run) admin(ctx context.Context, s engine.Engine, c connector.Connector) (engine.Admin, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.Attempt)
 	defer cancel()
@@ -577,200 +526,6 @@ func (r *run) admin(ctx context.Context, s engine.Engine, c connector.Connector)
 		return nil, fmt.Errorf("%s: %w", c.Source, err)
 	}
 	return admin, nil
-}
-
-// settle makes the active slot's login work, under the tenant's lock, and checks what the tenant can do with it.
-func (r *run) settle(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, outcome *engine.Outcome) (*tenant.Record, error) {
-	verify := func() error {
-		return r.asActive(ctx, record.Login(record.Active), func(ctx context.Context) error {
-			warnings, err := s.Verify(ctx, record.Login(record.Active), record.Names())
-			if err == nil {
-				outcome.Warnings = append(outcome.Warnings, warnings...)
-			}
-			return err
-		})
-	}
-	err := verify()
-	if err == nil {
-		if p := record.Pending; p != nil && p.Slot == record.Active {
-			// A repair that was cut short before it reached the server, and that nobody needs any more: the login test shows it.
-			if record, err = r.change(ctx, func(old *tenant.Record) { old.Pending = nil }); err != nil {
-				return nil, err
-			}
-		}
-		return r.settleOther(ctx, s, admin, record, outcome)
-	}
-	if !fault.Is(err, fault.WrongPassword) {
-		return nil, err
-	}
-
-	// The server does not know the record's password: the record was lost or is older than the server, or somebody changed
-	// the password by hand (docs/failures.md B51). What is pending comes first.
-	if record.Pending != nil {
-		if record, err = r.rollForward(ctx, s, admin, record, true, outcome); err != nil {
-			return nil, err
-		}
-		if err = verify(); err == nil {
-			return r.settleOther(ctx, s, admin, record, outcome)
-		}
-		if !fault.Is(err, fault.WrongPassword) {
-			return nil, err
-		}
-	}
-	slot, err := r.unusedSlot(ctx, admin, record)
-	if err != nil {
-		return nil, err
-	}
-	if record, err = r.reset(ctx, s, admin, record, slot, tenant.Activate, outcome); err != nil {
-		return nil, err
-	}
-	if err := verify(); fault.Is(err, fault.WrongPassword) {
-		// The change was dropped: somebody began to use the slot after we had looked.
-		return nil, fault.New(fault.Unavailable, "waiting for a login that nobody uses: %w", err)
-	} else if err != nil {
-		return nil, err
-	}
-	return r.settleOther(ctx, s, admin, record, outcome)
-}
-
-// unusedSlot chooses the slot that may get a new password: one without sessions, and of two such the active one, whose
-// recorded password is known not to work.
-func (r *run) unusedSlot(ctx context.Context, admin engine.Admin, record *tenant.Record) (tenant.Slot, error) {
-	for _, slot := range []tenant.Slot{record.Active, record.Active.Other()} {
-		used, err := admin.InUse(ctx, record.Names().User(slot))
-		if err != nil {
-			return "", err
-		}
-		if !used {
-			return slot, nil
-		}
-	}
-	return "", fault.New(fault.Unavailable, "the record's password is refused, and both logins %q and %q have sessions: waiting until one is free",
-		record.Names().User(tenant.A), record.Names().User(tenant.B))
-}
-
-// settleOther gives the inactive slot a password that we know, where the record says that nobody does. A slot with sessions
-// is left alone: the next start tries again.
-func (r *run) settleOther(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, outcome *engine.Outcome) (*tenant.Record, error) {
-	other := record.Active.Other()
-	cut := record.Pending != nil && record.Pending.Admin
-	if record.Slots[other].Password != "" && !record.OtherRefused && !cut {
-		return record, nil
-	}
-	if record.Pending != nil {
-		return r.rollForward(ctx, s, admin, record, false, outcome)
-	}
-	used, err := admin.InUse(ctx, record.Names().User(other))
-	if err != nil || used {
-		return record, err
-	}
-	return r.reset(ctx, s, admin, record, other, tenant.Retire, outcome)
-}
-
-// reset gives a slot a new password with the admin's credential: into the record, onto the server, and committed. seen is the
-// record that this was decided on. Where servers have no lock for us, another init may have come to the end of the same repair
-// since: its control plane is about to use what it was handed.
-func (r *run) reset(ctx context.Context, s engine.Engine, admin engine.Admin, seen *tenant.Record, slot tenant.Slot, purpose tenant.Purpose, outcome *engine.Outcome) (*tenant.Record, error) {
-	change := &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose, Admin: true}
-	record, err := r.change(ctx, func(old *tenant.Record) {
-		if old.Pending == nil && old.Active == seen.Active && maps.Equal(old.Slots, seen.Slots) { // never a second one
-			old.Pending = change
-		}
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case record.Pending == nil:
-		return nil, fault.New(fault.Unavailable, "%s was put right by somebody else at the same time", r.RecordName)
-	}
-	return r.rollForward(ctx, s, admin, record, purpose == tenant.Activate, outcome)
-}
-
-// rollForward brings the pending change to its end. A change that the server does not know and whose slot is in use is given
-// back to the sidecar that began it, or dropped: the login test has shown that it was not applied, and applying it now would
-// cut somebody off. wrong: the server refuses what the record holds for the active slot.
-func (r *run) rollForward(ctx context.Context, s engine.Engine, admin engine.Admin, record *tenant.Record, wrong bool, outcome *engine.Outcome) (*tenant.Record, error) {
-	// No sidecar knows of our lock. From this write on they leave the change to us, and whatever one of them did to it before
-	// is in what it returns.
-	pending := *record.Pending
-	theirs := !pending.Admin // begun by a sidecar
-	if theirs {
-		claimed, err := r.change(ctx, func(old *tenant.Record) {
-			if old.Pending != nil && *old.Pending == pending {
-				old.Pending.Admin = true
-			}
-		})
-		if err != nil || claimed.Pending == nil || claimed.Pending.Password != pending.Password {
-			return claimed, err
-		}
-		pending.Admin = true
-	}
-	login := record.LoginWith(pending.Slot, pending.Password)
-	err := r.login(ctx, s, login)
-	if fault.Is(err, fault.WrongPassword) {
-		used, err := r.inUse(ctx, admin, login.User)
-		if err != nil {
-			return nil, err
-		}
-		if used {
-			return r.change(ctx, func(old *tenant.Record) {
-				switch {
-				case old.Pending == nil || *old.Pending != pending:
-				case theirs && !wrong: // perhaps the session is of the sidecar that is about to set it
-					old.Pending.Admin = false
-				default:
-					old.Pending = nil
-				}
-			})
-		}
-		if err := admin.SetPassword(ctx, login.User, pending.Password); err != nil {
-			return nil, err
-		}
-		outcome.Changes = append(outcome.Changes, "set password of login "+string(pending.Slot))
-		if err := r.login(ctx, s, login); fault.Is(err, fault.WrongPassword) {
-			return nil, fault.New(fault.Unavailable, "login %q was given a new password, and is refused: %w", login.User, err)
-		} else if err != nil {
-			return nil, err
-		}
-	} else if err != nil {
-		return nil, err
-	}
-	now := r.Now().UTC().Truncate(time.Second)
-	return r.change(ctx, func(old *tenant.Record) {
-		if old.Pending == nil || *old.Pending != pending {
-			return
-		}
-		old.Commit(now)
-		if pending.Purpose == tenant.Activate && wrong {
-			// The record was wrong about one slot: it is not believed about the other, which settleOther asks about. In the
-			// same write, so that no crash lets it be forgotten.
-			old.Slots[old.Active.Other()] = tenant.Credential{}
-			old.OtherRetired = false
-		}
-		if pending.Purpose == tenant.Retire && pending.Slot != old.Active && !wrong {
-			// A login that began with the password before may still become a session (docs/failures.md S5). That takes longer than
-			// a start may: the password is known now, and the retirement is left to the sidecar, which waits and ends it.
-			old.Pending = &tenant.Change{Slot: pending.Slot, Password: pending.Password, Purpose: tenant.Retire}
-		}
-	})
-}
-
-// inUse says whether a login has a session now, or begins one within Quiet.
-func (r *run) inUse(ctx context.Context, admin engine.Admin, user string) (bool, error) {
-	const looks = 3
-	for look := 1; ; look++ {
-		used, err := admin.InUse(ctx, user)
-		if err != nil || used || look == looks || r.Quiet <= 0 {
-			return used, err
-		}
-		pause := time.NewTimer(r.Quiet / (looks - 1))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return false, fault.New(fault.Unavailable, "waiting for a login that nobody uses: %w", context.Cause(ctx))
-		}
-	}
 }
 
 // change is Update for a record that is there, and still the same tenant's.

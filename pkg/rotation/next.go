@@ -4,11 +4,11 @@
 //
 // A tenant has two logins, the slots. One is active: the hand-over carries it. A rotation gives the other one a new
 // password, logged in as that very slot, makes it the active one, has the control plane move over, and then gives the slot
-// that was left a password that nobody gets, so that a leaked old DSN is dead. No credential in use is ever touched.
+// that was left a password that is never handed out, so that a leaked old DSN is dead. No credential in use is ever touched.
 //
-// Every replica of a control plane runs this loop, and there is no leader. The record is the only thing they share. Whoever
-// stages a change first by compare-and-swap fixes its password, and from there on every step is the same for all of them
-// and may be repeated: so a crash anywhere, of anybody, is finished by whoever looks next.
+// Every replica of a control plane runs this loop, and there is no leader. The record is the only thing they share. The
+// replica that stages a change first by compare-and-swap fixes its password. From there on every step is the same for all of
+// them and may be repeated: so another replica finishes what a crash has cut short, wherever that was.
 //
 // The decision is apart from the deed. Next is pure, and its table is its test; the loop does one step and asks again. What
 // Next does not know it asks for, and only when it matters: an idle sidecar talks to no database at all.
@@ -29,8 +29,6 @@ type Policy struct {
 	Period time.Duration
 	// Grace is how long the old slot is left alone after a rotation, at least.
 	Grace time.Duration
-	// Rollout: the workload is asked to restart its pods, and its word counts when the old slot is to be retired.
-	Rollout bool
 }
 
 // Verdict is what a server says of a password.
@@ -43,12 +41,29 @@ const (
 	Refused
 )
 
+// Adopted says how far the control planes have come with the active credential.
+type Adopted int
+
+// The answers.
+const (
+	// Unknown: it was not looked at.
+	Unknown Adopted = iota
+	// Unreported: control planes adopt it when they restart, and only their sessions tell.
+	Unreported
+	// Unrequested: they were not asked to adopt this very credential.
+	Unrequested
+	// Requested: they were asked, and not all report that they have it.
+	Requested
+	// Reported: they were asked, and all report that they have it.
+	Reported
+)
+
 // Observation is what was seen of the world outside the record. What is nil or zero was not looked at yet.
 type Observation struct {
-	// Known is how long this generation has been known here, by a clock that does not jump, and Born that it was first seen
+	// Known is how long this generation has been known here, by a clock that does not jump, and FromStart that it was first seen
 	// when it began: then Known is its age.
-	Known time.Duration
-	Born  bool
+	Known     time.Duration
+	FromStart bool
 	// Projected: the hand-over carries what the record says.
 	Projected bool
 	// Pending is the server's verdict on the pending password, and Stored on the one that the record holds for the slot that
@@ -63,10 +78,8 @@ type Observation struct {
 	Active, Other *engine.Sessions
 	// Quiet is for how long every look found clients on the active slot and none on the other.
 	Quiet time.Duration
-	// Asked: the workload was asked to adopt this very credential. Rolled: it reports that all its pods have what it was last
-	// asked for. Only with Policy.Rollout.
-	Asked, Rolled bool
-	Workload      bool // the two above were looked at
+	// Adopted is what the control planes report.
+	Adopted Adopted
 }
 
 // Kind says what a step does.
@@ -80,8 +93,8 @@ const (
 	Project
 	// Look asks for one thing more: What says which.
 	Look
-	// Rollout asks the workload to restart its pods.
-	Rollout
+	// Adopt asks the control planes to adopt the active credential.
+	Adopt
 	// Stage writes a fresh password for Slot into the record, as pending with Purpose.
 	Stage
 	// Apply sets the pending password on the server, logged in as the slot with its stored one.
@@ -94,7 +107,7 @@ const (
 	Postpone
 )
 
-var kinds = [...]string{"wait", "project", "look", "rollout", "stage", "apply", "commit", "doubt", "postpone"}
+var kinds = [...]string{"wait", "project", "look", "adopt", "stage", "apply", "commit", "doubt", "postpone"}
 
 // String is the step's name in logs and metrics.
 func (k Kind) String() string { return kinds[k] }
@@ -107,7 +120,7 @@ const (
 	PendingLogin What = iota + 1
 	ActiveSessions
 	OtherSessions
-	WorkloadStatus
+	Adoptions
 	OldLogins
 )
 
@@ -118,9 +131,9 @@ type Reason string
 const (
 	// OtherInUse: the slot that would get a new password has sessions.
 	OtherInUse Reason = "OldCredentialInUse"
-	// NotAdopted: not everybody has moved to the active slot.
+	// NotAdopted: not every client has moved to the active slot.
 	NotAdopted Reason = "NotAdopted"
-	// OtherUnknown: nobody knows the password of the inactive slot. The next init run renews it.
+	// OtherUnknown: the record does not hold the password of the inactive slot. The next init run renews it.
 	OtherUnknown Reason = "InactiveSlotUnknown"
 	// RepairPending: init has begun to change a password with the admin's credential, and was cut short.
 	RepairPending Reason = "RepairPending"
@@ -138,20 +151,20 @@ type Step struct {
 
 const (
 	// recheck and longRecheck bound how often something that was postponed is looked at again. A rollout takes minutes,
-	// but a control plane that nobody restarts takes weeks, and a thousand of them must cost a server nothing.
+	// but a control plane that is not restarted takes weeks, and a thousand of them must cost a server nothing.
 	recheck     = 30 * time.Second
 	longRecheck = 15 * time.Minute
-	// unknownRecheck is for what only init can mend, unless a server has been wrong about a password.
+	// unknownRecheck is for what only init can repair, unless a server has been wrong about a password.
 	unknownRecheck = 5 * time.Minute
-	// patience, in graces: after so long without a client on the old slot, while the active one has clients, nobody counts
-	// them any more. Otherwise whoever scales down, or has run a backup during a rotation, would wait for ever.
+	// patience, in graces: after so long without a client on the old slot, while the active one has clients, they
+	// are not counted any more. Otherwise an operator who scales down, or runs a backup during a rotation, would wait for ever.
 	patience = 6
 )
 
 // Next decides. It is pure: the same input gives the same step, on every replica.
 func Next(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	due := period(r, p) - age(r, seen, now)
-	if ahead := r.RotatedAt.Sub(now); ahead > p.Period/10 && !seen.Born {
+	if ahead := r.RotatedAt.Sub(now); ahead > p.Period/10 && !seen.FromStart {
 		// A clock was wrong when it was made, or is now. Pods may live shorter than the period: none of them would know it for
 		// long enough. The next commit sets it right; what is less ahead is only as late as that. A sidecar that saw it begin
 		// knows its age: else a replica whose clock is ahead for good would have the others rotate after each of its rotations
@@ -204,7 +217,7 @@ func pending(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
 	case seen.Stored == Refused:
 		return doubt(r, seen, now)
 	case change.Purpose == tenant.Retire && !r.OtherRetired:
-		// The evidence was there when this was staged. But perhaps somebody came back since, and was cut off now.
+		// The evidence was there when this was staged. But a client may have come back since, and would be cut off now.
 		if missing, ok := moved(r, seen, now, p); !ok {
 			return missing
 		}
@@ -230,18 +243,16 @@ func drained(seen Observation, now time.Time) Step {
 	return Step{Kind: Commit}
 }
 
-// adoption: the active slot is new and somebody may still use the old one.
+// adoption: the active slot is new and a client may still use the old one.
 func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step {
-	if p.Rollout {
-		switch {
-		case !seen.Workload:
-			return Step{Kind: Look, What: WorkloadStatus}
-		case !seen.Asked:
-			return Step{Kind: Rollout}
-		}
+	switch seen.Adopted {
+	case Unknown:
+		return Step{Kind: Look, What: Adoptions}
+	case Unrequested:
+		return Step{Kind: Adopt}
 	}
 	since := age(r, seen, now)
-	if seen.Born {
+	if seen.FromStart {
 		since = seen.Known // a clock that jumped ahead must not cut it short
 	}
 	if grace := p.Grace - since; grace > 0 {
@@ -253,18 +264,18 @@ func adoption(r *tenant.Record, seen Observation, now time.Time, p Policy) Step 
 	return Step{Kind: Stage, Slot: r.Active.Other(), Purpose: tenant.Retire}
 }
 
-// moved says whether everybody has moved to the active slot, or else what is to be done first. It wants evidence, never
+// moved says whether every client has moved to the active slot, or else what is to be done first. It wants evidence, never
 // its absence: in an outage all sessions are gone, too.
 func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, bool) {
 	later := now.Add(again(age(r, seen, now)-p.Grace, p))
-	// A workload that was asked for something else says nothing about this credential.
-	asked := p.Rollout && seen.Asked
+	// Control planes that were asked for something else say nothing about this credential.
+	reported := seen.Adopted == Reported
 	switch {
 	case r.Slots[r.Active.Other()].Password == "":
 		return unknown(now), false
-	case p.Rollout && !seen.Workload:
-		return Step{Kind: Look, What: WorkloadStatus}, false
-	case asked && !seen.Rolled:
+	case seen.Adopted == Unknown:
+		return Step{Kind: Look, What: Adoptions}, false
+	case seen.Adopted == Requested:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	case seen.Stored == Refused:
 		return doubt(r, seen, now), false
@@ -274,24 +285,24 @@ func moved(r *tenant.Record, seen Observation, now time.Time, p Policy) (Step, b
 		return Step{Kind: Postpone, Until: later, Why: OtherInUse}, false
 	case seen.Active == nil:
 		return Step{Kind: Look, What: ActiveSessions}, false
-	case seen.Active.Addresses == 0, !asked && seen.Active.Here == 0:
+	case seen.Active.Addresses == 0, !reported && seen.Active.Here == 0:
 		// Another client of the active slot has read it from the record's Secret: that says nothing of the control plane in this very
 		// pod, however long it stays away.
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
-	case !asked && seen.Active.Addresses < r.Clients && seen.Quiet < patience*p.Grace:
+	case !reported && seen.Active.Addresses < r.Clients && seen.Quiet < patience*p.Grace:
 		return Step{Kind: Postpone, Until: later, Why: NotAdopted}, false
 	}
 	return Step{}, true
 }
 
 // doubt: neither the pending password, where there is one, nor the stored one opens the inactive slot. The record keeps what
-// it holds, for perhaps it is the server that is wrong for a while (a standby that lags behind), but init is to have a look.
+// it holds, for perhaps it is the server that is wrong for a while (a standby that lags behind), but init is asked to look.
 func doubt(r *tenant.Record, seen Observation, now time.Time) Step {
 	switch {
 	case !r.OtherRefused:
 		return Step{Kind: Doubt}
 	case seen.Active == nil:
-		// After a restore from a backup the active slot is locked out as well, and nobody else would say so.
+		// After a restore from a backup the active slot is locked out as well, and nothing else would say so.
 		return Step{Kind: Look, What: ActiveSessions}
 	}
 	return unknown(now)

@@ -95,8 +95,8 @@ func TestNext(t *testing.T) {
 		"ahead, a little": {"two clocks are never the same", made(), seen(Observation{}), -days30 / 10, false, in(-days30/10, due, "")},
 		"far ahead":       {"a clock was years ahead: due at first sight, however short a pod lives (S12)", made(), seen(Observation{}), -days30/10 - time.Second, false, look(OtherSessions)},
 
-		"far ahead, seen to begin": {"a replica's clock is wrong for good: a rotation is no reason for the next (S12)", made(), seen(Observation{Known: time.Hour, Born: true}), -days30, false, in(-days30, due-time.Hour, "")},
-		"far ahead, old":           {"nor is it delayed", made(), seen(Observation{Known: due, Born: true}), -days30, false, look(OtherSessions)},
+		"far ahead, seen to begin": {"a replica's clock is wrong for good: a rotation is no reason for the next (S12)", made(), seen(Observation{Known: time.Hour, FromStart: true}), -days30, false, in(-days30, due-time.Hour, "")},
+		"far ahead, old":           {"nor is it delayed", made(), seen(Observation{Known: due, FromStart: true}), -days30, false, look(OtherSessions)},
 
 		"pending":                         {"how far did it come?", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), early, false, look(PendingLogin)},
 		"pending, refused":                {"the server does not know it", made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, Step{Kind: Apply}},
@@ -125,13 +125,13 @@ func TestNext(t *testing.T) {
 		"retiring, outage":            {"nobody at all is no evidence", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(0)}), minutes, false, in(minutes, recheck, NotAdopted)},
 		"retiring, moved":             {"the evidence is there", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(2)}), adopted, false, Step{Kind: Apply}},
 		"retiring, retired":           {"a fresh password for a slot that nobody uses", made(pends(tenant.B, tenant.Retire)), seen(Observation{Pending: Refused}), adopted, false, Step{Kind: Apply}},
-		"retiring, rollout, no word":  {"the workload is asked again", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, true, look(WorkloadStatus)},
-		"retiring, rollout, restarts": {"and waited for", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Asked: true}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, rollout, no word":  {"the workload is asked again", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused}), adopted, true, look(Adoptions)},
+		"retiring, rollout, restarts": {"and waited for", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Adopted: Requested}), minutes, true, in(minutes, recheck, NotAdopted)},
 
 		"grace":                       {"whoever has read the old DSN may be about to use it", made(unretired(2)), seen(Observation{}), early, false, in(0, minutes, "")},
 		"grace, clock in the future":  {"counts from when it was seen", made(unretired(2)), seen(Observation{Known: minutes}), -1000 * time.Hour, false, look(OtherSessions)},
-		"grace, clock jumped ahead":   {"it has lasted for a minute, whatever the clock says", made(unretired(2)), seen(Observation{Known: time.Minute, Born: true}), late, false, in(late, minutes-time.Minute, "")},
-		"after grace, after a jump":   {"and not for longer", made(unretired(2)), seen(Observation{Known: minutes, Born: true}), -late, false, look(OtherSessions)},
+		"grace, clock jumped ahead":   {"it has lasted for a minute, whatever the clock says", made(unretired(2)), seen(Observation{Known: time.Minute, FromStart: true}), late, false, in(late, minutes-time.Minute, "")},
+		"after grace, after a jump":   {"and not for longer", made(unretired(2)), seen(Observation{Known: minutes, FromStart: true}), -late, false, look(OtherSessions)},
 		"after grace":                 {"does anybody use the old slot?", made(unretired(2)), seen(Observation{}), minutes, false, look(OtherSessions)},
 		"old slot used":               {"wait for them", made(unretired(2)), seen(Observation{Other: from(1)}), minutes, false, in(minutes, recheck, OtherInUse)},
 		"old slot used, due":          {"a period shorter than adoption: rotation waits", made(unretired(2)), seen(Observation{Other: from(1)}), late, false, in(late, longRecheck, OtherInUse)},
@@ -143,30 +143,33 @@ func TestNext(t *testing.T) {
 		"two of two":                  {"all have moved", made(unretired(2)), seen(Observation{Other: from(0), Active: from(2)}), minutes, false, stage(tenant.Retire)},
 		"three of two":                {"scaled up", made(unretired(2)), seen(Observation{Other: from(0), Active: from(3)}), minutes, false, stage(tenant.Retire)},
 		"a backup instead":            {"it uses the new one, and the control plane in this pod does not (S7)", made(unretired(1)), seen(Observation{Other: from(0), Active: foreign, Quiet: late}), minutes, false, in(minutes, recheck, NotAdopted)},
-		"rollout, done, from afar":    {"there the workload knows, and no address counts", made(unretired(1)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: foreign}), minutes, true, stage(tenant.Retire)},
+		"rollout, done, from afar":    {"there the workload knows, and no address counts", made(unretired(1)), seen(Observation{Other: from(0), Active: foreign, Adopted: Reported}), minutes, true, stage(tenant.Retire)},
 		"nobody counted":              {"somebody has to be there", made(unretired(0)), seen(Observation{Other: from(0), Active: from(1)}), minutes, false, stage(tenant.Retire)},
 		"rivals on the old slot":      {"sidecars that look have nothing to adopt", made(unretired(2)), seen(Observation{Other: rivals, Active: from(2)}), minutes, false, stage(tenant.Retire)},
 		"rivals on the new slot":      {"and are no evidence", made(unretired(1)), seen(Observation{Other: from(0), Active: rivals}), minutes, false, in(minutes, recheck, NotAdopted)},
 		"old slot blank":              {"nobody can look", made(unretired(2), blank), seen(Observation{}), adopted, false, in(adopted, unknownRecheck, OtherUnknown)},
 		"old slot refused":            {"init is to know", made(unretired(2)), seen(Observation{Stored: Refused}), adopted, false, Step{Kind: Doubt}},
 
-		"rollout":                     {"what does the workload say?", made(unretired(2)), seen(Observation{}), 0, true, look(WorkloadStatus)},
-		"rollout, not asked":          {"ask it at once", made(unretired(2)), seen(Observation{Workload: true}), 0, true, Step{Kind: Rollout}},
-		"rollout, asked before":       {"for another credential", made(unretired(2)), seen(Observation{Workload: true, Rolled: true}), 0, true, Step{Kind: Rollout}},
-		"rollout, asked":              {"once", made(unretired(2)), seen(Observation{Workload: true, Asked: true}), 0, true, in(0, minutes, "")},
-		"rollout, at work":            {"pods restart", made(unretired(2)), seen(Observation{Workload: true, Asked: true}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"rollout, done":               {"its word does not count for an old pod that still ends", made(unretired(2)), seen(Observation{Workload: true, Asked: true, Rolled: true}), minutes, true, look(OtherSessions)},
-		"rollout, done, old pod ends": {"as here", made(unretired(2)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(1)}), minutes, true, in(minutes, recheck, OtherInUse)},
-		"rollout, done, scaled down":  {"it knows how many there are", made(unretired(3)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, stage(tenant.Retire)},
-		"rollout, done, nobody":       {"an outage right then", made(unretired(3)), seen(Observation{Workload: true, Asked: true, Rolled: true, Other: from(0), Active: from(0)}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"retiring, rollout, undone":   {"somebody replaced the template: the workload's word says nothing", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Rolled: true, Other: from(0), Active: from(1)}), minutes, true, in(minutes, recheck, NotAdopted)},
-		"retiring, undone, moved":     {"but sessions do", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Workload: true, Other: from(0), Active: from(2)}), minutes, true, Step{Kind: Apply}},
+		"rollout":                     {"what does the workload say?", made(unretired(2)), seen(Observation{}), 0, true, look(Adoptions)},
+		"rollout, not asked":          {"ask it at once", made(unretired(2)), seen(Observation{Adopted: Unrequested}), 0, true, Step{Kind: Adopt}},
+		"rollout, asked before":       {"for another credential", made(unretired(2)), seen(Observation{Adopted: Unrequested}), 0, true, Step{Kind: Adopt}},
+		"rollout, asked":              {"once", made(unretired(2)), seen(Observation{Adopted: Requested}), 0, true, in(0, minutes, "")},
+		"rollout, at work":            {"pods restart", made(unretired(2)), seen(Observation{Adopted: Requested}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"rollout, done":               {"its word does not count for an old pod that still ends", made(unretired(2)), seen(Observation{Adopted: Reported}), minutes, true, look(OtherSessions)},
+		"rollout, done, old pod ends": {"as here", made(unretired(2)), seen(Observation{Other: from(1), Adopted: Reported}), minutes, true, in(minutes, recheck, OtherInUse)},
+		"rollout, done, scaled down":  {"it knows how many there are", made(unretired(3)), seen(Observation{Other: from(0), Active: from(1), Adopted: Reported}), minutes, true, stage(tenant.Retire)},
+		"rollout, done, nobody":       {"an outage right then", made(unretired(3)), seen(Observation{Other: from(0), Active: from(0), Adopted: Reported}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, rollout, undone":   {"somebody replaced the template: the workload's word says nothing", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(1), Adopted: Unrequested}), minutes, true, in(minutes, recheck, NotAdopted)},
+		"retiring, undone, moved":     {"but sessions do", made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(2), Adopted: Unrequested}), minutes, true, Step{Kind: Apply}},
 		"rollout, retired":            {"nothing to adopt: the workload is left alone", made(), seen(Observation{}), early, true, in(0, due, "")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			before := fmt.Sprintf("%#v %#v", tc.record, tc.record.Pending)
-			p := Policy{Period: days30, Grace: minutes, Rollout: tc.rollout}
+			p := Policy{Period: days30, Grace: minutes}
+			if !tc.rollout {
+				tc.seen.Adopted = Unreported
+			}
 			got := Next(tc.record, tc.seen, rotatedAt.Add(tc.since), p)
 			if got != tc.want {
 				t.Errorf("%s:\ngot  %v %+v\nwant %v %+v", tc.reason, got.Kind, got, tc.want.Kind, tc.want)

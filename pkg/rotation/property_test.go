@@ -71,7 +71,8 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1<<32))
-		w := newWorld(t, Policy{Period: time.Minute, Grace: 10 * time.Second, Rollout: rng.IntN(2) == 0})
+		w := newWorld(t, Policy{Period: time.Minute, Grace: 10 * time.Second})
+		w.rolls = rng.IntN(2) == 0
 		w.points, w.silent = points, *seedFlag == 0
 		w.nat = rng.IntN(3) == 0
 		w.faults = odds{kill: rng.IntN(60), fail: rng.IntN(60), stall: rng.IntN(40), late: rng.IntN(300), reject: rng.IntN(200)}
@@ -101,14 +102,14 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 				wait(ctx, moment(rng, time.Minute))
 				w.api(false)
 			case 3:
-				if !w.Rollout { // there the pods' restarts are counted
+				if !w.rolls { // there the pods' restarts are counted
 					select {
 					case w.pods[rng.IntN(replicas)].restart <- struct{}{}:
 					default:
 					}
 				}
 			case 4:
-				if replicas > 1 && !w.Rollout {
+				if replicas > 1 && !w.rolls {
 					replicas--
 					lives[replicas]()
 				}
@@ -213,7 +214,8 @@ func TestKill(t *testing.T) {
 func kill(t *testing.T, rollout, after bool, points map[string]int, plan ...int) (reached bool) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, Policy{Period: time.Minute, Grace: 5 * time.Second, Rollout: rollout})
+		w := newWorld(t, Policy{Period: time.Minute, Grace: 5 * time.Second})
+		w.rolls = rollout
 		w.points, w.plan, w.effect, w.lifetime = points, plan, after, 10*time.Second
 		before := 0
 		for _, n := range points {

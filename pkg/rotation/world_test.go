@@ -43,6 +43,7 @@ type world struct {
 	t  *testing.T
 	mu sync.Mutex
 	Policy
+	rolls  bool // the control planes are asked to adopt, by a rollout
 	faults odds
 	points map[string]int // crash points that were hit, by name
 	plan   []int          // the calls that are the last ones of the next sidecars
@@ -663,7 +664,7 @@ func (w *world) write(by *proc, next *tenant.Record) {
 		w.violated("%s: a record that nobody could read: %v", by.name, err)
 	}
 	if old != nil {
-		if same(old, next) {
+		if old.Equal(next) {
 			return
 		}
 		if old.Pending != nil && next.Pending != nil && old.Pending.Password != next.Pending.Password {
@@ -860,7 +861,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	}
 	p.mu.Unlock()
 	job := Rotation{
-		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: store{by}, Workload: workload{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
+		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: store{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
 		Replaces: func(r *tenant.Record) bool {
 			p.mu.Lock()
@@ -873,6 +874,9 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 			defer p.mu.Unlock()
 			return d/2 + moment(by.rng, d)
 		},
+	}
+	if p.rolls {
+		job.Adoption = workload{by}
 	}
 	for _, c := range configure {
 		c(by, &job)
@@ -922,7 +926,7 @@ func (p *pod) live(ctx context.Context) {
 // control is one process of the control plane, from its start to its end.
 func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 	lifetime := p.lifetime/2 + moment(rng, p.lifetime)
-	if p.Rollout {
+	if p.rolls {
 		lifetime = time.Hour + moment(rng, time.Hour) // nothing but a rollout ends it
 	}
 	ctx, cancel := context.WithTimeout(ctx, lifetime)

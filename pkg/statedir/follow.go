@@ -12,7 +12,7 @@ import (
 // look is how often the file is looked at. A look is one stat: nothing that a machine notices.
 const look = 500 * time.Millisecond
 
-// Follow sends the record as it is now and whenever it changes, until ctx ends; of records that nobody took, the latest.
+// Follow sends the record as it is now and whenever it changes, until ctx ends; of records that were not received, the latest.
 // It compares contents and not times, which a file system may round.
 func (s *Store) Follow(ctx context.Context) <-chan tenant.News {
 	out := make(chan tenant.News, 1)

@@ -48,7 +48,7 @@ const (
 // Store is the record of one tenant in a directory. It may be used by many goroutines.
 type Store struct{ dir string }
 
-// Open makes sure that the directory is there; a new one is open to nobody else.
+// Open makes sure that the directory is there; a new one is open to no other user.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the directory is the operator's setting
 		return nil, classify(dir, "creating the state directory", err)
@@ -74,7 +74,7 @@ func (s *Store) Update(ctx context.Context, fn func(old *tenant.Record) (*tenant
 		return nil, err
 	}
 	defer unlock()
-	if err := atomicfile.Sweep(s.dir); err != nil { // under the lock, so that no temporary file belongs to anybody alive
+	if err := atomicfile.Sweep(s.dir); err != nil { // under the lock, so that no temporary file belongs to a process that is alive
 		return nil, classify(s.dir, "writing the tenant's record", err)
 	}
 	old, had, err := s.read()
@@ -126,7 +126,7 @@ func (s *Store) read() (*tenant.Record, []byte, error) {
 	}
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
-		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set anew", path, err)
+		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set again", path, err)
 	}
 	r.Facts = s.readFacts()
 	return r, data, nil
@@ -164,7 +164,7 @@ func (s *Store) writeFacts(facts tenant.Facts) error {
 	return nil
 }
 
-// The wait between two attempts to get the lock: short, since nobody holds it for longer than a few writes to the disk.
+// The wait between two attempts to get the lock: short, since no program holds it for longer than a few writes to the disk.
 const (
 	firstWait = time.Millisecond
 	longWait  = 50 * time.Millisecond
@@ -198,7 +198,7 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// classify names the setting and says which errors a repetition cannot mend.
+// classify names the setting and says which errors a repetition cannot repair.
 func classify(dir, doing string, err error) error {
 	class, rule := fault.Unknown, ""
 	switch {

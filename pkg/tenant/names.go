@@ -4,7 +4,7 @@
 //
 // The package is pure: no clock, no network, no client-go. The record is the truth about a tenant and everything else
 // (the files of the hand-over, the keys for other consumers) is derived from it. A change of a password is written into
-// the record before a server learns of it, so that whoever finds the record, after any crash, can finish the work.
+// the record before a server learns of it, so that the next run that finds the record, after any crash, can finish the work.
 package tenant
 
 import (
@@ -36,7 +36,7 @@ type Names struct {
 	// a database of another tenant is never taken for this one's, and cannot be read backwards.
 	Marker string
 	// Lock names the tenant's lock on the server. It is derived from the UID and stands nowhere on the server, because
-	// anybody may take a lock whose name he knows, and one tenant must not hold up another's start.
+	// any login may take a lock whose name it knows, and one tenant must not hold up another's start.
 	Lock string
 }
 

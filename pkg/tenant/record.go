@@ -31,11 +31,11 @@ type Record struct {
 	Server dbserver.Server `json:"server"`
 	// Database is kept beside UID so that a reader of the record needs no hash.
 	Database string `json:"database"`
-	// Slots hold the passwords. An empty password means that nobody knows it: the login was there before this record.
+	// Slots hold the passwords. An empty password means that it is not known: the login was there before this record.
 	Slots map[Slot]Credential `json:"slots"`
 	// Active is the slot that the hand-over carries.
 	Active Slot `json:"active"`
-	// OtherRetired says that nobody uses the inactive slot any more: a rotation may take it.
+	// OtherRetired says that no client uses the inactive slot any more: a rotation may take it.
 	OtherRetired bool `json:"otherRetired"`
 	// OtherRefused says that the server refused what is held here for the inactive slot, or does not let it change its own
 	// password: the next run of init sets it with the admin's credential.
@@ -104,6 +104,32 @@ func (r *Record) Of(namespace, vcluster, uid string) bool {
 	return r.Namespace == namespace && r.VCluster == vcluster
 }
 
+// Equal says whether two records say the same. Their facts do not count: they are no part of a record.
+func (r *Record) Equal(other *Record) bool {
+	a, err := r.Encode()
+	if err != nil {
+		return false
+	}
+	b, err := other.Encode()
+	return err == nil && bytes.Equal(a, b)
+}
+
+// SameCredential says whether two records have the same active credential. The generation alone would not tell: after a record
+// was lost, the next one counts from 1 again.
+func (r *Record) SameCredential(other *Record) bool {
+	return r.Generation == other.Generation && r.Active == other.Active && r.RotatedAt.Equal(other.RotatedAt)
+}
+
+// Succeeds says whether r can be what became of an earlier record. A record from a backup may have a higher generation, where the
+// earlier one was made again since the backup; and the password may have been edited by hand. Where a clock runs behind, a
+// successor is not taken for one.
+func (r *Record) Succeeds(earlier *Record) bool {
+	if r.SameCredential(earlier) {
+		return r.Slots[r.Active] == earlier.Slots[earlier.Active]
+	}
+	return r.Generation > earlier.Generation && !r.RotatedAt.Before(earlier.RotatedAt)
+}
+
 // Names are the tenant's names on the server.
 func (r *Record) Names() Names { return NamesOf(r.UID) }
 
@@ -138,7 +164,7 @@ func (r *Record) Commit(now time.Time) {
 		r.RotatedAt = now
 	default:
 		r.Active = change.Slot
-		r.OtherRetired = false // somebody may still use the slot that was active
+		r.OtherRetired = false // a client may still use the slot that was active
 		r.Generation++
 		r.RotatedAt = now
 	}
@@ -244,7 +270,7 @@ func (r *Record) check() error {
 			return errors.New("field slots: must hold a and b")
 		}
 		if cred.Password == "" && s != r.Active {
-			continue // nobody knows it
+			continue // it is not known
 		}
 		if err := checkPassword(cred.Password); err != nil {
 			return fmt.Errorf("field slots.%s: %w", s, err)

@@ -566,5 +566,5 @@ func (b *bench) requestsOf(program string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return strings.Count(string(log), `"userAgent":"`+program+`"`), nil
+	return strings.Count(string(log), `"userAgent":"`+program+"/"), nil
 }

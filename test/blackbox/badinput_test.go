@@ -696,7 +696,7 @@ func TestLooksBad(t *testing.T) {
 			o := s.run(t)
 			o.succeeded(t)
 			for _, text := range test.warns {
-				if !o.said("please look at this", text) {
+				if !o.said("configuration warning", text) {
 					t.Errorf("%s: no warning says %q:\n%s", test.reason, text, o.stderr)
 				}
 			}
@@ -710,7 +710,7 @@ func TestLooksBad(t *testing.T) {
 			if name, err := login(t, s.server, dsn); err != nil || name != databaseOf(s.uid) {
 				t.Errorf("%s: the hand-over leads to database %q, %v; want %q", test.reason, name, err, databaseOf(s.uid))
 			}
-			if test.warns == nil && test.name == "a Service called dbconnector" && o.said("please look at this", "DBCONNECTOR_") {
+			if test.warns == nil && test.name == "a Service called dbconnector" && o.said("configuration warning", "DBCONNECTOR_") {
 				t.Errorf("%s: warned of it:\n%s", test.reason, o.stderr)
 			}
 		})
@@ -731,7 +731,7 @@ func TestAllVariablesBad(t *testing.T) {
 	var all []string
 	for name := range env {
 		switch name {
-		case "DBCONNECTOR_ADOPT", "DBCONNECTOR_GRACE", "DBCONNECTOR_HTTP_ADDRESS", "DBCONNECTOR_ROTATION_PERIOD": // the other program's
+		case "DBCONNECTOR_GRACE", "DBCONNECTOR_HTTP_ADDRESS", "DBCONNECTOR_ROTATION_PERIOD": // the other program's
 		default:
 			all = append(all, name)
 		}

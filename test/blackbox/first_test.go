@@ -126,7 +126,7 @@ func TestNeighbours(t *testing.T) {
 		do(t, http.MethodPatch, role, object{"rules": []object{{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "create", "update"}}}}, nil)
 		o := v.run(t)
 		o.succeeded(t)
-		if !o.said("please look at this", `whether this release was renamed cannot be told`) || !o.said("please look at this", `verb "list" on resource "secrets"`) {
+		if !o.said("configuration warning", `whether this release was renamed cannot be told`) || !o.said("configuration warning", `verb "list" on resource "secrets"`) {
 			t.Errorf("nothing says that it could not look:\n%s", o.stderr)
 		}
 	})
@@ -164,7 +164,7 @@ func TestFirstStarts(t *testing.T) {
 			v.env["DBCONNECTOR_ALLOW_NEW"] = "true"
 			o := v.run(t)
 			o.succeeded(t)
-			if !o.said("please look at this", "there was no record: took over the existing database") {
+			if !o.said("configuration warning", "there was no record: took over the existing database") {
 				t.Errorf("the log does not say so:\n%s", o.stderr)
 			}
 			event("there was no record: took over the existing database")

@@ -182,7 +182,7 @@ func TestLogFileIsToldOf(t *testing.T) {
 	config("controlPlane: {backingStore: {database: {embedded: {enabled: true}}}}\nlogging: {file: {enabled: true}}")(t, s)
 	o := s.run(t)
 	o.refused(t, 2, `"user"`)
-	if !o.said("please look at this", "logging.file.enabled is true") {
+	if !o.said("configuration warning", "logging.file.enabled is true") {
 		t.Errorf("no warning:\n%s", o.stderr)
 	}
 }

@@ -91,7 +91,7 @@ func TestVersionOfInit(t *testing.T) {
 	if first := o.lines[0]; first["msg"] != "starting" || first["version"] != words[1] {
 		t.Errorf("the first line is %v, want the version %s", first, words[1])
 	}
-	if !o.said("please look at this", "DBCONNECTOR_UNKNOWN_SETTING") {
+	if !o.said("configuration warning", "DBCONNECTOR_UNKNOWN_SETTING") {
 		t.Errorf("there is no warning:\n%s", o.stderr)
 	}
 	if agents := front.agents(); !slices.Equal(agents, []string{words[0] + "/" + words[1]}) {

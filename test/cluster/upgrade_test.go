@@ -130,7 +130,7 @@ func follows(ctx context.Context, v *VCluster, pod *corev1.Pod, generation int64
 	if err != nil {
 		return err
 	}
-	for _, line := range []string{fmt.Sprintf("dbconnector_credential_generation %d", generation), "dbconnector_failing 0"} {
+	for _, line := range []string{fmt.Sprintf("dbconnector_credential_generation %d", generation), "dbconnector_consecutive_failures 0"} {
 		if !strings.Contains(string(metrics), "\n"+line+"\n") {
 			return fmt.Errorf("the sidecar of pod %s does not say %q:\n%s", pod.Name, line, metrics)
 		}

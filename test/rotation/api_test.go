@@ -140,7 +140,7 @@ func metric(tb testing.TB, s *rig.Sidecar, series, what string, has func(float64
 // failing waits until a sidecar says that a step fails.
 func failing(tb testing.TB, s *rig.Sidecar, step string) {
 	tb.Helper()
-	metric(tb, s, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+	metric(tb, s, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 	metric(tb, s, `dbconnector_failures_total{step="`+step+`"}`, "is positive", func(v float64) bool { return v > 0 })
 }
 
@@ -289,7 +289,7 @@ func TestAPIServerGone(t *testing.T) {
 			if rotated.Active == before.Active {
 				t.Error("the active slot is the same")
 			}
-			gauge(t, sidecar, "dbconnector_failing", 0)
+			gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 			ready(t, sidecar)
 		})
 	}
@@ -349,7 +349,7 @@ func TestConflictStorm(t *testing.T) {
 		t.Errorf("after the storm: %+v, %v", r, err)
 	}
 	for _, s := range sidecars {
-		gauge(t, s, "dbconnector_failing", 0)
+		gauge(t, s, "dbconnector_consecutive_failures", 0)
 	}
 }
 
@@ -378,7 +378,7 @@ func TestRecordDeleted(t *testing.T) {
 	}
 	handsOver(t, next, server)
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	// The slot that the control plane was on is as good as unknown to the new record, and it is in use: no password of a slot
 	// in use is changed.
 	if err := open.Engine(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
@@ -410,7 +410,7 @@ func TestRecordRestored(t *testing.T) {
 
 	replica(t, p) // a pod starts
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	if err := open.Engine(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
 		t.Errorf("what the control plane uses: %v", err)
 	}
@@ -457,7 +457,7 @@ func TestRecordReplaced(t *testing.T) {
 			content, err = before.Encode()
 			check(t, "encoding the record", err)
 			patch(t, p, dataOf(string(content)))
-			gauge(t, sidecar, "dbconnector_failing", 0)
+			gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 		})
 	}
 }
@@ -476,7 +476,7 @@ func TestRecordCorrupt(t *testing.T) {
 		ready(t, sidecar)
 		works(t, p, server)
 		patch(t, p, dataOf(string(content)))
-		gauge(t, sidecar, "dbconnector_failing", 0)
+		gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 		t.Log("mended:", what)
 	}
 	// And once more while the rotation is possible.
@@ -495,7 +495,7 @@ func TestRecordCorrupt(t *testing.T) {
 	patch(t, p, dataOf(string(content)))
 	until(t, p, "generation 2", generation(2))
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
 // TestMetadataEdited: B11, whoever edits labels and annotations of the record's Secret, or adds keys of his own, changes
@@ -593,7 +593,7 @@ func TestRecordOfAnotherNamespace(t *testing.T) {
 	replace(c.UID)
 	provision(t, p)
 	replace(c.UID) // which also looks at what the start before has noted
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
 // TestRecordOfAnother: the record of another vCluster in place of one's own, as a restore into the wrong place makes it. No
@@ -639,7 +639,7 @@ func TestRecordOfAnother(t *testing.T) {
 	patch(t, p, dataOf(string(content)))
 	until(t, p, "generation 2", generation(2))
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	accepts(t, theirs)
 }
 
@@ -676,7 +676,7 @@ func TestPermissionWithdrawn(t *testing.T) {
 	nudge(t, p)
 	until(t, p, "generation 2", generation(2))
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
 // lastLine is the last line of a sidecar's log, which the kubelet shows as the termination message.

@@ -42,27 +42,27 @@ type situation struct {
 var situations = []situation{
 	{
 		"due", rig.Due, "nothing pending", "new slot: its stored password, which nobody got", "old slot",
-		[]string{"stage", "apply", "commit", "project", "rollout", "stage", "apply", "commit"},
+		[]string{"stage", "apply", "commit", "project", "adopt", "stage", "apply", "commit"},
 		"nothing has happened",
 	},
 	{
 		"staged", rig.Staged, "pending for the new slot", "new slot: its stored password", "old slot",
-		[]string{"apply", "commit", "project", "rollout", "stage", "apply", "commit"},
+		[]string{"apply", "commit", "project", "adopt", "stage", "apply", "commit"},
 		"the new password is in the record before any server hears of it; the stored one still opens the slot, to set it",
 	},
 	{
 		"applied", rig.Applied, "pending for the new slot", "new slot: the pending password", "old slot",
-		[]string{"commit", "project", "rollout", "stage", "apply", "commit"},
+		[]string{"commit", "project", "adopt", "stage", "apply", "commit"},
 		"the pending password is in the record, and a login shows that it was set; it is not set again",
 	},
 	{
 		"committed", rig.Committed, "new slot active, old slot not retired", "new slot: its new password; old slot: its old one", "old slot",
-		[]string{"project", "rollout", "stage", "apply", "commit"},
+		[]string{"project", "adopt", "stage", "apply", "commit"},
 		"both passwords are valid; the files are made from the record",
 	},
 	{
 		"moving", rig.Committed, "new slot active, old slot not retired", "new slot: its new password; old slot: its old one", "new slot",
-		[]string{"rollout", "stage", "apply", "commit"},
+		[]string{"adopt", "stage", "apply", "commit"},
 		"both passwords are valid, for as long as anybody has not moved",
 	},
 	{
@@ -190,7 +190,7 @@ func (m *matrix) run() (table string) {
 	last, kills := "", 0
 	for _, name := range all {
 		point := rig.PointOf(name)
-		if m.workload != nil && point.Step != "rollout" && !strings.Contains(point.What, "the workload") {
+		if m.workload != nil && point.Step != "adopt" && !strings.Contains(point.What, "the workload") {
 			continue // as without
 		}
 		kills += 2
@@ -288,7 +288,7 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 	m.story.Begin(old.User, next.User, left.chapter, hold)
 	m.finish(what, m.sidecar(), before)
 	want := slices.DeleteFunc(slices.Clone(left.next), func(s string) bool {
-		return s == "project" || s == "rollout" && m.workload == nil
+		return s == "project" || s == "adopt" && m.workload == nil
 	})
 	if got := m.story.Changes(); !slices.Equal(got, want) {
 		m.Errorf("%s: the next process, which found it %s, did %v, want %v", what, left.name, got, want)

@@ -94,7 +94,7 @@ func TestDirectoryFull(t *testing.T) {
 
 	check(t, "making room", os.Remove(filler.Name()))
 	handsOver(t, p, server)
-	gauge(t, full, "dbconnector_failing", 0)
+	gauge(t, full, "dbconnector_consecutive_failures", 0)
 	if left, want := slices.Sorted(maps.Keys(handed(t, p.Out))), slices.Sorted(maps.Keys(handed(t, second.Out))); !slices.Equal(left, want) {
 		t.Errorf("left behind: %q, want %q", left, want)
 	}
@@ -132,7 +132,7 @@ func TestDirectoryReadOnly(t *testing.T) {
 	check(t, "making the directory writable", unix.Mount("", p.Out, "", unix.MS_REMOUNT, ""))
 	nudge(t, p)
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
 // tamperings are what somebody may do to the hand-over.
@@ -210,7 +210,7 @@ func TestFilesChanged(t *testing.T) {
 		})
 	}
 	works(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
 // TestDirectoryLocked: another container of the pod holds a lock on the output directory, and puts a FIFO where the hand-over
@@ -236,7 +236,7 @@ func TestDirectoryLocked(t *testing.T) {
 		return nil
 	})
 	handsOver(t, p, server)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 
 	// A new sidecar begins under the lock, and both end while it is held.
 	second := rotate(t, p, hourly...)
@@ -310,6 +310,10 @@ func (q quiet) Follow(ctx context.Context) <-chan tenant.News {
 	news <- tenant.News{Record: q.record.Clone()}
 	context.AfterFunc(ctx, func() { close(news) })
 	return news
+}
+
+func (quiet) Load(context.Context) (*tenant.Record, error) {
+	return nil, errors.New("the record was to be read again")
 }
 
 func (quiet) Update(context.Context, func(*tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {

@@ -100,7 +100,7 @@ func TestFlood(t *testing.T) {
 			}
 			// And when it is over, all is as before.
 			ready(t, sidecar)
-			gauge(t, sidecar, "dbconnector_failing", 0)
+			gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 		})
 	}
 }

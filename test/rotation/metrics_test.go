@@ -293,7 +293,7 @@ func TestEvents(t *testing.T) {
 			metric(t, sidecar, series, "grows", func(v float64) bool { return v > metrics[series] })
 		}
 		patch(t, p, dataOf(string(content)))
-		gauge(t, sidecar, "dbconnector_failing", 0)
+		gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	}
 	list := events(t, p, pod, append(want, "Warning Failed x2")...)
 	for _, e := range list {

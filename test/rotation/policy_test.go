@@ -303,7 +303,7 @@ func TestSelfChangeForbidden(t *testing.T) {
 	forbidden := func(what string) *tenant.Record {
 		t.Helper()
 		gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 1)
-		metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		r := until(t, plane, "init is to know", func(r *tenant.Record) bool { return r.OtherRefused && r.Pending != nil })
 		if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 42501") {
 			t.Errorf("%s: it does not say why", what)
@@ -421,7 +421,7 @@ func TestRightsWithdrawn(t *testing.T) {
 				rewrite(t, plane, overdue)
 				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 				gauge(t, sidecar, `dbconnector_locked_out{login="inactive"}`, 1)
-				metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+				metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 				if r := recordOf(t, plane); r.Generation != 1 {
 					t.Errorf("generation %d is on a login that cannot do the work", r.Generation)
 				}

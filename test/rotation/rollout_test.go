@@ -235,7 +235,7 @@ func TestRollout(t *testing.T) {
 			for i, s := range sidecars {
 				handsOver(t, pods[i], server)
 				gauge(t, s, `dbconnector_old_credential_valid`, 0)
-				gauge(t, s, "dbconnector_failing", 0)
+				gauge(t, s, "dbconnector_consecutive_failures", 0)
 				ready(t, s)
 			}
 			if _, now, _ := w.get(t); now != generationAfter {
@@ -269,7 +269,7 @@ func TestRolloutNotAllowed(t *testing.T) {
 	grant(t, p, "patch", "apps", "statefulsets", p.Name, true, append([]object{eventRule, patchRule(p.Name)}, chartRules...)...)
 	nudge(t, p)
 	gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	end()
 	session(t, server, rotated.Login(rotated.Active))
 	w.roll(t, 1, 1)
@@ -341,7 +341,7 @@ func TestRolloutOfAnotherRecord(t *testing.T) {
 	if fresh.Generation > 3 {
 		t.Fatalf("the new record begins with generation %d: nothing is shown", fresh.Generation)
 	}
-	gauge(t, sidecar, "dbconnector_failing", 0)
+	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	for n := fresh.Generation + 1; n <= 4; n++ {
 		due(t, p)
 		r := until(t, p, "the next generation", generation(n))

@@ -41,7 +41,7 @@ func TestSecrets(t *testing.T) {
 		retired := func(r *tenant.Record) bool { return r.OtherRetired && r.Pending == nil }
 		fails := func() {
 			t.Helper()
-			metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+			metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		}
 
 		// As it should be.

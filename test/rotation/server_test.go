@@ -211,7 +211,7 @@ func (c *consumer) move(tb testing.TB) {
 // healthy waits until a sidecar says that all is well.
 func healthy(tb testing.TB, s *rig.Sidecar) {
 	tb.Helper()
-	gauge(tb, s, "dbconnector_failing", 0)
+	gauge(tb, s, "dbconnector_consecutive_failures", 0)
 }
 
 // killAt calls kill when the n-th question from now has been answered, and returns when it has. A question that gets no
@@ -306,7 +306,7 @@ func TestServerGone(t *testing.T) {
 		outage := func() {
 			check(t, "killing the server", server.Kill())
 			cut.leave()
-			metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+			metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 			ready(t, sidecar)
 			check(t, "starting the server again", server.Restart(t.Context()))
 			moved.connected(t)
@@ -373,7 +373,7 @@ func TestServerHangs(t *testing.T) {
 		ready(t, sidecar)
 		rewrite(t, plane, overdue)
 		check(t, "stopping the server", received(t, hung))
-		metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		ready(t, sidecar)
 		if r := recordOf(t, plane); r.Generation != 1 || r.Pending == nil {
 			t.Errorf("generation %d, pending %t: the server hung at another moment", r.Generation, r.Pending != nil)
@@ -429,7 +429,7 @@ func TestFailover(t *testing.T) {
 				ready(t, sidecar)
 				mode.demote(t, server)
 				rewrite(t, plane, overdue)
-				metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+				metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 				if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 25006") && !strings.Contains(log, "is a standby") && !strings.Contains(log, "error 1290") {
 					t.Error("it fails for another reason")
 				}
@@ -560,7 +560,7 @@ func TestConnectionsExhausted(t *testing.T) {
 				}
 				waits := func(what string) *tenant.Record {
 					t.Helper()
-					metric(t, sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+					metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 					ready(t, sidecar)
 					client.connected(t)
 					r := recordOf(t, plane)

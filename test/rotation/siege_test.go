@@ -232,7 +232,7 @@ func (s *siege) shut(old, database string, named bool) {
 	release := attack.Shut(s, elsewhere, database)
 	if named {
 		s.told("Failed", fmt.Sprintf("database %q is shut", database))
-		metric(s, s.sidecar, "dbconnector_failing", "is positive", func(v float64) bool { return v > 0 })
+		metric(s, s.sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		ready(s, s.sidecar)
 	}
 	release()

@@ -530,7 +530,7 @@ func TestNewerRecordIsRefused(t *testing.T) {
 				}
 				return errors.New("the sidecar does not say that it cannot read the record")
 			})
-			if metrics, err := sidecar.Metrics(t.Context()); err != nil || metrics["dbconnector_failing"] == 0 {
+			if metrics, err := sidecar.Metrics(t.Context()); err != nil || metrics["dbconnector_consecutive_failures"] == 0 {
 				t.Errorf("no metric says so: %v", err)
 			}
 			if status, body, err := sidecar.Get(t.Context(), "/readyz"); err != nil || status != http.StatusOK {

@@ -3,7 +3,7 @@
 // Package enginetest is the conformance suite: what every engine must do on every supported server, with every kind of
 // admin.
 //
-// The suite does not know which engine it tests. Whoever runs it describes a server: the engine, the admin that the
+// The suite does not know which engine it tests. The test that runs it describes a server: the engine, the admin that the
 // engine is given, and a few ways to look at the server and to break what was made there. What is broken and what a
 // tenant must not be able to do are tables of SQL, because only there do the engines differ.
 //
@@ -36,7 +36,7 @@ type Server struct {
 
 	// Open opens a pool for any login, in the way the connector says.
 	Open func(user, password, database string) (*sql.DB, error)
-	// Exec runs statements as a superuser, whoever the admin under test is. Without a database it is the engine's usual one.
+	// Exec runs statements as a superuser, whichever admin is under test. Without a database it is the engine's usual one.
 	Exec func(ctx context.Context, database string, statements ...string) error
 	// Snapshot renders all that the server says of a tenant's objects, but no passwords.
 	Snapshot func(ctx context.Context, names tenant.Names) (string, error)
@@ -52,9 +52,9 @@ type Server struct {
 	Privileges func(ctx context.Context, names tenant.Names, slot tenant.Slot) ([]string, error)
 	Seven      []string
 
-	// Breaks are the pieces that can be missing or wrong, and that Ensure must mend.
+	// Breaks are the pieces that can be missing or wrong, and that Ensure must repair.
 	Breaks []Break
-	// Findings are what Verify must find, and Ensure cannot or must not mend.
+	// Findings are what Verify must find, and Ensure cannot or must not repair.
 	Findings []Finding
 	// Admins are admins who lack a right.
 	Admins []WeakAdmin
@@ -65,7 +65,7 @@ type Server struct {
 	Foreign []string
 	// Close takes away the right to use the tenant's database from its logins, but not the database.
 	Close []string
-	// DropDatabase drops the tenant's database, whoever uses it, and DropLogins what else is there of the tenant.
+	// DropDatabase drops the tenant's database, also while it is used, and DropLogins what else is there of the tenant.
 	DropDatabase, DropLogins []string
 	// Dump creates the tenant's database as one that was restored from a dump, without anything of ours.
 	Dump []string

@@ -218,7 +218,7 @@ func ownership(t *testing.T, s *Server) {
 			t.Errorf("the tables' owners are %q, want %q", owners, want)
 		}
 	}
-	// A login that is made anew finds its tables.
+	// A login that is made again finds its tables.
 	x.Works(t)
 }
 
@@ -259,7 +259,7 @@ func race(t *testing.T, s *Server) {
 	x.Works(t)
 }
 
-// raceWithoutLock is what a pooler, or a cluster of which each node has its own locks, makes of it (B40, B41). Whoever
+// raceWithoutLock is what a pooler, or a cluster of which each node has its own locks, makes of it (B40, B41). A run that
 // loses may be told to try again, and nothing else.
 func raceWithoutLock(t *testing.T, s *Server) {
 	x := s.NewTenant()
@@ -372,7 +372,7 @@ func gone(t *testing.T, s *Server) {
 	if x.Changes(t) != before {
 		t.Error("something was changed")
 	}
-	// For a tenant that begins anew, what is left of the old one is taken over.
+	// For a tenant that begins again, what is left of the old one is taken over.
 	x.Provisioned = false
 	x.Ensure(t)
 	x.Works(t)
@@ -388,8 +388,8 @@ func logins(t *testing.T, s *Server) {
 	wantClass(t, x.Engine.Login(t.Context(), wrong), fault.WrongPassword)
 	_, err := x.Engine.Verify(t.Context(), wrong, x.Names)
 	wantClass(t, err, fault.WrongPassword)
-	nobody := s.NewTenant()
-	wantClass(t, x.Engine.Login(t.Context(), nobody.Login(tenant.A)), fault.WrongPassword)
+	absent := s.NewTenant()
+	wantClass(t, x.Engine.Login(t.Context(), absent.Login(tenant.A)), fault.WrongPassword)
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 		if err := x.Engine.Ready(t.Context(), x.Login(slot), x.Names); err != nil {
 			t.Errorf("slot %s: %v", slot, err)
@@ -550,7 +550,7 @@ func passwords(t *testing.T, s *Server) {
 			t.Error(err)
 		}
 		if err := admin.SetPassword(t.Context(), s.NewTenant().User(tenant.A), fresh.Password); err == nil {
-			t.Error("the password of nobody was set")
+			t.Error("the password of a login that does not exist was set")
 		}
 	})
 }

@@ -20,7 +20,7 @@ const scheme = "mysql://"
 // sends them in one SET right after the login, before the control plane's first statement, and after the server's init_connect. No
 // privilege is needed for any of them.
 //
-// Some stand in comments that only those servers execute that know the variable: MySQL from 8.0.18 on lets everybody set the
+// Some stand in comments that only those servers execute that know the variable: MySQL from 8.0.18 on lets any login set the
 // increment, MariaDB skips comments that are for MySQL 8, and innodb_snapshot_isolation is on by default from MariaDB 11.6.2
 // on, where kine's compaction fails with error 1020 beside any other writer.
 func sessionSettings() map[string]string {
@@ -38,12 +38,12 @@ func sessionSettings() map[string]string {
 }
 
 // DSN renders kine's endpoint for a login, and reads it back in the way kine does (pkg/drivers/mysql: the driver's
-// ParseDSN) before anybody sees it. Nothing in it is percent-encoded, for nothing is decoded. Its error never contains the
+// ParseDSN) before it is handed on. Nothing in it is percent-encoded, for nothing is decoded. Its error never contains the
 // DSN.
 //
 // tls says what holds without a CA. Where there is one, it must be left out: ParseDSN turns it into TLS settings on the spot,
 // and these outweigh the ones that kine makes of --ca-file afterwards. With tls=true kine would ask the system's roots, with
-// tls=skip-verify nobody. Whoever uses such a DSN without the CA is not downgraded to clear text but refused, for the
+// tls=skip-verify nothing. A client that uses such a DSN without the CA is not downgraded to clear text but refused, for the
 // account has REQUIRE SSL.
 func DSN(server dbserver.Server, login tenant.Login) (string, error) {
 	config := driver.NewConfig()

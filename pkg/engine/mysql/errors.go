@@ -111,7 +111,7 @@ var classes = map[uint16]fault.Class{
 	3169:         fault.Unavailable, // ER_SESSION_WAS_KILLED
 	4031:         fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
 
-	// Somebody else was faster, or is in the way.
+	// Another session was faster, or is in the way.
 	1007: fault.Unavailable, // ER_DB_CREATE_EXISTS
 	1020: fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
 	1133: fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
@@ -126,11 +126,11 @@ var classes = map[uint16]fault.Class{
 	3101: fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
 	3547: fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
 	3891: fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
-	1130: fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so everybody who comes while somebody else has the privileges read anew
+	1130: fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so every client while it reads its privileges again
 
 	1043:                fault.Refused, // ER_HANDSHAKE_ERROR: a proxy in between
 	1129:                fault.Refused, // ER_HOST_IS_BLOCKED
-	1131:                fault.Refused, // ER_PASSWORD_ANONYMOUS_USER: taken for somebody else
+	1131:                fault.Refused, // ER_PASSWORD_ANONYMOUS_USER: taken for another account
 	initConnectFails:    fault.Refused, // ER_NEW_ABORTING_CONNECTION
 	optionPrevents:      fault.Refused, // ER_OPTION_PREVENTS_STATEMENT: --read-only, --super-read-only, --skip-grant-tables
 	1372:                fault.Refused, // ER_PASSWD_LENGTH: it takes no hash of ours

@@ -29,8 +29,8 @@ import (
 
 // sqlMode is set on the admin's session, so that a server's own setting changes nothing of what our statements mean: no ANSI_QUOTES,
 // no NO_BACKSLASH_ESCAPES (the driver's quoting follows it, one mode is one thing less to test), errors instead of
-// truncation (docs/failures.md B52). Without the mode that only MariaDB has, a GRANT to a login that somebody dropped a moment
-// ago would make it anew, without a password.
+// truncation (docs/failures.md B52). Without the mode that only MariaDB has, a GRANT to a login that was dropped a moment
+// ago would make it again, without a password.
 const (
 	modes   = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 	sqlMode = "IF(LOWER(VERSION()) LIKE '%mariadb%', '" + modes + ",NO_AUTO_CREATE_USER', '" + modes + "')"
@@ -111,8 +111,8 @@ func (s *Server) connect(ctx context.Context, user string, password dbserver.Pas
 	return &session{db: db, conn: conn}, nil
 }
 
-// connectSure is connect for a password that should be right, where believing the server's no has consequences. While somebody
-// has a MariaDB server read its privileges anew (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. MySQL does
+// connectSure is connect for a password that should be right, where believing the server's no has consequences. While a
+// MariaDB server reads its privileges again (FLUSH PRIVILEGES), it says no to a right one, too, for a moment. MySQL does
 // not; and a server that blocks accounts for refused passwords is not asked twice. Login, Ready and Enter do not come here: they are
 // also how it is asked whether a password was set yet, and what follows on Enter's no begins with Verify.
 func (s *Server) connectSure(ctx context.Context, user string, password dbserver.Password, database string, params map[string]string) (*session, error) {
@@ -227,7 +227,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 	if err != nil {
 		return nil, err
 	}
-	// A role that is not in force may be put in force by whoever has it, mandatory ones included.
+	// A role that is not in force may be put in force by the login that has it, mandatory ones included.
 	roles, err := column(ctx, session.conn, "SELECT DISTINCT ROLE_NAME FROM information_schema.APPLICABLE_ROLES WHERE ROLE_NAME <> 'PUBLIC' ORDER BY 1")
 	if err != nil {
 		return nil, fmt.Errorf("asking which roles login %q may take: %w", login.User, err)
@@ -246,7 +246,7 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 
 // overreach looks for rights that a tenant's session must not have.
 func overreach(ctx context.Context, conn *sql.Conn, login tenant.Login) (warnings []string, err error) {
-	// Who may read the privileges sees those of all the others here, too; what counts is its own, and everybody's.
+	// A login that may read the privileges sees those of all others here, too; what counts is its own, and PUBLIC's.
 	global, err := column(ctx, conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' AND (GRANTEE = ? OR GRANTEE LIKE '%PUBLIC%') ORDER BY 1",
 		"'"+login.User+"'@'%'")
 	if err != nil {
@@ -345,7 +345,7 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
 	}
 	if got.Int64 != 1 {
-		return fault.New(fault.Unavailable, "waiting for the tenant's lock: somebody else holds it")
+		return fault.New(fault.Unavailable, "waiting for the tenant's lock: another session holds it")
 	}
 	return nil
 }
@@ -402,7 +402,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	seen.database = n > 0
 
 	slots := map[string]tenant.Slot{names.User(tenant.A): tenant.A, names.User(tenant.B): tenant.B}
-	// An account of nobody (old installations have one) matters where it matches the host that the server sees us from.
+	// An account without a name (old installations have one) matters where it matches the host that the server sees us from.
 	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user
 		WHERE User IN (?, ?, ?) OR User = '' AND Host <> '%' AND SUBSTRING_INDEX(USER(), '@', -1) LIKE Host`,
 		names.Owner, names.User(tenant.A), names.User(tenant.B))

@@ -41,12 +41,12 @@ type dialect struct {
 	// identified is the clause that sets a password, and secret what goes into its placeholder. MySQL writes <secret> into
 	// its logs by itself and wants the clear text, since its plugin hashes on the server. MariaDB (10.5 to 11.8) writes
 	// the statement into the general log, the slow log and the audit log as it came; it takes a hash, though. With the
-	// hash alone somebody who reads such a log cannot log in: the protocol asks for its preimage.
+	// hash alone a reader of such a log cannot log in: the protocol asks for its preimage.
 	identified string
 	secret     func(dbserver.Password) string
-	// ownPassword is how a login changes its own password. MariaDB lets nobody without CREATE USER do so by ALTER USER. MySQL
+	// ownPassword is how a login changes its own password. MariaDB lets no login without CREATE USER do so by ALTER USER. MySQL
 	// wants to see the old password, too, where password_require_current is on or the account says PASSWORD REQUIRE
-	// CURRENT, and takes it (from 8.0.13 on) where nobody asks for it.
+	// CURRENT, and takes it (from 8.0.13 on) where it is not asked for.
 	ownPassword string
 	current     bool // ownPassword has a second placeholder, for the old password
 	hashes      bool // secret is a hash
@@ -156,7 +156,7 @@ func without(a, b []string) []string {
 
 // setPassword is the admin's way. Rotation decides how old a password gets, and not default_password_lifetime, which would
 // stop a control plane one day without a word. On MySQL it also ends, once and for all, that refused passwords block the login:
-// with such a rule everybody who reaches the server's port could lock a control plane out.
+// with such a rule any client that reaches the server's port could lock a control plane out.
 func setPassword(d dialect, user string, password dbserver.Password) statement {
 	sql := "ALTER USER ?@'%' " + d.identified + " PASSWORD EXPIRE NEVER"
 	if !d.hashes {

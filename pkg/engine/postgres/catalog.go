@@ -144,7 +144,7 @@ func (a *Admin) readMembers(ctx context.Context, names tenant.Names, seen *catal
 }
 
 func (a *Admin) readDatabase(ctx context.Context, names tenant.Names, seen *catalog) error {
-	// From 16 on whoever creates a role keeps a grant of it with ADMIN OPTION alone, which is as it should be.
+	// From 16 on the creator of a role keeps a grant of it with ADMIN OPTION alone, which is as it should be.
 	leftover := "true"
 	if a.session.version >= 160000 {
 		leftover = "(m.inherit_option OR m.set_option) AND m.grantor = u.oid"

@@ -14,7 +14,7 @@ import (
 )
 
 // DSN renders kine's endpoint for a login, and reads it back in the way kine does (pkg/drivers/pgsql: net/url, the path in
-// lower case, then pgx) before anybody sees it. Its error never contains the DSN.
+// lower case, then pgx) before it is handed on. Its error never contains the DSN.
 //
 // The CA is not named in it: kine takes it by --ca-file, and a path would tie the DSN to one container's file system.
 func DSN(server dbserver.Server, login tenant.Login) (string, error) {

@@ -36,7 +36,7 @@ const (
 	internalError         = "XX000" // "tuple concurrently updated" when two sessions change one catalog row
 )
 
-// lostRace says that somebody else did the same at the same time, or undid it: whoever reads the catalog again finds it done,
+// lostRace says that another session did the same at the same time, or undid it: the next read of the catalog finds it done,
 // or can try again. The codes are those that PostgreSQL gives for concurrent DDL (docs/failures.md B40, B41).
 func lostRace(err error) bool {
 	switch code(err) {
@@ -85,7 +85,7 @@ var classes = map[string]fault.Class{
 	"XX001":              fault.Refused, // its data are damaged
 	"XX002":              fault.Refused,
 
-	// Somebody else does the same at this moment, or the opposite.
+	// Another session does the same at this moment, or the opposite.
 	objectInUse: fault.Unavailable, lockNotAvailable: fault.Unavailable, internalError: fault.Unavailable,
 	duplicateDatabase: fault.Unavailable, duplicateObject: fault.Unavailable, undefinedObject: fault.Unavailable, uniqueViolation: fault.Unavailable,
 	"3F000": fault.Unavailable, "42P01": fault.Unavailable, "25P03": fault.Unavailable,

@@ -60,8 +60,8 @@ func New(server dbserver.Server, program string) *Server {
 func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, login) }
 
 // adminSettings hold for the admin's sessions, whatever his login, the database and the server have for defaults. Operators
-// cannot all be named with their schema, and a better match in public wins over the one in pg_catalog: whoever may create
-// there (a tenant in its own database, up to 14 everybody in the maintenance database) would have code of his run with the
+// cannot all be named with their schema, and a better match in public wins over the one in pg_catalog: a login that may create
+// there (a tenant in its own database, up to 14 any login in the maintenance database) would have code of his run with the
 // admin's rights (CVE-2018-1058).
 //
 // Every login can hold locks that these sessions wait for (docs/failures.md S3), so no wait for one lasts longer than
@@ -69,7 +69,7 @@ func (s *Server) DSN(login tenant.Login) (string, error) { return DSN(s.server, 
 var adminSettings = map[string]string{"search_path": "pg_catalog, pg_temp", "lock_timeout": "10s"}
 
 // tenantSettings hold for sessions of a tenant's login in which we ask something: what the login has for defaults is set by
-// whoever has its password, and operators of its own would answer in the server's place (docs/failures.md S6, S10). Login and
+// any client that has its password, and operators of its own would answer in the server's place (docs/failures.md S6, S10). Login and
 // Enter go without, as kine does: they are to notice what keeps a control plane out.
 var tenantSettings = map[string]string{
 	"search_path":                    "pg_catalog, pg_temp",
@@ -173,7 +173,7 @@ func (s *Server) Ready(ctx context.Context, login tenant.Login, names tenant.Nam
 	if err := s.primary(conn); err != nil {
 		return err
 	}
-	// Whoever does not begin as the owner role makes tables that the other slot cannot use (docs/failures.md B4).
+	// A login that does not begin as the owner role makes tables that the other slot cannot use (docs/failures.md B4).
 	var owner, schema, table bool
 	var settings, strangers []string
 	err = conn.QueryRow(ctx, `
@@ -232,7 +232,7 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
 	switch {
 	case code(err) == insufficientPrivilege:
-		return true, nil // somebody else's, from a restore: that is not nothing, and kine will say what is wrong with it
+		return true, nil // another owner's, from a restore: that is not nothing, and kine will say what is wrong with it
 	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classifyTheirs(err))
 	}
@@ -281,12 +281,12 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	var current string
 	var readOnly, creates bool
 	var mighty, foreign, open []string
-	// What a role could do by SET ROLE counts where it is an admin's; by inheritance alone where it is somebody else's. A neighbour's
+	// What a role could do by SET ROLE counts where it is an admin's; by inheritance alone where it is another tenant's. A neighbour's
 	// does not count at all: up to 14 he may force it on this login, and after an upgrade to 16 or later that is inherited, and
 	// no admin but a superuser can take it back (docs/failures.md S1). That it is there is a warning.
 	//
 	// Whether a database is open and to whom is read from one row: has_database_privilege looks at a newer or older state of
-	// it than the query does, and would see a neighbour that is just being made as open to everybody.
+	// it than the query does, and would see a neighbour that is just being made as open to PUBLIC.
 	err = conn.QueryRow(ctx, `
 		SELECT current_user::text,
 		       pg_catalog.current_setting('transaction_read_only') = 'on',
@@ -510,7 +510,7 @@ func (a *Admin) look(ctx context.Context, spec engine.Spec) (catalog, error) {
 		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
 			spec.Database, quote(spec.Database), literal(spec.Marker))
 	case seen.database != nil && seen.database.limit == invalid:
-		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and nobody can enter it: DROP DATABASE %s, and restore it if it held data",
+		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and no session can enter it: DROP DATABASE %s, and restore it if it held data",
 			spec.Database, quote(spec.Database))
 	default:
 		err = unmarked(seen, spec)
@@ -629,7 +629,7 @@ func (a *Admin) openDoors(ctx context.Context) ([]string, error) {
 }
 
 // openDoor is the advice about one open database. The admin needs his own way into the maintenance database before the one that
-// is everybody's is closed.
+// is PUBLIC's is closed.
 func (a *Admin) openDoor(name, owner string) string {
 	way := fmt.Sprintf("REVOKE CONNECT ON DATABASE %s FROM PUBLIC", quote(name))
 	if name == a.database {

@@ -116,7 +116,7 @@ func (s *TenantSession) Sessions(ctx context.Context) (engine.Sessions, error) {
 	return out, nil
 }
 
-// forget has the server list its sessions anew: within a transaction it would repeat the first list.
+// forget has the server list its sessions again: within a transaction it would repeat the first list.
 func (s *TenantSession) forget(ctx context.Context) error {
 	if _, err := s.conn.Exec(ctx, "SELECT pg_catalog.pg_stat_clear_snapshot()"); err != nil {
 		return fmt.Errorf("looking for sessions of login %q: %w", s.login.User, classify(err))
@@ -127,7 +127,7 @@ func (s *TenantSession) forget(ctx context.Context) error {
 // Expel ends the login's older sessions. Where their application_name says that they are ours proves nothing: a client chooses it.
 //
 // A login that was let in is in pg_stat_activity only when it is complete, and its client can put that off for half an hour
-// (post_auth_delay), as can whoever holds a lock on the database. From before its settings are read until it is in the list it
+// (post_auth_delay), as can a session that holds a lock on the database. From before its settings are read until it is in the list it
 // holds a lock on its database. So the locks are asked for first, and then the list: what is in neither has not been let in.
 func (s *TenantSession) Expel(ctx context.Context) (engine.Remains, error) {
 	var out engine.Remains

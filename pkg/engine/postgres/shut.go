@@ -133,7 +133,7 @@ func terminate(all []holder) string {
 	return "SELECT " + strings.Join(calls, ", ")
 }
 
-// held adds to a wait that reached lock_timeout who may hold the lock. Everybody's short transactions hold locks for a moment,
+// held adds to a wait that reached lock_timeout who may hold the lock. Short transactions hold locks for a moment,
 // so what is named is to be looked at. Sessions of the admin's own login are other inits, and do not count.
 func (a *Admin) held(ctx context.Context, err error) error {
 	if code(err) != lockNotAvailable {

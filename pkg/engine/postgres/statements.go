@@ -73,7 +73,7 @@ type setting struct {
 // grant is a membership of one of the tenant's roles, or in one.
 type grant struct {
 	role, member string
-	grantor      string // "" up to 15, where a membership is there once, whoever granted it
+	grantor      string // "" up to 15, where a membership is there once, whichever role granted it
 	revocable    bool   // by the admin
 }
 
@@ -81,7 +81,7 @@ type grant struct {
 type catalog struct {
 	roles map[string]role
 	// foreign are memberships in the tenant's roles that are none of ours, and memberships that others forced on them: up to 14
-	// a login may grant itself to anybody.
+	// a login may grant itself to any role.
 	foreign []grant
 	// admins may grant the tenant's roles to themselves and to others.
 	admins []string
@@ -213,7 +213,7 @@ func planRoles(c catalog, s session, w engine.Spec, verifiers map[tenant.Slot]st
 		}
 	}
 	if len(adopt) > 0 && !s.superuser {
-		// ALTER ROLE … SET role is refused to whoever cannot SET ROLE himself. The grant ends with the transaction.
+		// ALTER ROLE … SET role is refused to a role that cannot SET ROLE itself. The grant ends with the transaction.
 		options := ""
 		if s.version >= 160000 {
 			options = " WITH INHERIT TRUE, SET TRUE"
@@ -346,8 +346,8 @@ func planDatabase(d database, s session, w engine.Spec) []statement {
 	return p
 }
 
-// planSchema gives the tenant the schema public and takes it from everybody else. Where the admin may not grant on it
-// (13 and 14, not superuser), PUBLIC has both rights from the start, and nobody else can connect: nothing is to be done.
+// planSchema gives the tenant the schema public and takes it from all others. Where the admin may not grant on it
+// (13 and 14, not superuser), PUBLIC has both rights from the start, and no other login can connect: nothing is to be done.
 func planSchema(s schema, w engine.Spec) []statement {
 	if !s.changeable {
 		return nil

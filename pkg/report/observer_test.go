@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package report
 
 import (
 	"context"
@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"dbconnector/pkg/config"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/health"
@@ -27,6 +28,9 @@ import (
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
 )
+
+// queue are Events that nothing sends.
+func queue() *Events { return NewEvents(config.Common{PodName: "pod"}, &kube.Client{}, zap.NewNop()) }
 
 // served are the metrics of ours that are not zero, as Prometheus reads them.
 func served(t *testing.T, m *health.Metrics) map[string]string {
@@ -45,8 +49,7 @@ func served(t *testing.T, m *health.Metrics) map[string]string {
 // TestObserver: what happens becomes metrics that say how things are, and Events that say once what changed (B2).
 func TestObserver(t *testing.T) {
 	t.Parallel()
-	o := newObserver()
-	o.events = newEvents(nil, kube.Pod{}, zap.NewNop())
+	o := NewObserver(queue())
 	said := ""
 	told := func(want ...string) {
 		t.Helper()
@@ -65,7 +68,7 @@ func TestObserver(t *testing.T) {
 	}
 	shows := func(want map[string]string) {
 		t.Helper()
-		if got := served(t, o.metrics); !maps.Equal(got, want) {
+		if got := served(t, o.Metrics); !maps.Equal(got, want) {
 			t.Errorf("metrics\n%v\nwant\n%v", got, want)
 		}
 	}
@@ -96,7 +99,7 @@ func TestObserver(t *testing.T) {
 	during := maps.Clone(now)
 	maps.Copy(during, map[string]string{
 		`postponed{reason="OldCredentialInUse"}`: "1", `postponements_total{reason="OldCredentialInUse"}`: "1",
-		`failures_total{step="look"}`: "100", `failures_total{step="read"}`: "1", "failing": "101", `locked_out{login="active"}`: "1",
+		`failures_total{step="look"}`: "100", `failures_total{step="read"}`: "1", "consecutive_failures": "101", `locked_out{login="active"}`: "1",
 	})
 	shows(during)
 
@@ -143,7 +146,7 @@ func TestObserver(t *testing.T) {
 	// The slot whose password nobody knows is locked out, whatever the server would say.
 	r.OtherRefused, r.Slots[tenant.B] = false, tenant.Credential{}
 	o.Record(r, time.Unix(2000, 0))
-	if served(t, o.metrics)[`locked_out{login="inactive"}`] != "1" {
+	if served(t, o.Metrics)[`locked_out{login="inactive"}`] != "1" {
 		t.Error("a slot whose password nobody knows counts as one that can be used")
 	}
 
@@ -161,7 +164,7 @@ func TestObserver(t *testing.T) {
 func TestSeries(t *testing.T) {
 	t.Parallel()
 	answer := httptest.NewRecorder()
-	newObserver().metrics.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	NewObserver(nil).Metrics.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	var got []string
 	for _, m := range regexp.MustCompile(`(?m)^(dbconnector_\S+) (.*)$`).FindAllStringSubmatch(answer.Body.String(), -1) {
 		got = append(got, m[1])
@@ -177,16 +180,16 @@ func TestSeries(t *testing.T) {
 	}
 	want := []string{
 		`dbconnector_change_pending`,
+		`dbconnector_consecutive_failures`,
 		`dbconnector_credential_generation`,
 		`dbconnector_credential_rotated_timestamp_seconds`,
-		`dbconnector_failing`,
+		`dbconnector_failures_total{step="adopt"}`,
 		`dbconnector_failures_total{step="apply"}`,
 		`dbconnector_failures_total{step="commit"}`,
 		`dbconnector_failures_total{step="doubt"}`,
 		`dbconnector_failures_total{step="look"}`,
 		`dbconnector_failures_total{step="project"}`,
 		`dbconnector_failures_total{step="read"}`,
-		`dbconnector_failures_total{step="rollout"}`,
 		`dbconnector_failures_total{step="stage"}`,
 		`dbconnector_locked_out{login="active"}`,
 		`dbconnector_locked_out{login="inactive"}`,
@@ -230,21 +233,20 @@ func TestEventsInTheBackground(t *testing.T) {
 		}
 	}))
 	t.Cleanup(api.Close)
-	config := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(config, []byte(`{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": "`+api.URL+`"}}],
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": "`+api.URL+`"}}],
 		"users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "current-context": "x"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("KUBECONFIG", config)
-	client, err := kube.New(program)
+	t.Setenv("KUBECONFIG", kubeconfig)
+	client, err := kube.New("test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := newObserver()
-	o.events = newEvents(client, kube.Pod{Namespace: "ns", Name: "pod"}, zap.NewNop())
+	o := NewObserver(NewEvents(config.Common{Namespace: "ns", PodName: "pod"}, client, zap.NewNop()))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- o.events.run(ctx) }()
+	go func() { done <- o.events.Run(ctx) }()
 
 	r := tenant.NewRecord("uid/v", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.Require}, 10)
 	o.Rotated(r)
@@ -263,7 +265,7 @@ func TestEventsInTheBackground(t *testing.T) {
 	for range 8 {
 		o.Retired(r)
 	}
-	if err := o.events.run(ctx); err != nil {
+	if err := o.events.Run(ctx); err != nil {
 		t.Error(err)
 	}
 	if n := len(arrived); n != 8 {
@@ -273,7 +275,7 @@ func TestEventsInTheBackground(t *testing.T) {
 	for range cap(o.events.queue) {
 		o.Rotated(r)
 	}
-	if err := o.events.run(ctx); err != nil {
+	if err := o.events.Run(ctx); err != nil {
 		t.Error(err)
 	}
 	if n := hanging.Load(); n > 1 { // the first one takes what time there is
@@ -292,8 +294,7 @@ func TestDeeds(t *testing.T) {
 		t.Errorf("there are words for %q, and the steps that fail are %q", got, steps)
 	}
 	for _, step := range steps {
-		o := newObserver()
-		o.events = newEvents(nil, kube.Pod{}, zap.NewNop())
+		o := NewObserver(queue())
 		o.Failed(step, errors.New("no"))
 		if said := (<-o.events.queue).message; !regexp.MustCompile(`^[a-z]+ing .* failed: no$`).MatchString(said) {
 			t.Errorf("step %s: the Event says %q", step, said)

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/config"
+	"dbconnector/pkg/connector"
+	"dbconnector/pkg/engine/open"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/kube"
+	"dbconnector/pkg/statedir"
+	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
+)
+
+// Kubernetes makes a client that logs what it waits for. A wait may last, and a thousand sidecars log it: so with growing gaps.
+func Kubernetes(program string, log *zap.Logger) (*kube.Client, error) {
+	client, err := kube.New(program)
+	if err != nil {
+		return nil, err
+	}
+	client.OnWaiting(func(err error, attempt int, next time.Duration) {
+		if bits.OnesCount(uint(attempt)) == 1 {
+			log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
+		}
+	})
+	return client, nil
+}
+
+// Records is where the tenant's record is kept.
+type Records struct {
+	Store
+	// Name and ForgetCommand are how messages call the record, and how to delete it.
+	Name, ForgetCommand string
+}
+
+// Store keeps a tenant's record.
+type Store interface {
+	Load(ctx context.Context) (*tenant.Record, error)
+	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
+	Follow(ctx context.Context) <-chan tenant.News
+}
+
+// OpenRecords opens what the settings name: a Secret or a directory. client may be nil for a directory.
+func OpenRecords(cfg config.Common, client *kube.Client, log *zap.Logger) (Records, error) {
+	if cfg.StateDir == "" {
+		store := client.Records(cfg.Namespace, cfg.RecordSecret, open.DSN).Own(cfg.VCluster, cfg.TenantUID, func(w string) { Warn(log, w) })
+		return Records{
+			store, "the record (secret " + cfg.Namespace + "/" + cfg.RecordSecret + ")",
+			"kubectl --namespace " + cfg.Namespace + " delete secret " + cfg.RecordSecret,
+		}, nil
+	}
+	store, err := statedir.Open(cfg.StateDir)
+	file := filepath.Join(cfg.StateDir, statedir.File)
+	return Records{store, "the record (" + file + ")", "rm " + file}, err
+}
+
+// Connector reads the connector that the settings or the vCluster's config name. client may be nil where it is in a directory.
+func Connector(ctx context.Context, cfg config.Common, client *kube.Client, vcluster *vclusterconfig.Config) (connector.Connector, error) {
+	if cfg.ConnectorDir != "" {
+		data, err := connector.ReadDir(cfg.ConnectorDir)
+		if err != nil {
+			return connector.Connector{}, fmt.Errorf("DBCONNECTOR_CONNECTOR_DIR: %w", err)
+		}
+		return connector.Parse("directory "+fault.Show(cfg.ConnectorDir), data, time.Now())
+	}
+	name := cfg.Connector
+	if name == "" {
+		var err error
+		if name, err = vcluster.Connector(); err != nil {
+			return connector.Connector{}, err
+		}
+	}
+	if name == "" {
+		return connector.Connector{}, fault.New(fault.Refused, "no connector is named: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config")
+	}
+	data, err := client.Connector(ctx, cfg.ConnectorNamespace, name)
+	if err != nil {
+		return connector.Connector{}, err
+	}
+	return connector.Parse(kube.Source(cfg.ConnectorNamespace, name), data, time.Now())
+}
