@@ -21,11 +21,11 @@ import (
 	"syscall"
 	"time"
 
-	"dbconnector/pkg/fault"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"dbconnector/pkg/fault"
 )
 
 // Metrics are what a rotation reports. No label and no value holds a secret or a tenant's name: the pod's labels say whose
