@@ -220,7 +220,7 @@ func (p *podStarter) start(ctx context.Context, change func(*corev1.PodSpec)) (o
 	defer cancel()
 	p.pods++
 	template := p.template.DeepCopy()
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("pod-%d", p.pods), Labels: template.Labels}, Spec: template.Spec}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", p.v.Release, p.pods), Labels: template.Labels}, Spec: template.Spec}
 	change(&pod.Spec)
 	// The control plane ends at once: what it takes for its own start is not to be measured, nor to slow the next pod's down.
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
