@@ -76,14 +76,20 @@ func (l *loop) adopt(r *tenant.Record) {
 	l.Observer.Record(r, Due(r, l.Policy))
 }
 
-// reload reads the record from the store.
-func (l *loop) reload(ctx context.Context) error {
+// load reads the record from the store; that it was deleted is an error.
+func (l *loop) load(ctx context.Context) (*tenant.Record, error) {
 	r, err := l.Store.Load(ctx)
-	switch {
-	case err != nil:
+	if err == nil && r == nil {
+		err = errGone
+	}
+	return r, err
+}
+
+// reload goes on with the record that the store has.
+func (l *loop) reload(ctx context.Context) error {
+	r, err := l.load(ctx)
+	if err != nil {
 		return err
-	case r == nil:
-		return errGone
 	}
 	l.stale = false
 	l.adopt(r)
@@ -92,13 +98,11 @@ func (l *loop) reload(ctx context.Context) error {
 
 // unchanged says whether the record in the store still is the one that a decision was made for; errMoved if it is not.
 func (l *loop) unchanged(ctx context.Context) error {
-	r, err := l.Store.Load(ctx)
-	switch {
-	case err != nil:
+	r, err := l.load(ctx)
+	if err != nil {
 		return err
-	case r == nil:
-		return errGone
-	case !r.Equal(l.record):
+	}
+	if !r.Equal(l.record) {
 		l.adopt(r)
 		return errMoved
 	}
