@@ -16,110 +16,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
-
-// testFollow: the record is sent as it is, when it changes, when it goes and when it comes back; a damaged one is an error
-// and never no record (B14).
-func testFollow(t *testing.T, c cluster) {
-	c.namespace(t, "follow")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	news := c.admin(t).Records("follow", "rec", dsn).Follow(ctx)
-	writer := c.admin(t).Records("follow", "rec", dsn)
-	until := func(what string, is func(tenant.News) bool) {
-		t.Helper()
-		for {
-			n, ok := <-news
-			if !ok {
-				t.Fatalf("waiting for %s: the end of time", what)
-			}
-			if is(n) {
-				return
-			}
-		}
-	}
-	write := func(generation int64) {
-		t.Helper()
-		if _, err := writer.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
-			if old == nil {
-				old = newRecord()
-			}
-			old.Generation = generation
-			return old, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	path := "/api/v1/namespaces/follow/secrets/rec"
-
-	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
-	for generation := int64(1); generation < 4; generation++ {
-		write(generation)
-		until(fmt.Sprint("generation ", generation), func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == generation })
-	}
-	if err := c.Do(ctx, http.MethodPatch, path, map[string]any{"data": map[string]any{recordKey: "e30="}}, nil); err != nil {
-		t.Fatal(err)
-	}
-	until("an error", func(n tenant.News) bool { return n.Err != nil && n.Record == nil })
-	if err := c.Do(ctx, http.MethodDelete, path, nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
-	write(7)
-	until("a new record", func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == 7 })
-}
-
-// testFollowRights: whoever may read but not watch gets the record, and is told once for each try what is missing. In between
-// nobody says that all is well, or there would be an Event for every try.
-func testFollowRights(t *testing.T, c cluster) {
-	c.namespace(t, "follow-rights")
-	store := c.admin(t).Records("follow-rights", "rec", dsn)
-	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
-		t.Fatal(err)
-	}
-	rule := func(verbs ...string) rbacv1.PolicyRule {
-		return rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: verbs}
-	}
-	reader := c.account(t, "follow-rights", "reads")
-	c.grant(t, "follow-rights", "reads", rule("get", "list"))
-	news := reader.Records("follow-rights", "rec", nil).Follow(within(t, 5*time.Minute)) // each try waits twice as long
-	if n := <-news; n.Err != nil || n.Record.Generation != 1 {
-		t.Fatalf("first: got %+v", n)
-	}
-	for range 2 {
-		if n := <-news; !fault.Is(n.Err, fault.Refused) || !strings.Contains(n.Err.Error(), `verb "watch" on resource "secrets" named "rec" in namespace "follow-rights"`) {
-			t.Fatalf("got %+v", n)
-		}
-	}
-	// What changes is worth a word all the same: then it is read, if not watched.
-	if _, err := store.Update(t.Context(), increment); err != nil {
-		t.Fatal(err)
-	}
-	for n := range news {
-		if n.Record != nil {
-			if n.Record.Generation != 2 {
-				t.Errorf("got %+v", n)
-			}
-			break
-		}
-	}
-	c.do(t, http.MethodPatch, "/apis/rbac.authorization.k8s.io/v1/namespaces/follow-rights/roles/reads", map[string]any{"rules": []any{rule("get", "list", "watch")}}, nil)
-	if _, err := store.Update(t.Context(), increment); err != nil {
-		t.Fatal(err)
-	}
-	for n := range news {
-		if n.Record != nil && n.Record.Generation == 3 {
-			return
-		}
-	}
-	t.Error("it never goes on")
-}
 
 // TestFollowFaults: what a real API server does not do on demand.
 func TestFollowFaults(t *testing.T) {

@@ -3,15 +3,11 @@
 package kube
 
 import (
-	"context"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -117,123 +113,5 @@ func TestWhoseRecord(t *testing.T) {
 				t.Errorf("warned %q", warned)
 			}
 		})
-	}
-}
-
-// testCopies is the same on an API server: a record is restored in place, outlives its namespace, is copied, and taken over.
-// A copy of what was taken over is refused again.
-func testCopies(t *testing.T, c cluster) {
-	make := func(name string) (uid string) {
-		var made struct{ Metadata struct{ UID string } }
-		c.do(t, http.MethodPost, "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": name}}, &made)
-		return made.Metadata.UID
-	}
-	uid := make("copies")
-	path := "/api/v1/namespaces/copies/secrets/rec"
-	store := func() *Records { // each a program of its own
-		return c.admin(t).Records("copies", "rec", dsn).Own("blue", "", func(w string) { t.Errorf("warned: %s", w) })
-	}
-	update := func(s *Records, change func(*tenant.Record)) error {
-		_, err := s.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
-			if old == nil {
-				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
-			}
-			change(old)
-			return old, nil
-		})
-		return err
-	}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	fact := func(name string) string { return c.secret(t, "copies", "rec").Annotations["dbconnector/"+name] }
-	replace := func(secret corev1.Secret) {
-		t.Helper()
-		c.do(t, http.MethodDelete, path, nil, nil)
-		secret.ResourceVersion, secret.UID = "", ""
-		c.do(t, http.MethodPost, "/api/v1/namespaces/copies/secrets", secret, nil)
-	}
-	claimed := func(what string) {
-		t.Helper()
-		secret := c.secret(t, "copies", "rec")
-		if secret.Annotations["dbconnector/namespace-uid"] == "" || secret.Annotations["dbconnector/secret-uid"] != string(secret.UID) {
-			t.Errorf("%s: the annotations are %v, the Secret's UID %s", what, secret.Annotations, secret.UID)
-		}
-	}
-
-	writer := store()
-	must(update(writer, func(*tenant.Record) {}))
-	if fact("namespace-uid") != uid || fact("secret-uid") != "" || fact("make") != "" {
-		t.Errorf("a new record carries %v", c.secret(t, "copies", "rec").Annotations)
-	}
-	must(update(writer, func(r *tenant.Record) { r.Make = tenant.Make })) // nothing else changes
-	claimed("second write")
-	if fact("make") != strconv.Itoa(tenant.Make) {
-		t.Errorf("make is %q", fact("make"))
-	}
-	before := c.secret(t, "copies", "rec").ResourceVersion
-	must(update(store(), func(*tenant.Record) {}))
-	if c.secret(t, "copies", "rec").ResourceVersion != before {
-		t.Error("what stays the same was written")
-	}
-
-	replace(c.secret(t, "copies", "rec"))
-	r, err := store().Load(t.Context())
-	if err != nil || !r.Unclaimed || r.Make != tenant.Make {
-		t.Fatalf("restored in place: %+v, %v", r, err)
-	}
-	must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
-	claimed("restored in place")
-
-	c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/apply-connector": "", "dbconnector/later": "kept", "note": "kept"}}}, nil)
-	r, err = store().Load(t.Context())
-	if err != nil || r.Apply == "" {
-		t.Fatalf("the request is not seen: %+v, %v", r, err)
-	}
-	must(update(store(), func(r *tenant.Record) { r.Apply = "" }))
-	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" || a["dbconnector/make"] != strconv.Itoa(tenant.Make) {
-		t.Errorf("annotations of others are gone: %v", a)
-	} else if _, there := a["dbconnector/apply-connector"]; there {
-		t.Error("the request is still there")
-	}
-
-	copied := c.secret(t, "copies", "rec")
-	for _, facts := range []bool{true, false} { // false: of an earlier release
-		secret := *copied.DeepCopy()
-		secret.Annotations["dbconnector/namespace-uid"] = "99999999-0000-4000-8000-000000000000"
-		if !facts {
-			secret.Annotations = nil
-			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
-			secret.Data[recordKey], err = foreign.Encode()
-			must(err)
-		}
-		replace(secret)
-		for who, try := range map[string]func() error{
-			"reading": func() error { _, err := store().Load(t.Context()); return err },
-			"writing": func() error { return update(store(), func(r *tenant.Record) { r.Generation++ }) },
-			"following": func() error {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-				defer cancel()
-				return (<-store().Follow(ctx)).Err
-			},
-		} {
-			if err := try(); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "kubectl --namespace copies annotate --overwrite secret rec dbconnector/namespace-uid="+uid) {
-				t.Errorf("%s a copy: class %v: %v", who, fault.Of(err), err)
-			}
-		}
-		// Who follows it learns of the taking over.
-		news := store().Follow(within(t, 2*time.Minute))
-		if n := <-news; n.Err == nil {
-			t.Errorf("following a copy: %+v", n)
-		}
-		c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/namespace-uid": uid}}}, nil)
-		if n := <-news; n.Err != nil || n.Record == nil {
-			t.Errorf("following what was taken over: %+v", n)
-		}
-		must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
-		claimed("taken over")
 	}
 }

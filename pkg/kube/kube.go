@@ -62,8 +62,13 @@ var silenceClientGo = sync.OnceFunc(func() { klog.SetLogger(logr.Discard()) })
 // New makes a client from KUBECONFIG where that is set, or else from the pod's ServiceAccount. component is the program's
 // name, as Events show it and, with its version, the API server's audit log. It sends nothing yet.
 func New(component string) (*Client, error) {
+	return Open(os.Getenv(clientcmd.RecommendedConfigPathEnvVar), component)
+}
+
+// Open is New with a kubeconfig in place of KUBECONFIG; empty for the pod's ServiceAccount.
+func Open(kubeconfig, component string) (*Client, error) {
 	silenceClientGo()
-	config, err := clientConfig(os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
+	config, err := clientConfig(kubeconfig)
 	if err != nil {
 		return nil, err
 	}

@@ -7,21 +7,26 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/kube"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
@@ -49,24 +54,20 @@ func (c cluster) secret(t *testing.T, namespace, name string) corev1.Secret {
 	return secret
 }
 
-// client makes a client from a kubeconfig, as New does from the environment.
-func client(t *testing.T, kubeconfig string) *Client {
+// client makes a client from a kubeconfig.
+func client(t *testing.T, kubeconfig string) *kube.Client {
 	t.Helper()
-	config, err := clientConfig(kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := newClient(config, "dbconnector-init")
+	c, err := kube.Open(kubeconfig, "dbconnector-init")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func (c cluster) admin(t *testing.T) *Client { return client(t, c.Kubeconfig) }
+func (c cluster) admin(t *testing.T) *kube.Client { return client(t, c.Kubeconfig) }
 
 // account makes a ServiceAccount without any right and a client with its token.
-func (c cluster) account(t *testing.T, namespace, name string) *Client {
+func (c cluster) account(t *testing.T, namespace, name string) *kube.Client {
 	t.Helper()
 	c.do(t, http.MethodPost, "/api/v1/namespaces/"+namespace+"/serviceaccounts", map[string]any{"metadata": map[string]any{"name": name}}, nil)
 	token, err := c.Token(t.Context(), namespace, name)
@@ -159,7 +160,7 @@ func testSecret(t *testing.T, c cluster) {
 			t.Fatal(err)
 		}
 		secret := c.secret(t, "looks", "rec-"+want)
-		if string(secret.Type) != "servicebinding.io/"+want || secret.Labels[managedByLabel] != "dbconnector" {
+		if string(secret.Type) != "servicebinding.io/"+want || secret.Labels["app.kubernetes.io/managed-by"] != "dbconnector" {
 			t.Errorf("type %q, labels %v", secret.Type, secret.Labels)
 		}
 		for key, value := range map[string]string{
@@ -254,7 +255,7 @@ func testForeignEdits(t *testing.T, c cluster) {
 	}
 	path := "/api/v1/namespaces/edits/secrets/rec"
 	c.do(t, http.MethodPatch, path, map[string]any{
-		"metadata": map[string]any{"labels": map[string]any{"team": "a", managedByLabel: "helm"}, "annotations": map[string]any{"note": "n"}},
+		"metadata": map[string]any{"labels": map[string]any{"team": "a", "app.kubernetes.io/managed-by": "helm"}, "annotations": map[string]any{"note": "n"}},
 		"data":     map[string]any{"extra": base64.StdEncoding.EncodeToString([]byte("e"))},
 	}, nil)
 	version := c.secret(t, "edits", "rec").ResourceVersion
@@ -271,7 +272,7 @@ func testForeignEdits(t *testing.T, c cluster) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	secret := c.secret(t, "edits", "rec")
-	if secret.Labels["team"] != "a" || secret.Annotations["note"] != "m" || string(secret.Data["extra"]) != "e" || secret.Labels[managedByLabel] != "dbconnector" {
+	if secret.Labels["team"] != "a" || secret.Annotations["note"] != "m" || string(secret.Data["extra"]) != "e" || secret.Labels["app.kubernetes.io/managed-by"] != "dbconnector" {
 		t.Errorf("labels %v, annotations %v, extra %q", secret.Labels, secret.Annotations, secret.Data["extra"])
 	}
 }
@@ -305,9 +306,9 @@ func testNotARecord(t *testing.T, c cluster) {
 	}{
 		"empty":   {nil, `has no key "record.json"`},
 		"foreign": {map[string][]byte{"password": []byte(marker)}, `has no key "record.json"`},
-		"nothing": {map[string][]byte{recordKey: {}}, `key "record.json": reading the tenant's record: it is not JSON`},
-		"corrupt": {map[string][]byte{recordKey: []byte(`{"version":1,"slots":{"a":{"password":"` + marker)}, `it is not JSON`},
-		"later":   {map[string][]byte{recordKey: []byte(`{"version":2}`)}, `format version 2`},
+		"nothing": {map[string][]byte{"record.json": {}}, `key "record.json": reading the tenant's record: it is not JSON`},
+		"corrupt": {map[string][]byte{"record.json": []byte(`{"version":1,"slots":{"a":{"password":"` + marker)}, `it is not JSON`},
+		"later":   {map[string][]byte{"record.json": []byte(`{"version":2}`)}, `format version 2`},
 	} {
 		c.do(t, http.MethodPost, "/api/v1/namespaces/foreign/secrets", corev1.Secret{ObjectMeta: stored(t, newRecord(), "").ObjectMeta}, nil)
 		c.do(t, http.MethodPatch, "/api/v1/namespaces/foreign/secrets/rec", map[string]any{"data": test.data}, nil)
@@ -415,7 +416,7 @@ func testRights(t *testing.T, c cluster) {
 		},
 		"event": {
 			func(ctx context.Context) error {
-				return nobody.Event(ctx, Pod{"rights", "p", "u"}, Normal, "Provisioned", "x")
+				return nobody.Event(ctx, kube.Pod{Namespace: "rights", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x")
 			},
 			`verb "create" on resource "events" in namespace "rights"`,
 		},
@@ -462,7 +463,7 @@ func testLeastRights(t *testing.T, c cluster) {
 			t.Error(err)
 		}
 	}
-	if err := account.Event(t.Context(), Pod{"least", "p", "u"}, Normal, "Provisioned", "x"); err != nil {
+	if err := account.Event(t.Context(), kube.Pod{Namespace: "least", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x"); err != nil {
 		t.Error(err)
 	}
 }
@@ -487,20 +488,20 @@ func testEvents(t *testing.T, c cluster) {
 		rule.Verbs = verbs
 		c.grant(t, "events", account, rule)
 		began := time.Now().Truncate(time.Second)
-		pod := Pod{"events", account + "-0", "11111111-2222-3333-4444-555555555555"}
+		pod := kube.Pod{Namespace: "events", Name: account + "-0", UID: "11111111-2222-3333-4444-555555555555"}
 		for i := range 3 {
-			if err := teller.Event(t.Context(), pod, Warning, "Waiting", fmt.Sprintf("port 4071%d is closed %s", i, strings.Repeat("ü", 2000))); err != nil {
+			if err := teller.Event(t.Context(), pod, kube.Warning, "Waiting", fmt.Sprintf("port 4071%d is closed %s", i, strings.Repeat("ü", 2000))); err != nil {
 				t.Fatal(err)
 			}
 		}
 		replaced := pod
 		replaced.UID = "66666666-2222-3333-4444-555555555555" // a pod of a StatefulSet that was made anew
-		for pod, message := range map[Pod]string{pod: "the file is open", replaced: "port 40719 is closed " + strings.Repeat("ü", 2000)} {
-			if err := teller.Event(t.Context(), pod, Warning, "Waiting", message); err != nil {
+		for pod, message := range map[kube.Pod]string{pod: "the file is open", replaced: "port 40719 is closed " + strings.Repeat("ü", 2000)} {
+			if err := teller.Event(t.Context(), pod, kube.Warning, "Waiting", message); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := teller.Event(t.Context(), pod, Warning, "Failed", "port 40710 is closed "+strings.Repeat("ü", 2000)); err != nil {
+		if err := teller.Event(t.Context(), pod, kube.Warning, "Failed", "port 40710 is closed "+strings.Repeat("ü", 2000)); err != nil {
 			t.Fatal(err)
 		}
 		var list corev1.EventList
@@ -526,3 +527,430 @@ func testEvents(t *testing.T, c cluster) {
 		}
 	}
 }
+
+// testFollow: the record is sent as it is, when it changes, when it goes and when it comes back; a damaged one is an error
+// and never no record (B14).
+func testFollow(t *testing.T, c cluster) {
+	c.namespace(t, "follow")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	news := c.admin(t).Records("follow", "rec", dsn).Follow(ctx)
+	writer := c.admin(t).Records("follow", "rec", dsn)
+	until := func(what string, is func(tenant.News) bool) {
+		t.Helper()
+		for {
+			n, ok := <-news
+			if !ok {
+				t.Fatalf("waiting for %s: the end of time", what)
+			}
+			if is(n) {
+				return
+			}
+		}
+	}
+	write := func(generation int64) {
+		t.Helper()
+		if _, err := writer.Update(ctx, func(old *tenant.Record) (*tenant.Record, error) {
+			if old == nil {
+				old = newRecord()
+			}
+			old.Generation = generation
+			return old, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := "/api/v1/namespaces/follow/secrets/rec"
+
+	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
+	for generation := int64(1); generation < 4; generation++ {
+		write(generation)
+		until(fmt.Sprint("generation ", generation), func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == generation })
+	}
+	if err := c.Do(ctx, http.MethodPatch, path, map[string]any{"data": map[string]any{"record.json": "e30="}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	until("an error", func(n tenant.News) bool { return n.Err != nil && n.Record == nil })
+	if err := c.Do(ctx, http.MethodDelete, path, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
+	write(7)
+	until("a new record", func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == 7 })
+}
+
+// testFollowRights: whoever may read but not watch gets the record, and is told once for each try what is missing. In between
+// nobody says that all is well, or there would be an Event for every try.
+func testFollowRights(t *testing.T, c cluster) {
+	c.namespace(t, "follow-rights")
+	store := c.admin(t).Records("follow-rights", "rec", dsn)
+	if _, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil }); err != nil {
+		t.Fatal(err)
+	}
+	rule := func(verbs ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: verbs}
+	}
+	reader := c.account(t, "follow-rights", "reads")
+	c.grant(t, "follow-rights", "reads", rule("get", "list"))
+	news := reader.Records("follow-rights", "rec", nil).Follow(within(t, 5*time.Minute)) // each try waits twice as long
+	if n := <-news; n.Err != nil || n.Record.Generation != 1 {
+		t.Fatalf("first: got %+v", n)
+	}
+	for range 2 {
+		if n := <-news; !fault.Is(n.Err, fault.Refused) || !strings.Contains(n.Err.Error(), `verb "watch" on resource "secrets" named "rec" in namespace "follow-rights"`) {
+			t.Fatalf("got %+v", n)
+		}
+	}
+	// What changes is worth a word all the same: then it is read, if not watched.
+	if _, err := store.Update(t.Context(), increment); err != nil {
+		t.Fatal(err)
+	}
+	for n := range news {
+		if n.Record != nil {
+			if n.Record.Generation != 2 {
+				t.Errorf("got %+v", n)
+			}
+			break
+		}
+	}
+	c.do(t, http.MethodPatch, "/apis/rbac.authorization.k8s.io/v1/namespaces/follow-rights/roles/reads", map[string]any{"rules": []any{rule("get", "list", "watch")}}, nil)
+	if _, err := store.Update(t.Context(), increment); err != nil {
+		t.Fatal(err)
+	}
+	for n := range news {
+		if n.Record != nil && n.Record.Generation == 3 {
+			return
+		}
+	}
+	t.Error("it never goes on")
+}
+
+// testCopies is the same on an API server: a record is restored in place, outlives its namespace, is copied, and taken over.
+// A copy of what was taken over is refused again.
+func testCopies(t *testing.T, c cluster) {
+	make := func(name string) (uid string) {
+		var made struct{ Metadata struct{ UID string } }
+		c.do(t, http.MethodPost, "/api/v1/namespaces", map[string]any{"metadata": map[string]any{"name": name}}, &made)
+		return made.Metadata.UID
+	}
+	uid := make("copies")
+	path := "/api/v1/namespaces/copies/secrets/rec"
+	store := func() *kube.Records { // each a program of its own
+		return c.admin(t).Records("copies", "rec", dsn).Own("blue", "", func(w string) { t.Errorf("warned: %s", w) })
+	}
+	update := func(s *kube.Records, change func(*tenant.Record)) error {
+		_, err := s.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
+			if old == nil {
+				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
+			}
+			change(old)
+			return old, nil
+		})
+		return err
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fact := func(name string) string { return c.secret(t, "copies", "rec").Annotations["dbconnector/"+name] }
+	replace := func(secret corev1.Secret) {
+		t.Helper()
+		c.do(t, http.MethodDelete, path, nil, nil)
+		secret.ResourceVersion, secret.UID = "", ""
+		c.do(t, http.MethodPost, "/api/v1/namespaces/copies/secrets", secret, nil)
+	}
+	claimed := func(what string) {
+		t.Helper()
+		secret := c.secret(t, "copies", "rec")
+		if secret.Annotations["dbconnector/namespace-uid"] == "" || secret.Annotations["dbconnector/secret-uid"] != string(secret.UID) {
+			t.Errorf("%s: the annotations are %v, the Secret's UID %s", what, secret.Annotations, secret.UID)
+		}
+	}
+
+	writer := store()
+	must(update(writer, func(*tenant.Record) {}))
+	if fact("namespace-uid") != uid || fact("secret-uid") != "" || fact("make") != "" {
+		t.Errorf("a new record carries %v", c.secret(t, "copies", "rec").Annotations)
+	}
+	must(update(writer, func(r *tenant.Record) { r.Make = tenant.Make })) // nothing else changes
+	claimed("second write")
+	if fact("make") != strconv.Itoa(tenant.Make) {
+		t.Errorf("make is %q", fact("make"))
+	}
+	before := c.secret(t, "copies", "rec").ResourceVersion
+	must(update(store(), func(*tenant.Record) {}))
+	if c.secret(t, "copies", "rec").ResourceVersion != before {
+		t.Error("what stays the same was written")
+	}
+
+	replace(c.secret(t, "copies", "rec"))
+	r, err := store().Load(t.Context())
+	if err != nil || !r.Unclaimed || r.Make != tenant.Make {
+		t.Fatalf("restored in place: %+v, %v", r, err)
+	}
+	must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
+	claimed("restored in place")
+
+	c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/apply-connector": "", "dbconnector/later": "kept", "note": "kept"}}}, nil)
+	r, err = store().Load(t.Context())
+	if err != nil || r.Apply == "" {
+		t.Fatalf("the request is not seen: %+v, %v", r, err)
+	}
+	must(update(store(), func(r *tenant.Record) { r.Apply = "" }))
+	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" || a["dbconnector/make"] != strconv.Itoa(tenant.Make) {
+		t.Errorf("annotations of others are gone: %v", a)
+	} else if _, there := a["dbconnector/apply-connector"]; there {
+		t.Error("the request is still there")
+	}
+
+	copied := c.secret(t, "copies", "rec")
+	for _, facts := range []bool{true, false} { // false: of an earlier release
+		secret := *copied.DeepCopy()
+		secret.Annotations["dbconnector/namespace-uid"] = "99999999-0000-4000-8000-000000000000"
+		if !facts {
+			secret.Annotations = nil
+			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
+			secret.Data["record.json"], err = foreign.Encode()
+			must(err)
+		}
+		replace(secret)
+		for who, try := range map[string]func() error{
+			"reading": func() error { _, err := store().Load(t.Context()); return err },
+			"writing": func() error { return update(store(), func(r *tenant.Record) { r.Generation++ }) },
+			"following": func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				return (<-store().Follow(ctx)).Err
+			},
+		} {
+			if err := try(); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "kubectl --namespace copies annotate --overwrite secret rec dbconnector/namespace-uid="+uid) {
+				t.Errorf("%s a copy: class %v: %v", who, fault.Of(err), err)
+			}
+		}
+		// Who follows it learns of the taking over.
+		news := store().Follow(within(t, 2*time.Minute))
+		if n := <-news; n.Err == nil {
+			t.Errorf("following a copy: %+v", n)
+		}
+		c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/namespace-uid": uid}}}, nil)
+		if n := <-news; n.Err != nil || n.Record == nil {
+			t.Errorf("following what was taken over: %+v", n)
+		}
+		must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
+		claimed("taken over")
+	}
+}
+
+// deployed makes a workload, and returns its path.
+func (c cluster) deployed(t *testing.T, namespace, kind, name string) (path string) {
+	t.Helper()
+	labels := map[string]any{"app": name}
+	path = "/apis/apps/v1/namespaces/" + namespace + "/" + strings.ToLower(kind) + "s"
+	c.do(t, http.MethodPost, path, map[string]any{
+		"apiVersion": "apps/v1", "kind": kind, "metadata": map[string]any{"name": name},
+		"spec": map[string]any{
+			"selector": map[string]any{"matchLabels": labels}, "replicas": 2,
+			"template": map[string]any{
+				"metadata": map[string]any{"labels": labels, "annotations": map[string]any{"theirs": "stays"}},
+				"spec":     map[string]any{"containers": []any{map[string]any{"name": "c", "image": "example.com/i"}}},
+			},
+		},
+	}, nil)
+	return path + "/" + name
+}
+
+// template is how often the object was changed, and the annotations of its pod template.
+func (c cluster) template(t *testing.T, path string) (generation int64, annotations map[string]string) {
+	t.Helper()
+	var o appsv1.Deployment // or a StatefulSet: what is read is the same
+	c.do(t, http.MethodGet, path, nil, &o)
+	return o.Generation, o.Spec.Template.Annotations
+}
+
+func testWorkload(t *testing.T, c cluster) {
+	c.namespace(t, "workload")
+	_, _, _, err := c.admin(t).Workload("workload", "none").Status(t.Context(), of(1))
+	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "neither a StatefulSet nor a Deployment workload/none") {
+		t.Errorf("none: got class %v: %v", fault.Of(err), err)
+	}
+	for _, kind := range []string{"StatefulSet", "Deployment"} {
+		name := strings.ToLower(kind)
+		path := c.deployed(t, "workload", kind, name)
+		generation, _ := c.template(t, path)
+		changes := int64(0)
+		changed := func(what string, n int64, want *tenant.Record) {
+			t.Helper()
+			changes += n
+			now, annotations := c.template(t, path)
+			if now != generation+changes {
+				t.Errorf("%s, %s: changed %d times, want %d", kind, what, now-generation, changes)
+			}
+			all := map[string]string{
+				kube.GenerationAnnotation: strconv.FormatInt(want.Generation, 10), kube.RotatedAtAnnotation: want.RotatedAt.UTC().Format(time.RFC3339Nano),
+			}
+			all["theirs"] = "stays"
+			if !maps.Equal(annotations, all) {
+				t.Errorf("%s, %s: got %v, want %v", kind, what, annotations, all)
+			}
+			if asked, _, _, err := c.admin(t).Workload("workload", name).Status(t.Context(), want); err != nil || !asked {
+				t.Errorf("%s, %s: asks for it: %t, %v", kind, what, asked, err)
+			}
+		}
+		w := c.admin(t).Workload("workload", name)
+		if asked, _, _, err := w.Status(t.Context(), of(1)); err != nil || asked {
+			t.Errorf("%s: asked before it was: %t, %v", kind, asked, err)
+		}
+
+		var group sync.WaitGroup
+		for range 10 {
+			rival := c.admin(t).Workload("workload", name)
+			group.Go(func() {
+				if err := rival.Request(t.Context(), of(5), newest); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		changed("ten at once", 1, of(5))
+
+		if err := w.Request(t.Context(), of(4), late); !errors.Is(err, errLate) {
+			t.Errorf("%s, a late one: got %v", kind, err)
+		}
+		changed("a late one", 0, of(5))
+
+		// The same number, but of another record.
+		other := of(5)
+		other.RotatedAt = other.RotatedAt.Add(time.Hour)
+		if asked, _, _, err := w.Status(t.Context(), other); err != nil || asked {
+			t.Errorf("%s: another record's: %t, %v", kind, asked, err)
+		}
+		if err := w.Request(t.Context(), other, newest); err != nil {
+			t.Error(err)
+		}
+		changed("another record, the same number", 1, other)
+		if err := w.Request(t.Context(), of(2), newest); err != nil {
+			t.Error(err)
+		}
+		changed("another record, a lower number", 1, of(2))
+
+		// Others write the object between the look and the deed: the controller, or a rival with the next generation.
+		calls := 0
+		err := w.Request(t.Context(), of(3), func(ctx context.Context) error {
+			if calls++; calls > 2 {
+				return nil
+			}
+			return c.Do(ctx, http.MethodPatch, path+"/status", map[string]any{"status": map[string]any{"observedGeneration": calls}}, nil)
+		})
+		if err != nil || calls != 3 {
+			t.Errorf("%s, conflicts: asked %d times, %v", kind, calls, err)
+		}
+		changed("conflicts", 1, of(3))
+		calls = 0
+		err = w.Request(t.Context(), of(4), func(ctx context.Context) error {
+			if calls++; calls > 1 {
+				return errLate
+			}
+			return c.admin(t).Workload("workload", name).Request(ctx, of(6), newest)
+		})
+		if !errors.Is(err, errLate) || calls != 2 {
+			t.Errorf("%s, overtaken: asked %d times, %v", kind, calls, err)
+		}
+		changed("overtaken", 1, of(6))
+
+		generation, changes = generation+changes, 0
+		for _, test := range []struct {
+			what     string
+			observed int64
+			replicas, updated,
+			available int
+			want     bool
+			progress string
+		}{
+			{"nobody looks after it", 0, 0, 0, 0, false, "0 of 2 pods replaced, 0 available"},
+			{"the controller has not seen it", generation - 1, 2, 2, 2, false, "0 of 2 pods replaced, 2 available"},
+			{"the old pods", generation, 2, 0, 2, false, "0 of 2 pods replaced, 2 available"},
+			{"one of two", generation, 2, 1, 2, false, "1 of 2 pods replaced, 2 available"},
+			{"a new one besides", generation, 3, 2, 3, false, "2 of 2 pods replaced, 3 available"},
+			{"not available", generation, 2, 2, 1, false, "2 of 2 pods replaced, 1 available"},
+			{"done", generation, 2, 2, 2, true, "kubectl --namespace workload rollout status " + strings.ToLower(kind) + " " + name},
+		} {
+			status := map[string]any{
+				"observedGeneration": test.observed, "replicas": test.replicas, "updatedReplicas": test.updated,
+				"readyReplicas": test.available, "availableReplicas": test.available,
+			}
+			if kind == "StatefulSet" { // with the strategy OnDelete the revisions stay different
+				status["currentRevision"], status["updateRevision"] = "one", "two"
+			}
+			c.do(t, http.MethodPatch, path+"/status", map[string]any{"status": status}, nil)
+			if asked, rolled, progress, err := w.Status(t.Context(), of(6)); err != nil || !asked || rolled != test.want || !strings.Contains(progress, test.progress) {
+				t.Errorf("%s, %s: asked %t, rolled %t, %q, %v; want %t, %q", kind, test.what, asked, rolled, progress, err, test.want, test.progress)
+			}
+		}
+	}
+}
+
+// testWorkloadRights: whoever may not restart the workload learns which rule he lacks.
+func testWorkloadRights(t *testing.T, c cluster) {
+	c.namespace(t, "workload-rights")
+	path := c.deployed(t, "workload-rights", "StatefulSet", "w")
+	nobody, reader := c.account(t, "workload-rights", "nobody"), c.account(t, "workload-rights", "reads")
+	c.grant(t, "workload-rights", "nobody")
+	c.grant(t, "workload-rights", "reads", rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"statefulsets"}, Verbs: []string{"get"}})
+	for verb, who := range map[string]*kube.Client{"get": nobody, "patch": reader} {
+		want := `an RBAC rule is missing, verb "` + verb + `" on resource "statefulsets.apps" named "w" in namespace "workload-rights" (deploy/kustomize/rbac has it)`
+		err := who.Workload("workload-rights", "w").Request(t.Context(), of(2), newest)
+		if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got class %v: %v\nwant %s", fault.Of(err), err, want)
+		}
+	}
+	if _, annotations := c.template(t, path); len(annotations) != 1 {
+		t.Errorf("the template was changed: %v", annotations)
+	}
+}
+
+func newRecord() *tenant.Record {
+	return tenant.NewRecord("uid/blue", "team-a", "blue",
+		dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
+}
+
+func dsn(r *tenant.Record) (string, error) {
+	return "postgres://" + r.Login(r.Active).Password.Reveal(), nil
+}
+
+// stored is the Secret of a record as an API server has it.
+func stored(t *testing.T, r *tenant.Record, version string) *corev1.Secret {
+	t.Helper()
+	data, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &corev1.Secret{
+		TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "rec", ResourceVersion: version},
+		Data: map[string][]byte{"record.json": data},
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// of is a record of a generation. Each became active at a time of its own.
+func of(generation int64) *tenant.Record {
+	r := newRecord()
+	r.Generation = generation
+	r.RotatedAt = time.Date(2020, 1, 1, 0, 0, int(generation), 0, time.UTC)
+	return r
+}
+
+func newest(context.Context) error { return nil }
+
+var errLate = errors.New("the record has moved on")
+
+func late(context.Context) error { return errLate }
+
+const marker = "hunter2hunter2hunter2"
