@@ -18,7 +18,9 @@ TEST_PARALLEL ?= 2
 TEST_TIMEOUT ?= 45m
 # More flags for go test, for example: make test TEST_FLAGS='-run TestProvision -v'
 TEST_FLAGS ?=
-TEST_PACKAGES ?= ./...
+# The programs, and the tests on real servers, which are a module of their own (go.work).
+PACKAGES := ./... ./test/...
+TEST_PACKAGES ?= $(PACKAGES)
 
 IMAGE ?= example.com/dbconnector/dbconnector:0.1.0
 # What follows a colon behind the last slash: the colon of host:5000/name is another one.
@@ -39,8 +41,8 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/dbconnector-init and -rotate for this machine
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-init ./cmd/init
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-rotate ./cmd/rotate
+	CGO_ENABLED=0 GOWORK=off go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-init ./cmd/init
+	CGO_ENABLED=0 GOWORK=off go build -trimpath -ldflags '$(LDFLAGS)' -o bin/dbconnector-rotate ./cmd/rotate
 
 .PHONY: servers
 servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the others do it by themselves)
@@ -74,7 +76,7 @@ matrix: ## Kill a rotation at every question, and write docs/crash-matrix.md
 
 .PHONY: lint
 lint: ## Run the linters of .golangci.yml
-	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run $(PACKAGES)
 
 .PHONY: fmt
 fmt: ## Format the Go code (gofumpt, imports in groups)
@@ -84,7 +86,9 @@ fmt: ## Format the Go code (gofumpt, imports in groups)
 ci: ## What must hold before a merge: format, vet, lint, test
 	$(GOLANGCI_LINT) config verify
 	$(GOLANGCI_LINT) fmt --diff
-	go vet ./...
+	GOWORK=off go mod tidy -diff
+	cd test && GOWORK=off go mod tidy -diff
+	go vet $(PACKAGES)
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test
 

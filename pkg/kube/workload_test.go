@@ -4,7 +4,6 @@ package kube
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -25,10 +24,6 @@ func of(generation int64) *tenant.Record {
 }
 
 func newest(context.Context) error { return nil }
-
-var errLate = errors.New("the record has moved on")
-
-func late(context.Context) error { return errLate }
 
 // TestWorkloadFaults: what a real API server does not do on demand.
 func TestWorkloadFaults(t *testing.T) {

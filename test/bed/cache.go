@@ -228,6 +228,7 @@ func exists(name string) bool {
 func run(ctx context.Context, dir string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOWORK=off") // what runs go, runs it in one module
 	return output(cmd)
 }
 

@@ -72,11 +72,11 @@ func buildKine(ctx context.Context, dir string) error {
 }
 
 func buildKube(ctx context.Context, dir, name string) error {
-	root, err := run(ctx, "", "go", "list", "-m", "-f", "{{.Dir}}", "dbconnector")
+	root, err := Root()
 	if err != nil {
-		return fmt.Errorf("finding test/tools: %w", err)
+		return err
 	}
-	tools := filepath.Join(strings.TrimSpace(root), "test", "tools")
+	tools := filepath.Join(root, "test", "tools")
 	version, err := run(ctx, tools, "go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
 	if err != nil {
 		return fmt.Errorf("reading version in test/tools: %w", err)

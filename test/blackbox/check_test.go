@@ -12,14 +12,13 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 // TestConnectorCheck runs what the shipped CronJob runs, with its environment and its volumes, every time in a new pod: it succeeds
 // as often as the connector is good, and fails for each thing that may be broken about it (F41).
 func TestConnectorCheck(t *testing.T) {
 	t.Parallel()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

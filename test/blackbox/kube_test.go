@@ -185,7 +185,7 @@ func (v *vcluster) grant(tb testing.TB) {
 // apply does what `kubectl apply -k` does with the shipped component and this vCluster's names.
 func (v *vcluster) apply(tb testing.TB) {
 	tb.Helper()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		tb.Fatal(err)
 	}

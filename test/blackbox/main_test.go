@@ -7,14 +7,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 var (
@@ -55,10 +53,7 @@ func testMain(m *testing.M) int {
 
 // setUp builds the program as `make build` and the image do.
 func setUp() error {
-	root, err := deploy.Root()
-	if err != nil {
-		return err
-	}
+	var err error
 	if scratch, err = os.MkdirTemp("", "dbconnector-blackbox-"); err != nil {
 		return err
 	}
@@ -66,13 +61,7 @@ func setUp() error {
 		return err
 	}
 	program = filepath.Join(scratch, "dbconnector-init")
-	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./cmd/init")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the program: %w\n%s", err, out)
-	}
-	return nil
+	return bed.Build(context.Background(), program, "cmd/init")
 }
 
 // shared is a server that many tests use, each for a tenant of its own. It starts when the first asks for it.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -18,7 +17,6 @@ import (
 	"time"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 // TestUnresolvedName: a name that nobody knows is waited for, and said with the key that it comes from. (F17)
@@ -43,18 +41,12 @@ func TestUnresolvedName(t *testing.T) {
 // empty. (F36)
 func TestTerminationMessage(t *testing.T) {
 	t.Parallel()
-	root, err := deploy.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
 	base := dir(t)
 	file := filepath.Join(base, "termination-log")
 	for _, name := range []string{"init", "rotate"} {
 		binary := filepath.Join(base, name)
-		build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-X dbconnector/pkg/logging.terminationLog="+file, "-o", binary, "./cmd/"+name)
-		build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+		if err := bed.Build(t.Context(), binary, "cmd/"+name, "-X dbconnector/pkg/logging.terminationLog="+file); err != nil {
+			t.Fatal(err)
 		}
 		write(t, file, "of the run before")
 		refused := exec.CommandContext(t.Context(), binary)

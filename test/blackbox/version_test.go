@@ -13,14 +13,14 @@ import (
 	"strings"
 	"testing"
 
-	"dbconnector/test/deploy"
+	"dbconnector/test/bed"
 )
 
 // TestVersion: both programs, built as `make build` builds them, say which build they are, and without any setting; so does one that
 // was built without a word about it. Another argument ends the run and is named. (F30)
 func TestVersion(t *testing.T) {
 	t.Parallel()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestVersion(t *testing.T) {
 			t.Helper()
 			binary = filepath.Join(base, binary)
 			cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=auto", "-trimpath", "-ldflags="+flags, "-o", binary, "./cmd/"+name)
-			cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+			cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -51,7 +50,7 @@ type Cluster struct {
 
 // Start starts a cluster.
 func Start(ctx context.Context) (_ *Cluster, err error) {
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +99,7 @@ func allImages(ctx context.Context) ([]*bed.Image, error) {
 
 // Image builds the image of the Dockerfile, under the name that the shipped Helm values call it.
 func Image(ctx context.Context) (*bed.Image, error) {
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -134,10 +133,8 @@ func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 	}
 	defer remove()
 	program := filepath.Join(dir, "vcluster")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/test/cluster/vcluster")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // go build leaves it there when it is interrupted
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the stand-in: %w\n%s", err, out)
+	if err := bed.Build(ctx, program, "test/cluster/vcluster"); err != nil {
+		return nil, err
 	}
 	vcluster, err := os.ReadFile(program)
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 // TestConnectorIsMended starts a vCluster before its connector is there, then gives it one with a wrong password, and then
@@ -54,7 +53,7 @@ func TestConnectorIsMended(t *testing.T) {
 // tried does what docs/deployment.md says to try a connector, here "mended", and waits for the end of the Job (F41).
 func tried(t *testing.T, c *Cluster, want, says string) {
 	t.Helper()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

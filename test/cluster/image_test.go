@@ -16,7 +16,6 @@ import (
 	"testing"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 // mostBytes is how large the image may be, uncompressed. A larger one is not wrong, but nobody should make it by accident.
@@ -122,7 +121,7 @@ func TestImage(t *testing.T) {
 // copyOfSources copies what an image is built from.
 func copyOfSources(t *testing.T) string {
 	t.Helper()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

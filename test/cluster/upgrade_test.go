@@ -23,7 +23,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"dbconnector/test/bed"
-	"dbconnector/test/deploy"
 )
 
 // shipped are the files that an image is made of, for git.
@@ -33,7 +32,7 @@ var shipped = []string{"cmd", "pkg", "go.mod", "go.sum", "Dockerfile", ":(exclud
 // tree. Where there is none, because the clone is shallow or no clone at all, it is the working tree.
 func sourceBefore(t *testing.T) string {
 	t.Helper()
-	root, err := deploy.Root()
+	root, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

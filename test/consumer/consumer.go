@@ -18,7 +18,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"dbconnector/pkg/handover"
@@ -36,24 +35,17 @@ func BuildRotate(ctx context.Context, dir string) (string, error) { return build
 
 func build(ctx context.Context, dir, name string) (string, error) {
 	program := filepath.Join(dir, "dbconnector-"+name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "dbconnector/cmd/"+name)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTMPDIR="+dir) // it leaves things behind when interrupted
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building dbconnector-%s: %w\n%s", name, err, out)
-	}
-	return program, nil
+	return program, bed.Build(ctx, program, "cmd/"+name)
 }
 
 // ShippedValues reads the Helm values of an example of this repository: "open-source"
 // or "licensed".
 func ShippedValues(ctx context.Context, example string) ([]byte, error) {
-	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "dbconnector").Output()
+	root, err := bed.Root()
 	if err != nil {
-		return nil, fmt.Errorf("finding the repository: %w", err)
+		return nil, err
 	}
-	return os.ReadFile(filepath.Join(strings.TrimSpace(string(root)), "deploy", "kustomize", "examples", example, "values.yaml"))
+	return os.ReadFile(filepath.Join(root, "deploy", "kustomize", "examples", example, "values.yaml"))
 }
 
 // WriteConnector makes dir a connector for a server. A server with TLS is verified in

@@ -23,6 +23,7 @@ import (
 
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/vclusterconfig"
+	"dbconnector/test/bed"
 	"dbconnector/test/deploy"
 )
 
@@ -75,7 +76,7 @@ type store struct {
 
 func root(t *testing.T) string {
 	t.Helper()
-	dir, err := deploy.Root()
+	dir, err := bed.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

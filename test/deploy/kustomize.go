@@ -6,12 +6,9 @@ package deploy
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -32,26 +29,6 @@ func Build(ctx context.Context, dir string) ([]byte, error) {
 		return nil, fmt.Errorf("building kustomization %s: %w\n%s", dir, err, stderr.Bytes())
 	}
 	return stdout.Bytes(), nil
-}
-
-// Root returns the directory of the repository, from any directory below it.
-func Root() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("finding the repository: %w", err)
-	}
-	for {
-		// Not go.mod: there are modules below the repository's own.
-		_, err := os.Stat(filepath.Join(dir, "deploy", "kustomize"))
-		if err == nil {
-			return dir, nil
-		}
-		parent := filepath.Dir(dir)
-		if !errors.Is(err, fs.ErrNotExist) || parent == dir {
-			return "", fmt.Errorf("finding the repository: no directory deploy/kustomize above the working directory: %w", err)
-		}
-		dir = parent
-	}
 }
 
 // Values reads Helm values, the later files over the former ones, as `helm --values A --values B` does: mappings are

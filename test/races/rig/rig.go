@@ -25,29 +25,24 @@ import (
 
 // Build builds a command of this module into dir, in the way in which dbconnector-init is shipped.
 func Build(ctx context.Context, dir, name, pkg string) (string, error) {
-	return build(ctx, dir, name, pkg, "-s -w")
+	return build(ctx, dir, name, pkg)
 }
 
-func build(ctx context.Context, dir, name, pkg, flags string) (string, error) {
+func build(ctx context.Context, dir, name, pkg string, flags ...string) (string, error) {
 	path := filepath.Join(dir, name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", flags, "-o", path, "dbconnector/"+pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
-	}
-	return path, nil
+	return path, bed.Build(ctx, path, pkg, flags...)
 }
 
 // BuildInit builds dbconnector-init into dir, as shipped but for the time for which a login must have been quiet before its
 // password is reset: a repair is killed at each of its many points, and the sessions of these tests never come and go.
 func BuildInit(ctx context.Context, dir string) (string, error) {
-	return build(ctx, dir, "dbconnector-init", "cmd/init", "-s -w -X main.quiet=10ms")
+	return build(ctx, dir, "dbconnector-init", "cmd/init", "-X main.quiet=10ms")
 }
 
 // BuildBriefRotate builds dbconnector-rotate into dir, as shipped but for the longest time for which a retirement waits for logins
 // that were begun before.
 func BuildBriefRotate(ctx context.Context, dir string, loginTime time.Duration) (string, error) {
-	return build(ctx, dir, "dbconnector-rotate-brief", "cmd/rotate", "-s -w -X main.loginTime="+loginTime.String())
+	return build(ctx, dir, "dbconnector-rotate-brief", "cmd/rotate", "-X main.loginTime="+loginTime.String())
 }
 
 // Connector is the data of a connector for a server: through addr instead of the server's own address, if that is not
