@@ -147,7 +147,7 @@ func follows(ctx context.Context, v *VCluster, pod *corev1.Pod, generation int64
 // rotate. None of it needs the admin, restarts a container, or loses an acknowledged write.
 //
 // A commit whose record is refused by the programs before it, on purpose, has to say here what holds instead: today a rolling
-// upgrade and a rollback are promised for records of the same format alone (docs/operations.md, "Upgrade and rollback").
+// upgrade and a rollback are promised for records of the same format alone (docs/lifecycle.md, "Upgrade and rollback").
 // test/upgrade has what earlier releases wrote.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()

@@ -81,7 +81,7 @@ func newPlane(t *testing.T, s setting) *plane {
 			t.Fatal(err)
 		}
 		member.Cluster = p.host
-		member.Env = []string{fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", (replicas+1)*20+10)} // as docs/operations.md has it
+		member.Env = []string{fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", (replicas+1)*20+10)} // as docs/install.md has it
 		r := &pod{Tenant: member}
 		p.pods = append(p.pods, r)
 		t.Cleanup(func() { r.cleanUp(t) })

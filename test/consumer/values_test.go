@@ -187,7 +187,7 @@ func TestStandInKnowsSQLite(t *testing.T) {
 }
 
 // TestPoolIsNoTrap: many more clients may write at once than kine's pool has connections. There are versions of kine that
-// stand still then on PostgreSQL, for good (docs/operations.md), but not those of vCluster, which this one is like (F20).
+// stand still then on PostgreSQL, for good (docs/install.md), but not those of vCluster, which this one is like (F20).
 func TestPoolIsNoTrap(t *testing.T) {
 	t.Parallel()
 	const pool, writers, each = 2, 16, 5

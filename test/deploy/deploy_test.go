@@ -305,7 +305,7 @@ func TestValues(t *testing.T) {
 			}
 			limit := strconv.Itoa((max(1, set.HighAvailability.Replicas)+1)*pool(t, v) + 10)
 			if got := cmp.Or(env["DBCONNECTOR_CONNECTION_LIMIT"].Value, known["DBCONNECTOR_CONNECTION_LIMIT"]); got != limit {
-				t.Errorf("DBCONNECTOR_CONNECTION_LIMIT is %s, want %s: (replicas + 1) x kine's pool + 10 (docs/operations.md)", got, limit)
+				t.Errorf("DBCONNECTOR_CONNECTION_LIMIT is %s, want %s: (replicas + 1) x kine's pool + 10 (docs/install.md)", got, limit)
 			}
 
 			if claim := set.Persistence.VolumeClaim.Enabled; claim == nil || *claim {

@@ -395,13 +395,13 @@ func refusals(t *testing.T) []message {
 	return list
 }
 
-// rows are the fragments in the first column of the tables of docs/operations.md that begin with "message".
+// rows are the fragments in the first column of the tables of docs/messages.md that begin with "message".
 func rows(t *testing.T) []string {
 	t.Helper()
 	span := regexp.MustCompile("`([^`]+)`")
 	var list []string
 	inside := false
-	for line := range strings.Lines(read(t, "docs/operations.md")) {
+	for line := range strings.Lines(read(t, "docs/messages.md")) {
 		cells := strings.Split(line, "|")
 		switch {
 		case len(cells) < 4:
@@ -411,7 +411,7 @@ func rows(t *testing.T) []string {
 		case inside && !strings.HasPrefix(cells[1], "---"):
 			found := span.FindAllStringSubmatch(cells[1], -1)
 			if len(found) == 0 {
-				t.Errorf("docs/operations.md: a row without a fragment of the message in backquotes: %s", line)
+				t.Errorf("docs/messages.md: a row without a fragment of the message in backquotes: %s", line)
 			}
 			for _, m := range found {
 				list = append(list, m[1])
@@ -419,12 +419,12 @@ func rows(t *testing.T) []string {
 		}
 	}
 	if len(list) == 0 {
-		t.Fatal("docs/operations.md has no table of messages")
+		t.Fatal("docs/messages.md has no table of messages")
 	}
 	return list
 }
 
-// TestEveryRefusalIsExplained: a message that ends a run, and that is not in docs/operations.md, leaves an operator alone.
+// TestEveryRefusalIsExplained: a message that ends a run, and that is not in docs/messages.md, leaves an operator alone.
 func TestEveryRefusalIsExplained(t *testing.T) {
 	t.Parallel()
 	fragments := rows(t)
@@ -435,7 +435,7 @@ func TestEveryRefusalIsExplained(t *testing.T) {
 				return strings.Contains(piece, fragment) && (len(fragment) >= distinct || strings.TrimSpace(piece) == strings.TrimSpace(fragment))
 			})
 		}) {
-			t.Errorf("%s: no row of docs/operations.md covers %q", m.where, m.pieces)
+			t.Errorf("%s: no row of docs/messages.md covers %q", m.where, m.pieces)
 		}
 	}
 }
@@ -457,14 +457,14 @@ func TestExplainedMessagesExist(t *testing.T) {
 	seen := map[string]bool{}
 	for _, fragment := range rows(t) {
 		if len(fragment) < least {
-			t.Errorf("docs/operations.md: %q is too short to be found by", fragment)
+			t.Errorf("docs/messages.md: %q is too short to be found by", fragment)
 		}
 		if seen[fragment] {
-			t.Errorf("docs/operations.md explains %q twice", fragment)
+			t.Errorf("docs/messages.md explains %q twice", fragment)
 		}
 		seen[fragment] = true
 		if !slices.ContainsFunc(said, func(text string) bool { return strings.Contains(text, fragment) }) {
-			t.Errorf("docs/operations.md explains %q, which no program says", fragment)
+			t.Errorf("docs/messages.md explains %q, which no program says", fragment)
 		}
 	}
 }
@@ -472,7 +472,7 @@ func TestExplainedMessagesExist(t *testing.T) {
 // TestLogMessagesAreListed holds the table of log lines to what the programs log.
 func TestLogMessagesAreListed(t *testing.T) {
 	t.Parallel()
-	text := read(t, "docs/operations.md")
+	text := read(t, "docs/messages.md")
 	logs := regexp.MustCompile(`(?i)\blog(?:\.(?:Debug|Info|Warn|Error)\(|ging\.Last\(log, )"([^"]+)"`)
 	found := 0
 	for _, path := range said(t) {
@@ -482,7 +482,7 @@ func TestLogMessagesAreListed(t *testing.T) {
 		for _, m := range logs.FindAllStringSubmatch(read(t, path), -1) {
 			found++
 			if !strings.Contains(text, "`"+m[1]+"`") {
-				t.Errorf("docs/operations.md does not explain the log line %q of %s", m[1], path)
+				t.Errorf("docs/messages.md does not explain the log line %q of %s", m[1], path)
 			}
 		}
 	}

@@ -43,11 +43,11 @@ func metrics(t *testing.T) []string {
 // TestMetricsAreExplained holds the table of metrics to what is served, in both directions.
 func TestMetricsAreExplained(t *testing.T) {
 	t.Parallel()
-	text := read(t, "docs/operations.md")
+	text := read(t, "docs/operate.md")
 	served := metrics(t)
 	for _, metric := range served {
 		if !regexp.MustCompile("(?m)^\\| .*`" + regexp.QuoteMeta(metric) + "`.* \\|").MatchString(text) {
-			t.Errorf("docs/operations.md has no row for the metric %s", metric)
+			t.Errorf("docs/operate.md has no row for the metric %s", metric)
 		}
 	}
 	for _, document := range documents(t) {
@@ -62,14 +62,14 @@ func TestMetricsAreExplained(t *testing.T) {
 // TestStepsAndReasonsAreExplained: whoever finds one in a log, an Event or a label finds it in the documentation, too.
 func TestStepsAndReasonsAreExplained(t *testing.T) {
 	t.Parallel()
-	operations, rotation, source := read(t, "docs/operations.md"), read(t, "docs/rotation.md"), read(t, "pkg/rotation/next.go")
+	operate, rotation, source := read(t, "docs/operate.md"), read(t, "docs/rotation.md"), read(t, "pkg/rotation/next.go")
 	reasons := regexp.MustCompile(`(?m)^\t\w+ Reason = "(\w+)"$`).FindAllStringSubmatch(source, -1)
 	if len(reasons) == 0 {
 		t.Fatal("no reasons found in pkg/rotation/next.go: this test looks in the wrong way")
 	}
 	for _, m := range reasons {
-		if !regexp.MustCompile("(?m)^\\| [^|]*`" + m[1] + "`").MatchString(operations) {
-			t.Errorf("docs/operations.md has no row for the reason %s", m[1])
+		if !regexp.MustCompile("(?m)^\\| [^|]*`" + m[1] + "`").MatchString(operate) {
+			t.Errorf("docs/operate.md has no row for the reason %s", m[1])
 		}
 		if !strings.Contains(rotation, "`"+m[1]+"`") {
 			t.Errorf("docs/rotation.md does not say when a step is postponed for %s", m[1])
@@ -84,8 +84,8 @@ func TestStepsAndReasonsAreExplained(t *testing.T) {
 		if !regexp.MustCompile(`(?m)^\| .*\*\*` + kind + `\*\*`).MatchString(rotation) {
 			t.Errorf("docs/rotation.md has no row for the step %s", kind)
 		}
-		if kind != "wait" && kind != "postpone" && !regexp.MustCompile("(?m)^\\| `dbconnector_failures_total.*`"+kind+"`").MatchString(operations) {
-			t.Errorf("docs/operations.md does not list the step %s among those that fail", kind)
+		if kind != "wait" && kind != "postpone" && !regexp.MustCompile("(?m)^\\| `dbconnector_failures_total.*`"+kind+"`").MatchString(operate) {
+			t.Errorf("docs/operate.md does not list the step %s among those that fail", kind)
 		}
 	}
 }
@@ -93,13 +93,13 @@ func TestStepsAndReasonsAreExplained(t *testing.T) {
 // TestEventsAreExplained: each reason of an Event has a row.
 func TestEventsAreExplained(t *testing.T) {
 	t.Parallel()
-	text := read(t, "docs/operations.md")
+	text := read(t, "docs/messages.md")
 	found := 0
 	for _, path := range files(t, ".go", "pkg/report") {
 		for _, m := range regexp.MustCompile(`kube\.(Normal|Warning), "(\w+)"`).FindAllStringSubmatch(read(t, path), -1) {
 			found++
 			if !strings.Contains(text, "\n| `"+m[2]+"` | "+m[1]+" |") {
-				t.Errorf("docs/operations.md has no row for the Event %s (%s) of %s", m[2], m[1], path)
+				t.Errorf("docs/messages.md has no row for the Event %s (%s) of %s", m[2], m[1], path)
 			}
 		}
 	}

@@ -19,12 +19,17 @@ import (
 	"dbconnector/test/bed"
 )
 
-// block is the SQL of docs/operations.md whose first line is the given comment, statement by statement.
+// block is the SQL whose first line is the given comment, statement by statement: of docs/install.md for an admin, of
+// docs/lifecycle.md for a deletion.
 func block(t *testing.T, title string) []string {
 	t.Helper()
-	m := regexp.MustCompile("(?ms)^ *```sql\n *-- " + regexp.QuoteMeta(title) + "\n(.*?)^ *```$").FindStringSubmatch(read(t, "docs/operations.md"))
+	document := "docs/lifecycle.md"
+	if strings.HasSuffix(title, ": admin") {
+		document = "docs/install.md"
+	}
+	m := regexp.MustCompile("(?ms)^ *```sql\n *-- " + regexp.QuoteMeta(title) + "\n(.*?)^ *```$").FindStringSubmatch(read(t, document))
 	if m == nil {
-		t.Fatalf("docs/operations.md has no block of SQL called %q", title)
+		t.Fatalf("%s has no block of SQL called %q", document, title)
 	}
 	var statements []string
 	for statement := range strings.SplitSeq(m[1], ";\n") {
@@ -35,8 +40,8 @@ func block(t *testing.T, title string) []string {
 	return statements
 }
 
-// TestSQLOfOperations runs the statements of docs/operations.md: the admin that they make can do the whole admin path, a
-// repair included, and nothing of a tenant is left when they have deleted it.
+// TestSQLOfOperations runs the statements of docs/install.md and docs/lifecycle.md: the admin that they make can do the
+// whole admin path, a repair included, and nothing of a tenant is left when they have deleted it.
 func TestSQLOfOperations(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {

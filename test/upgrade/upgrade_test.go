@@ -484,7 +484,7 @@ func TestOldRepairIsFinished(t *testing.T) {
 }
 
 // TestNewerRecordIsRefused rolls back to today's programs from a release to come, which wrote a record that they do not know in
-// full. Promised is (docs/operations.md, "Upgrade and rollback") that they refuse it and write nothing, so that nothing is
+// full. Promised is (docs/lifecycle.md, "Upgrade and rollback") that they refuse it and write nothing, so that nothing is
 // lost; and that they go on by themselves when there is a record that they know. Of the hand-over nothing has to be known: it
 // is made again, and what else is in the directory stays.
 func TestNewerRecordIsRefused(t *testing.T) {
