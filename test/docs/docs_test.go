@@ -144,7 +144,7 @@ func TestLinksResolve(t *testing.T) {
 	}
 }
 
-// TestVariablesExist: whoever copies a name out of the documentation must not get a warning for it.
+// TestVariablesExist: a name that is copied out of the documentation causes no warning.
 func TestVariablesExist(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{}
@@ -398,7 +398,7 @@ func refusals(t *testing.T) []message {
 // rows are the fragments in the first column of the tables of docs/messages.md that begin with "message".
 func rows(t *testing.T) []string {
 	t.Helper()
-	span := regexp.MustCompile("`([^`]+)`")
+	fragment := regexp.MustCompile("`([^`]+)`")
 	var list []string
 	inside := false
 	for line := range strings.Lines(read(t, "docs/messages.md")) {
@@ -409,7 +409,7 @@ func rows(t *testing.T) []string {
 		case strings.TrimSpace(cells[1]) == "message":
 			inside = true
 		case inside && !strings.HasPrefix(cells[1], "---"):
-			found := span.FindAllStringSubmatch(cells[1], -1)
+			found := fragment.FindAllStringSubmatch(cells[1], -1)
 			if len(found) == 0 {
 				t.Errorf("docs/messages.md: a row without a fragment of the message in backquotes: %s", line)
 			}
@@ -440,7 +440,7 @@ func TestEveryRefusalIsExplained(t *testing.T) {
 	}
 }
 
-// TestExplainedMessagesExist: a row for a message that was reworded helps nobody who searches for the new one.
+// TestExplainedMessagesExist: a row for a message that was reworded is of no use in a search for the new one.
 func TestExplainedMessagesExist(t *testing.T) {
 	t.Parallel()
 	var said []string
@@ -491,26 +491,60 @@ func TestLogMessagesAreListed(t *testing.T) {
 	}
 }
 
-// TestReadmeShowsWhatIsShipped: a block whose first line names a file says the same as that file, comments aside.
+// TestReadmeShowsWhatIsShipped: a block whose first line names a file says the same as that file, comments aside. One that
+// begins with "part of" says a part of it. Of the values README.md has the link and docs/install.md a part.
 func TestReadmeShowsWhatIsShipped(t *testing.T) {
 	t.Parallel()
-	block := regexp.MustCompile("(?ms)^```yaml\n# (deploy/[^\n]+)\n(.*?)^```$")
-	blocks := block.FindAllStringSubmatch(read(t, "README.md"), -1)
-	if len(blocks) < 3 {
-		t.Errorf("README.md shows %d files of deploy/, want connector, vcluster.yaml and values.yaml", len(blocks))
+	block := regexp.MustCompile("(?ms)^```yaml\n# (part of )?(deploy/[^\n]+)\n(.*?)^```$")
+	for document, want := range map[string][]string{
+		"README.md":       {"deploy/kustomize/examples/connectors/postgres.yaml", "deploy/kustomize/examples/open-source/vcluster.yaml"},
+		"docs/install.md": {"part of deploy/kustomize/examples/open-source/values.yaml"},
+	} {
+		var got []string
+		for _, m := range block.FindAllStringSubmatch(read(t, document), -1) {
+			got = append(got, m[1]+m[2])
+			var shown, shipped any
+			if err := yaml.Unmarshal([]byte(m[3]), &shown); err != nil {
+				t.Errorf("%s, %s: %v", document, m[2], err)
+			}
+			if err := yaml.Unmarshal([]byte(read(t, m[2])), &shipped); err != nil {
+				t.Fatalf("%s: %v", m[2], err)
+			}
+			if m[1] == "" && !reflect.DeepEqual(shown, shipped) || m[1] != "" && !isPart(shown, shipped) {
+				t.Errorf("%s shows %s%s as\n%v\nand shipped is\n%v", document, m[1], m[2], shown, shipped)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s shows %q, want %q", document, got, want)
+		}
 	}
-	for _, m := range blocks {
-		var shown, shipped any
-		if err := yaml.Unmarshal([]byte(m[2]), &shown); err != nil {
-			t.Errorf("README.md, %s: %v", m[1], err)
-		}
-		if err := yaml.Unmarshal([]byte(read(t, m[1])), &shipped); err != nil {
-			t.Fatalf("%s: %v", m[1], err)
-		}
-		if !reflect.DeepEqual(shown, shipped) {
-			t.Errorf("README.md shows %s as\n%v\nand shipped is\n%v", m[1], shown, shipped)
-		}
+	if !strings.Contains(read(t, "README.md"), "](deploy/kustomize/examples/open-source/values.yaml)") {
+		t.Error("README.md does not link the values")
 	}
+}
+
+// isPart tells whether all that shown has is in whole: each key with its value, and the entries of a list in their order.
+func isPart(shown, whole any) bool {
+	switch shown := shown.(type) {
+	case map[string]any:
+		whole, ok := whole.(map[string]any)
+		for key, value := range shown {
+			other, there := whole[key]
+			ok = ok && there && isPart(value, other)
+		}
+		return ok
+	case []any:
+		whole, ok := whole.([]any)
+		for _, value := range shown {
+			i := slices.IndexFunc(whole, func(other any) bool { return isPart(value, other) })
+			if !ok || i < 0 {
+				return false
+			}
+			whole = whole[i+1:]
+		}
+		return ok
+	}
+	return reflect.DeepEqual(shown, whole)
 }
 
 // TestReadmeListsTheTestedVersions holds the table of engines to the versions that the test bed starts.

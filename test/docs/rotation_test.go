@@ -59,7 +59,7 @@ func TestMetricsAreExplained(t *testing.T) {
 	}
 }
 
-// TestStepsAndReasonsAreExplained: whoever finds one in a log, an Event or a label finds it in the documentation, too.
+// TestStepsAndReasonsAreExplained: what a log, an Event or a label names is in the documentation, too.
 func TestStepsAndReasonsAreExplained(t *testing.T) {
 	t.Parallel()
 	operate, rotation, source := read(t, "docs/operate.md"), read(t, "docs/rotation.md"), read(t, "pkg/rotation/next.go")

@@ -131,8 +131,8 @@ func TestSQLOfOperations(t *testing.T) {
 	}
 }
 
-// TestDeletionAmongNeighbours (S14): a neighbour that has granted something to a tenant's roles, in its own database, keeps
-// nobody from deleting the tenant, and loses nothing of its own.
+// TestDeletionAmongNeighbours (S14): a neighbour that has granted something to a tenant's roles, in its own database, does not
+// keep an admin from deleting the tenant, and loses nothing of its own.
 func TestDeletionAmongNeighbours(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"13", "15", "18"} {

@@ -41,7 +41,7 @@ type situation struct {
 // situations are all that there are: a crash that leaves anything else behind fails the test.
 var situations = []situation{
 	{
-		"due", rig.Due, "nothing pending", "new slot: its stored password, which nobody got", "old slot",
+		"due", rig.Due, "nothing pending", "new slot: its stored password, which no client got", "old slot",
 		[]string{"stage", "apply", "commit", "project", "adopt", "stage", "apply", "commit"},
 		"nothing has happened",
 	},
@@ -63,7 +63,7 @@ var situations = []situation{
 	{
 		"moving", rig.Committed, "new slot active, old slot not retired", "new slot: its new password; old slot: its old one", "new slot",
 		[]string{"adopt", "stage", "apply", "commit"},
-		"both passwords are valid, for as long as anybody has not moved",
+		"both passwords are valid, for as long as a client has not moved",
 	},
 	{
 		"rolling", rig.Committed, "new slot active, old slot not retired", "new slot: its new password; old slot: its old one", "new slot",
@@ -73,15 +73,15 @@ var situations = []situation{
 	{
 		"retiring", rig.Retiring, "pending for the old slot, to retire", "old slot: its old password", "new slot",
 		[]string{"apply", "commit"},
-		"as staged; before it is set, everybody is looked for again",
+		"as staged, and before it is set the old slot is looked at again",
 	},
 	{
 		"dead", rig.Dead, "pending for the old slot, to retire", "old slot: the pending password", "new slot",
 		[]string{"commit"},
-		"as applied; the old password is dead, and nobody used it",
+		"as applied, and the old password is dead, and no client used it",
 	},
 	{
-		"at rest", rig.Retired, "nothing pending, old slot retired", "old slot: a password that nobody got", "new slot",
+		"at rest", rig.Retired, "nothing pending, old slot retired", "old slot: a password that no client got", "new slot",
 		nil,
 		"nothing is left to do",
 	},
