@@ -4,7 +4,6 @@ package docs_test
 
 import (
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -41,12 +40,8 @@ func TestSentences(t *testing.T) {
 // TestCellsAreShort: a cell of a table has two sentences at most, and the rest is text below the table.
 func TestCellsAreShort(t *testing.T) {
 	t.Parallel()
-	exempt := []string{"docs/failures.md", "docs/threat-model.md"} // their rows are cases, which are cited as a whole
 	cells := 0
 	for _, document := range documents(t) {
-		if slices.Contains(exempt, document) {
-			continue
-		}
 		for line := range strings.Lines(fence.ReplaceAllString(read(t, document), "")) {
 			if !strings.HasPrefix(line, "|") {
 				continue
