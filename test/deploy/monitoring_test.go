@@ -240,7 +240,7 @@ func TestAlerts(t *testing.T) {
 	promtool(t, dir, "", "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
 
 	names, alerts := served(t), map[string]bool{}
-	operate := string(read(t, root(t), "docs", "operate.md"))
+	operations := string(read(t, root(t), "docs", "operate.md"))
 	for _, group := range m.rules.Groups {
 		for i, r := range group.Rules {
 			alerts[r.Alert] = true
@@ -250,10 +250,10 @@ func TestAlerts(t *testing.T) {
 			}
 			file, heading, _ := strings.Cut(r.Annotations["runbook"], "#")
 			heading = "\n### " + strings.ToUpper(heading[:1]) + strings.ReplaceAll(heading[1:], "-", " ") + "\n"
-			if file != "docs/operate.md" || !strings.Contains(operate, heading) {
+			if file != "docs/operate.md" || !strings.Contains(operations, heading) {
 				t.Errorf("%s: runbook %q leads nowhere", r.Alert, r.Annotations["runbook"])
 			}
-			if !strings.Contains(operate, "`"+r.Alert+"`") {
+			if !strings.Contains(operations, "`"+r.Alert+"`") {
 				t.Errorf("docs/operate.md does not name %s", r.Alert)
 			}
 			group.Rules[i].Annotations = nil // promtool would compare every word
