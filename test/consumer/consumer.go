@@ -24,6 +24,7 @@ import (
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
+	"dbconnector/test/deploy"
 	"dbconnector/test/races/rig"
 )
 
@@ -38,14 +39,14 @@ func build(ctx context.Context, dir, name string) (string, error) {
 	return program, bed.Build(ctx, program, "cmd/"+name)
 }
 
-// ShippedValues reads the Helm values of an example of this repository: "open-source"
-// or "licensed".
+// ShippedValues is the vCluster config that the chart makes of the Helm values of an example of this repository: "open-source"
+// or "licensed". Helm unfolds the anchors that are in them.
 func ShippedValues(ctx context.Context, example string) ([]byte, error) {
 	root, err := bed.Root()
 	if err != nil {
 		return nil, err
 	}
-	return os.ReadFile(filepath.Join(root, "deploy", "kustomize", "examples", example, "values.yaml"))
+	return deploy.Values(filepath.Join(root, "deploy", "kustomize", "examples", example, "values.yaml"))
 }
 
 // WriteConnector makes dir a connector for a server. A server with TLS is verified in

@@ -256,7 +256,7 @@ func TestRolloutNotAllowed(t *testing.T) {
 	old := until(t, p, "provisioned", (*tenant.Record).Provisioned)
 	end := session(t, server, old.Login(old.Active))
 	due(t, p)
-	failing(t, sidecar, "rollout")
+	failing(t, sidecar, "adopt")
 	want := fmt.Sprintf(`an RBAC rule is missing, verb "patch" on resource "statefulsets.apps" named %q in namespace %q (deploy/kustomize`, p.Name, rig.Namespace)
 	if quoted, _ := json.Marshal(want); !strings.Contains(sidecar.Log(), strings.Trim(string(quoted), `"`)) {
 		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())

@@ -167,7 +167,7 @@ func (s *Story) request(r *http.Request) Point {
 	case strings.HasPrefix(r.URL.Path, "/apis/apps/"):
 		return s.workload(r.Method)
 	case r.Method == http.MethodGet && s.chapter == Committed:
-		return Point{s.chapter, "rollout", "read the record: is it still the active credential?"}
+		return Point{s.chapter, "adopt", "read the record: is it still the active credential?"}
 	case r.Method == http.MethodGet:
 		return Point{s.chapter, "apply", "read the record: is the change still pending?"}
 	case r.Method != http.MethodPut:
@@ -194,16 +194,16 @@ func (s *Story) request(r *http.Request) Point {
 // is done, and whether that has been done.
 func (s *Story) workload(method string) Point {
 	if method == http.MethodPatch {
-		s.changes = append(s.changes, "rollout")
+		s.changes = append(s.changes, "adopt")
 		s.asked = 2
-		return Point{s.chapter, "rollout", "change the pod template"}
+		return Point{s.chapter, "adopt", "change the pod template"}
 	}
 	s.asked++
 	switch s.asked {
 	case 1:
 		return Point{s.chapter, "look", "read the workload: does it ask for the active credential?"}
 	case 2:
-		return Point{s.chapter, "rollout", "read the workload"}
+		return Point{s.chapter, "adopt", "read the workload"}
 	}
 	return Point{s.chapter, "look", "read the workload: have all pods been replaced?"}
 }
