@@ -620,7 +620,7 @@ func TestRecordOfAnother(t *testing.T) {
 	check(t, "copying the record", err)
 	patch(t, p, dataOf(string(content)))
 	release()
-	failing(t, sidecar, "look")
+	failing(t, sidecar, "read")
 	if log := sidecar.Log(); !strings.Contains(log, `the record was made for vCluster \"`+other.Name) {
 		t.Errorf("it does not say whose record that is:\n%s", log)
 	}
