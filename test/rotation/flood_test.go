@@ -46,7 +46,7 @@ func address(tb testing.TB, s *rig.Sidecar) string {
 	return address
 }
 
-// TestFlood: whoever reaches the port keeps 3,000 connections open, and opens another for each that is closed. The sidecar stays
+// TestFlood: a client that reaches the port keeps 3,000 connections open, and opens another for each that is closed. The sidecar stays
 // far below the memory of its container, and the kubelet, which comes from an address of its own, gets its answers: it never
 // misses as many in a row as the shipped probes allow. (S8)
 func TestFlood(t *testing.T) {
@@ -98,7 +98,11 @@ func TestFlood(t *testing.T) {
 			} else {
 				t.Logf("%d KiB at most, %d KiB before", most, before)
 			}
-			// And when it is over, all is as before.
+			// And when it is over, and the sidecar has seen the end of its connections, all is as before.
+			bed.Eventually(t, time.Minute, func(ctx context.Context) error {
+				_, _, err := sidecar.Get(ctx, "/readyz")
+				return err
+			})
 			ready(t, sidecar)
 			gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 		})
