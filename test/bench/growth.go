@@ -54,11 +54,11 @@ func (b *bench) growth(ctx context.Context, i int) (ratios []ratio, version stri
 	if err != nil {
 		return nil, "", err
 	}
-	shop := "growth-" + string(e.engine)
-	if err := b.cluster.Connector(ctx, shop, rig.Connector(s, user, password, "", true)); err != nil {
+	connector := "growth-" + string(e.engine)
+	if err := b.cluster.Connector(ctx, connector, rig.Connector(s, user, password, "", true)); err != nil {
 		return nil, "", err
 	}
-	t, err := b.tenant(shop)
+	t, err := b.tenant(connector)
 	if err != nil {
 		return nil, "", err
 	}
@@ -92,11 +92,11 @@ func (b *bench) fill(ctx context.Context, client *rival, n int) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.NumCPU())
 	for range n {
-		t, err := b.tenant(client.shop)
+		t, err := b.tenant(client.connector)
 		if err != nil {
 			return err
 		}
-		t.ConnectorDir, t.State = client.connector, filepath.Join(b.volume, "state-"+t.Name)
+		t.ConnectorDir, t.State = client.dir, filepath.Join(b.volume, "state-"+t.Name)
 		g.Go(func() error {
 			r, err := t.Run(ctx)
 			return errors.Join(err, r.Err())

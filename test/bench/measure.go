@@ -107,12 +107,12 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 	}
 	defer func() { err = errors.Join(err, s.Stop(context.WithoutCancel(ctx))) }()
 	f.version = s.FullVersion
-	shop := string(e.engine)
-	if err := b.cluster.Connector(ctx, shop, rig.Connector(s, s.AdminUser, s.AdminPassword, "", true)); err != nil {
+	connector := string(e.engine)
+	if err := b.cluster.Connector(ctx, connector, rig.Connector(s, s.AdminUser, s.AdminPassword, "", true)); err != nil {
 		return f, nil, err
 	}
 
-	t, err := b.tenant(shop)
+	t, err := b.tenant(connector)
 	if err != nil {
 		return f, nil, err
 	}
@@ -131,7 +131,7 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 		off = append(off, fmt.Sprintf("%s: restart: got %+v, want %+v", e.name, f.restart, restart))
 	}
 
-	idle, err := b.sidecars(ctx, s, shop, &f)
+	idle, err := b.sidecars(ctx, s, connector, &f)
 	if err != nil {
 		return f, off, err
 	}
@@ -139,7 +139,7 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 	off = append(off, f.offRotation(i)...)
 
 	progress("%s: memory", e.name)
-	x, err := b.tenant(shop)
+	x, err := b.tenant(connector)
 	if err != nil {
 		return f, off, err
 	}
@@ -320,15 +320,15 @@ func (b *bench) againstMinimal(ctx context.Context, t *rig.Tenant) (ratio, error
 // rival is the engine's own client as a rival of init: it sends what the server logged of a first provision, in as many
 // sessions, those of the admin and then the tenant's own, in which init asks what the tenant may do.
 type rival struct {
-	b                     *bench
-	s                     *bed.Server
-	shop, user, password  string // the connector, and the admin that it names
-	ca, connector, script string // files
-	from                  tenant.Names
-	login                 tenant.Login
-	scripts               map[string]string
-	look                  *rig.Inspector
-	sent                  int
+	b                         *bench
+	s                         *bed.Server
+	connector, user, password string // the connector, and the admin that it names
+	ca, dir, script           string // files, and the connector as a directory
+	from                      tenant.Names
+	login                     tenant.Login
+	scripts                   map[string]string
+	look                      *rig.Inspector
+	sent                      int
 }
 
 // newRival makes a rival of the log that a server wrote when init first provisioned t.
@@ -337,10 +337,10 @@ func (b *bench) newRival(ctx context.Context, s *bed.Server, t *rig.Tenant, user
 	if err != nil {
 		return nil, err
 	}
-	shop := t.ConnectorName
+	connector := t.ConnectorName
 	r := &rival{
-		b: b, s: s, shop: shop, user: user, password: password, from: t.Names(), login: record.Login(record.Active),
-		ca: filepath.Join(b.dir, shop+"-ca.crt"), connector: filepath.Join(b.dir, "connector-"+shop), script: filepath.Join(b.dir, "script.sql"),
+		b: b, s: s, connector: connector, user: user, password: password, from: t.Names(), login: record.Login(record.Active),
+		ca: filepath.Join(b.dir, connector+"-ca.crt"), dir: filepath.Join(b.dir, "connector-"+connector), script: filepath.Join(b.dir, "script.sql"),
 		scripts: map[string]string{},
 	}
 	for _, as := range []string{user, r.login.User} {
@@ -352,10 +352,10 @@ func (b *bench) newRival(ctx context.Context, s *bed.Server, t *rig.Tenant, user
 	}
 	err = os.WriteFile(r.ca, s.CA, 0o600)
 	if err == nil {
-		err = os.Mkdir(r.connector, 0o700)
+		err = os.Mkdir(r.dir, 0o700)
 	}
 	if err == nil {
-		err = rig.WriteConnector(r.connector, rig.Connector(s, user, password, "", true))
+		err = rig.WriteConnector(r.dir, rig.Connector(s, user, password, "", true))
 	}
 	if err == nil {
 		r.look, err = rig.Inspect(s)
@@ -368,7 +368,7 @@ func (r *rival) close() { r.look.Close() }
 // send has the client make one more tenant, in so many of the sessions, and says how long that took.
 func (r *rival) send(ctx context.Context, sessions int) (time.Duration, error) {
 	r.sent++
-	from, to := r.from, tenant.NamesOf(fmt.Sprintf("client %s %d", r.shop, r.sent))
+	from, to := r.from, tenant.NamesOf(fmt.Sprintf("client %s %d", r.connector, r.sent))
 	other := strings.NewReplacer(from.Database, to.Database, from.Marker, to.Marker, from.Lock, to.Lock)
 	var took time.Duration
 	logins := []struct{ user, script, password, database string }{
@@ -406,12 +406,12 @@ func (r *rival) send(ctx context.Context, sessions int) (time.Duration, error) {
 
 // provision has init make one more tenant, and says how long that took; without Kubernetes connector and record are directories.
 func (r *rival) provision(ctx context.Context, kubernetes bool) (time.Duration, error) {
-	x, err := r.b.tenant(r.shop)
+	x, err := r.b.tenant(r.connector)
 	if err != nil {
 		return 0, err
 	}
 	if !kubernetes {
-		x.ConnectorDir, x.State = r.connector, filepath.Join(r.b.volume, "state-"+x.Name)
+		x.ConnectorDir, x.State = r.dir, filepath.Join(r.b.volume, "state-"+x.Name)
 	}
 	cmd := exec.CommandContext(ctx, r.b.init)
 	cmd.Env = x.Environ()
@@ -556,15 +556,15 @@ func (b *bench) letLoose(ctx context.Context, i int, f *figures) (err error) {
 	if err != nil {
 		return err
 	}
-	shop := "herd-" + string(e.engine)
-	if err := b.cluster.Connector(ctx, shop, rig.Connector(s, user, password, "", true)); err != nil {
+	connector := "herd-" + string(e.engine)
+	if err := b.cluster.Connector(ctx, connector, rig.Connector(s, user, password, "", true)); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp(b.dir, "herd-")
 	if err != nil {
 		return err
 	}
-	herd, err := rig.NewHerd(b.cluster, b.init, shop, shop, dir)
+	herd, err := rig.NewHerd(b.cluster, b.init, connector, connector, dir)
 	if err != nil {
 		return err
 	}

@@ -139,9 +139,9 @@ func TestMembershipOutlivesNoPassword(t *testing.T) {
 		} else {
 			victim.ExecAs(t, s.Connector.User, s.Connector.Password, "", grants...)
 		}
-		thief := attacker.Login(tenant.A)
-		thief.Database = victim.Database
-		enter := func() error { return s.Engine.Login(t.Context(), thief) }
+		intruder := attacker.Login(tenant.A)
+		intruder.Database = victim.Database
+		enter := func() error { return s.Engine.Login(t.Context(), intruder) }
 		if err := enter(); !fault.Is(err, fault.NoAccess) && server.Version < "16" {
 			t.Errorf("the attacker in the victim's database: %v", err)
 		}

@@ -138,8 +138,8 @@ func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 	out := []enginetest.Attempt{
 		{Name: "connect to the neighbour", Reason: "promise 1", Database: "{other}", Codes: []string{db}},
 		{Name: "use the neighbour's database", Reason: "promise 1", SQL: []string{"USE {other}"}, Codes: []string{db}},
-		{Name: "read the neighbour's table", Reason: "promise 1", SQL: []string{"SELECT * FROM {other}.treasure"}, Codes: []string{table}},
-		{Name: "write the neighbour's table", Reason: "promise 1", SQL: []string{"INSERT INTO {other}.treasure VALUES (2)"}, Codes: []string{table}},
+		{Name: "read the neighbour's table", Reason: "promise 1", SQL: []string{"SELECT * FROM {other}.secret"}, Codes: []string{table}},
+		{Name: "write the neighbour's table", Reason: "promise 1", SQL: []string{"INSERT INTO {other}.secret VALUES (2)"}, Codes: []string{table}},
 		{Name: "see the neighbour", Reason: "MySQL hides what one has no right on", SQL: []string{"SELECT 1 FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = '{other}'"}, Rows: ptr(0)},
 		{Name: "see the neighbour's tables", Reason: "as above", SQL: []string{"SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = '{other}'"}, Rows: ptr(0)},
 		{Name: "see databases that are not its own", Reason: "as above", SQL: []string{"SELECT 1 FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN ('{db}', 'information_schema', 'performance_schema')"}, Rows: ptr(0)},

@@ -97,14 +97,14 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 	check(t, "putting a front before the servers", err)
 	t.Cleanup(front.Close)
-	shop := rig.Name(t, "connector")
-	check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
+	connector := rig.Name(t, "connector")
+	check(t, "creating the connector", c.Connector(ctx, connector, rig.Connector(s, a.user, a.password, front.Addr, false)))
 
 	var points []string // of the last run
 	play := func(id string, at int, moment rig.Moment) (facts string) {
 		t.Helper()
 		what := fmt.Sprintf("%s question %d", moment, at)
-		x := newTenant(t, c, rig.Name(t, id), shop)
+		x := newTenant(t, c, rig.Name(t, id), connector)
 		x.Kubeconfig = front.Kubeconfig
 		var held *session
 		if !sc.fresh {
@@ -225,14 +225,14 @@ func TestKilledAtEveryFileOperation(t *testing.T) {
 	a := cloudAdmin(t, s)
 	ctx := t.Context()
 	look := inspect(t, s)
-	shop := t.TempDir()
-	check(t, "writing the connector", rig.WriteConnector(shop, rig.Connector(s, a.user, a.password, "", true)))
+	connector := t.TempDir()
+	check(t, "writing the connector", rig.WriteConnector(connector, rig.Connector(s, a.user, a.password, "", true)))
 	ca := string(s.CA)
 
 	play := func(id string, at int, moment rig.Moment) []string {
 		t.Helper()
 		dir := t.TempDir()
-		x := &rig.Tenant{Binary: binary, Name: id, Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: shop}
+		x := &rig.Tenant{Binary: binary, Name: id, Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: connector}
 		check(t, "making the directory", os.Mkdir(x.Out, 0o755))
 		what := fmt.Sprintf("%s call %d", moment, at)
 		calls, exit, err := x.Trace([]string{x.Out, x.State}, at, moment)

@@ -46,17 +46,17 @@ func TestReplicas(t *testing.T) {
 			id := rig.Name(t, "x")
 			var all []*rig.Tenant
 			dir := t.TempDir()
-			shop := filepath.Join(dir, "connector")
-			check(t, "making a directory", os.Mkdir(shop, 0o755))
+			connector := filepath.Join(dir, "connector")
+			check(t, "making a directory", os.Mkdir(connector, 0o755))
 			if server.dir {
-				check(t, "writing the connector", rig.WriteConnector(shop, data))
+				check(t, "writing the connector", rig.WriteConnector(connector, data))
 			} else {
 				check(t, "creating the connector", c.Connector(ctx, id, data))
 			}
 			for range replicas {
 				x := newTenant(t, c, id, id)
 				if server.dir {
-					x.State, x.ConnectorDir = filepath.Join(dir, "state"), shop
+					x.State, x.ConnectorDir = filepath.Join(dir, "state"), connector
 				}
 				all = append(all, x)
 			}
@@ -142,9 +142,9 @@ func TestHerd(t *testing.T) {
 			ctx := t.Context()
 			s := bed.NewServer(t, server.engine, server.version, bed.Options{MaxConnections: rig.HerdLimit})
 			a := cloudAdmin(t, s)
-			shop := rig.Name(t, "connector")
-			check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, "", true)))
-			herd, err := rig.NewHerd(c, binary, rig.Name(t, "x"), shop, t.TempDir())
+			connector := rig.Name(t, "connector")
+			check(t, "creating the connector", c.Connector(ctx, connector, rig.Connector(s, a.user, a.password, "", true)))
+			herd, err := rig.NewHerd(c, binary, rig.Name(t, "x"), connector, t.TempDir())
 			check(t, "making the herd", err)
 			result, err := rig.RunHerd(ctx, s, a.user, herd)
 			check(t, "running the herd", err)

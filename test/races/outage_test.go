@@ -29,10 +29,10 @@ func TestServerGoesAway(t *testing.T) {
 			front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 			check(t, "putting a front before the servers", err)
 			t.Cleanup(front.Close)
-			shop := rig.Name(t, "connector")
-			check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, a.user, a.password, front.Addr, false)))
+			connector := rig.Name(t, "connector")
+			check(t, "creating the connector", c.Connector(ctx, connector, rig.Connector(s, a.user, a.password, front.Addr, false)))
 			for at, over := 4, false; !over; at += 7 {
-				x := newTenant(t, c, rig.Name(t, fmt.Sprint(at)), shop)
+				x := newTenant(t, c, rig.Name(t, fmt.Sprint(at)), connector)
 				x.Kubeconfig = front.Kubeconfig
 				killed := make(chan error, 1)
 				front.Watch(at, rig.Before, func() { killed <- s.Kill() })

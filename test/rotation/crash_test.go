@@ -121,7 +121,7 @@ type matrix struct {
 	binary string
 	server *bed.Server
 	front  *rig.Front
-	story  *rig.Story
+	script *rig.Script
 	tenant *rig.Tenant
 	// workload, if not nil, is restarted for every rotation: then only the points of that are played.
 	workload *workload
@@ -144,15 +144,15 @@ func newMatrix(t *testing.T, binary string, s *bed.Server) *matrix {
 	c := sharedCluster(t)
 	front, err := rig.NewFront(ctx, t.TempDir(), s.Addr(), c.API)
 	check(t, "putting a front before the servers", err)
-	m := &matrix{T: t, binary: binary, server: s, front: front, story: rig.NewStory(ctx, s.Engine)}
-	front.Name = m.story.Name
+	m := &matrix{T: t, binary: binary, server: s, front: front, script: rig.NewScript(ctx, s.Engine)}
+	front.Name = m.script.Name
 	t.Cleanup(front.Close)
-	shop := rig.Name(t, "c")
+	connector := rig.Name(t, "c")
 	// In clear text: the front has to tell one question from another.
-	check(t, "creating the connector", c.Connector(ctx, shop, rig.Connector(s, s.AdminUser, s.AdminPassword, front.Addr, false)))
+	check(t, "creating the connector", c.Connector(ctx, connector, rig.Connector(s, s.AdminUser, s.AdminPassword, front.Addr, false)))
 	out := filepath.Join(t.TempDir(), "out")
 	check(t, "making a directory", os.Mkdir(out, 0o755))
-	m.tenant = &rig.Tenant{Binary: initBinary, Name: rig.Name(t, "t"), Out: out, Cluster: c, ConnectorName: shop}
+	m.tenant = &rig.Tenant{Binary: initBinary, Name: rig.Name(t, "t"), Out: out, Cluster: c, ConnectorName: connector}
 	provision(t, m.tenant)
 	m.tenant.Kubeconfig = front.Kubeconfig
 	m.client, err = connect(ctx, "", m.published(), nil)
@@ -262,7 +262,7 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 
 	started := make(chan *rig.Sidecar, 1)
 	m.front.WatchFor(name, moment, func() { (<-started).Kill() })
-	m.story.Begin(old.User, next.User, rig.Due, hold)
+	m.script.Begin(old.User, next.User, rig.Due, hold)
 	first := m.sidecar()
 	started <- first
 	if name == "" {
@@ -285,12 +285,12 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 	left := m.situation(what, before)
 
 	m.front.Watch(0, moment, nil)
-	m.story.Begin(old.User, next.User, left.chapter, hold)
+	m.script.Begin(old.User, next.User, left.chapter, hold)
 	m.finish(what, m.sidecar(), before)
 	want := slices.DeleteFunc(slices.Clone(left.next), func(s string) bool {
 		return s == "project" || s == "adopt" && m.workload == nil
 	})
-	if got := m.story.Changes(); !slices.Equal(got, want) {
+	if got := m.script.Changes(); !slices.Equal(got, want) {
 		m.Errorf("%s: the next process, which found it %s, did %v, want %v", what, left.name, got, want)
 	}
 	return left.name
@@ -447,7 +447,7 @@ func (m *matrix) finish(what string, sidecar *rig.Sidecar, before *tenant.Record
 		m.Fatalf("%s: asked to end: exit code %d, %v", what, exit, err)
 	}
 	m.points = m.front.Names()
-	m.story.End()
+	m.script.End()
 	if after.OtherRefused || after.Active == before.Active {
 		m.Errorf("%s: ended with %+v", what, after)
 	}

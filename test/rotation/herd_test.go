@@ -46,16 +46,16 @@ func TestHerdOfSidecars(t *testing.T) {
 func provisionHerd(t *testing.T, server *bed.Server) []*rig.Tenant {
 	t.Helper()
 	dir := t.TempDir()
-	shop := filepath.Join(dir, "connector")
-	check(t, "making a directory", os.Mkdir(shop, 0o755))
-	check(t, "writing the connector", rig.WriteConnector(shop, rig.Connector(server, server.AdminUser, server.AdminPassword, "", true)))
+	connector := filepath.Join(dir, "connector")
+	check(t, "making a directory", os.Mkdir(connector, 0o755))
+	check(t, "writing the connector", rig.WriteConnector(connector, rig.Connector(server, server.AdminUser, server.AdminPassword, "", true)))
 	var herd []*rig.Tenant
 	var group errgroup.Group
 	group.SetLimit(4)
 	for i := range rig.Herd {
 		own := filepath.Join(dir, fmt.Sprint(i))
 		plane := &rig.Tenant{
-			Binary: initBinary, Name: fmt.Sprintf("%s-%d", rig.Name(t, "t"), i), ConnectorDir: shop,
+			Binary: initBinary, Name: fmt.Sprintf("%s-%d", rig.Name(t, "t"), i), ConnectorDir: connector,
 			Out: filepath.Join(own, "out"), State: filepath.Join(own, "state"),
 		}
 		check(t, "making a directory", os.MkdirAll(plane.Out, 0o755))

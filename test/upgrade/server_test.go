@@ -57,14 +57,14 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 			fmt.Sprintf("ALTER DATABASE %q OWNER TO %q", l.decode(t, "secret/record.json").Database, user)))
 	}
 
-	thief, forced := own.Login(tenant.A), own.Login(tenant.B)
+	stolen, forced := own.Login(tenant.A), own.Login(tenant.B)
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		asLogin(t, older, theirs.Login(slot), fmt.Sprintf("GRANT %q TO %q", theirs.Login(slot).User, thief.User))
+		asLogin(t, older, theirs.Login(slot), fmt.Sprintf("GRANT %q TO %q", theirs.Login(slot).User, stolen.User))
 		asLogin(t, older, forced, fmt.Sprintf("GRANT %q TO %q", forced.User, theirs.Login(slot).User))
 	}
 	breaksIn := func(server *bed.Server) error {
-		return errors.Join(enters(t.Context(), server, thief, theirs), becomes(t.Context(), server, thief, theirs.Login(tenant.A).User),
-			becomes(t.Context(), server, thief, theirs.Login(tenant.B).User))
+		return errors.Join(enters(t.Context(), server, stolen, theirs), becomes(t.Context(), server, stolen, theirs.Login(tenant.A).User),
+			becomes(t.Context(), server, stolen, theirs.Login(tenant.B).User))
 	}
 	check(t, "the attack before the upgrade", breaksIn(older))
 	check(t, "the upgrade", older.MoveTo(t.Context(), newer))
@@ -78,11 +78,11 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 		t.Errorf("init does not say that it took a membership back:\n%s", said)
 	}
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if err := becomes(t.Context(), newer, thief, theirs.Login(slot).User); err == nil {
+		if err := becomes(t.Context(), newer, stolen, theirs.Login(slot).User); err == nil {
 			t.Errorf("the attacker still becomes the victim's login %s", slot)
 		}
 	}
-	if err := enters(t.Context(), newer, thief, theirs); err == nil {
+	if err := enters(t.Context(), newer, stolen, theirs); err == nil {
 		t.Error("the attacker is still in the victim's database")
 	}
 	if members := memberships(t, newer, theirs); len(members) > 0 {
@@ -104,7 +104,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 	dsn, err = attacker.DSN()
 	check(t, "reading the hand-over", err)
 	attacker.kine(t, dsn)()
-	if err := enters(t.Context(), newer, thief, theirs); err == nil {
+	if err := enters(t.Context(), newer, stolen, theirs); err == nil {
 		t.Error("the attacker is in the victim's database again")
 	}
 }

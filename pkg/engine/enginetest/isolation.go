@@ -36,7 +36,7 @@ func isolation(t *testing.T, s *Server) {
 	}
 	long := strings.Repeat("team", 50)
 	unique := s.NewTenant().ID
-	var victim, thief *Tenant
+	var victim, attacker *Tenant
 	for i, pair := range [][2]string{
 		{"a-b/c", "a/b-c"},
 		{long + "1", long + "2"},
@@ -44,34 +44,34 @@ func isolation(t *testing.T, s *Server) {
 		{"vc_1", "vc%1"},
 		{`x'; DROP DATABASE postgres; --`, "x`; DROP DATABASE mysql; --"},
 	} {
-		thief, victim = s.TenantOf(unique+pair[0]), s.TenantOf(unique+pair[1])
-		if thief.Database == victim.Database || !tenant.IsDatabase(thief.Database) || len(thief.User(tenant.A)) > 32 {
-			t.Errorf("%q and %q: names %q and %q", pair[0], pair[1], thief.Database, victim.Database)
+		attacker, victim = s.TenantOf(unique+pair[0]), s.TenantOf(unique+pair[1])
+		if attacker.Database == victim.Database || !tenant.IsDatabase(attacker.Database) || len(attacker.User(tenant.A)) > 32 {
+			t.Errorf("%q and %q: names %q and %q", pair[0], pair[1], attacker.Database, victim.Database)
 		}
 		if i == 0 {
-			defer func(thief, victim *Tenant) { thief.Works(t); victim.Works(t) }(thief, victim)
-			thief.Ensure(t)
+			defer func(attacker, victim *Tenant) { attacker.Works(t); victim.Works(t) }(attacker, victim)
+			attacker.Ensure(t)
 			victim.Ensure(t)
 		}
 	}
-	thief.Ensure(t)
+	attacker.Ensure(t)
 	victim.Ensure(t)
-	s.ExecAs(t, victim.User(tenant.A), victim.Passwords[tenant.A], victim.Database, "CREATE TABLE treasure (id INTEGER)", "INSERT INTO treasure (id) VALUES (1)")
-	whole, wholeThief := victim.Look(t), thief.Look(t)
+	s.ExecAs(t, victim.User(tenant.A), victim.Passwords[tenant.A], victim.Database, "CREATE TABLE secret (id INTEGER)", "INSERT INTO secret (id) VALUES (1)")
+	whole, wholeAttacker := victim.Look(t), attacker.Look(t)
 	more := []string{"{other}", victim.Database, "{otherowner}", victim.Owner, "{othera}", victim.User(tenant.A)}
 
 	t.Run("attempts", func(t *testing.T) {
 		for _, a := range s.Attempts {
 			t.Run(a.Name, func(t *testing.T) {
 				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-					database := thief.Database
+					database := attacker.Database
 					if a.Database != "" {
-						database = thief.SQL([]string{a.Database}, more...)[0]
+						database = attacker.SQL([]string{a.Database}, more...)[0]
 					}
-					db := s.Pool(t, thief.User(slot), thief.Passwords[slot], database)
+					db := s.Pool(t, attacker.User(slot), attacker.Passwords[slot], database)
 					err := db.PingContext(t.Context())
 					rows := 0
-					for i, statement := range thief.SQL(a.SQL, more...) {
+					for i, statement := range attacker.SQL(a.SQL, more...) {
 						if err != nil {
 							t.Fatalf("%s: slot %s: before %q: %v", a.Reason, slot, statement, err)
 						}
@@ -99,11 +99,11 @@ func isolation(t *testing.T, s *Server) {
 	if now := victim.Look(t); now != whole {
 		t.Errorf("the neighbour changed: the server says\n%s\nafter\n%s", now, whole)
 	}
-	if now := thief.Look(t); now != wholeThief {
-		t.Errorf("the tenant changed itself: the server says\n%s\nafter\n%s", now, wholeThief)
+	if now := attacker.Look(t); now != wholeAttacker {
+		t.Errorf("the tenant changed itself: the server says\n%s\nafter\n%s", now, wholeAttacker)
 	}
 	victim.Works(t)
-	thief.Works(t)
+	attacker.Works(t)
 }
 
 // count counts the rows of a query.

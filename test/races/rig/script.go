@@ -33,9 +33,9 @@ const (
 	Retired
 )
 
-// Story follows one dbconnector-rotate through one rotation by the questions that it asks, and gives each a [Point] that is
+// Script follows one dbconnector-rotate through one rotation by the questions that it asks, and gives each a [Point] that is
 // the same in every run, whatever passwords and addresses are in it. Its Name is a Front's.
-type Story struct {
+type Script struct {
 	engine bed.Engine
 	ctx    context.Context // ends what is held back
 
@@ -86,14 +86,14 @@ const (
 // Watching says whether the point is the watch, which goes on beside everything else.
 func (p Point) Watching() bool { return p.Step == start && p.What == watch }
 
-// NewStory tells of a rotation between two logins. What it holds back is let go when ctx ends.
-func NewStory(ctx context.Context, engine bed.Engine) *Story {
-	return &Story{ctx: ctx, engine: engine, conns: map[int]*talk{}}
+// NewScript tells of a rotation between two logins. What it holds back is let go when ctx ends.
+func NewScript(ctx context.Context, engine bed.Engine) *Script {
+	return &Script{ctx: ctx, engine: engine, conns: map[int]*talk{}}
 }
 
 // Begin tells of the next process, which finds the rotation in a chapter. hold may return a channel for what is to wait until
 // that is closed; nil for nothing.
-func (s *Story) Begin(old, next string, c Chapter, hold func(Point) <-chan struct{}) {
+func (s *Script) Begin(old, next string, c Chapter, hold func(Point) <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.old, s.new, s.hold = old, next, hold
@@ -102,23 +102,23 @@ func (s *Story) Begin(old, next string, c Chapter, hold func(Point) <-chan struc
 }
 
 // End lets questions through without a name, until Begin.
-func (s *Story) End() {
+func (s *Script) End() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watching = nil
 }
 
-func (s *Story) turn(c Chapter) { s.chapter, s.logins, s.asked = c, 0, 0 }
+func (s *Script) turn(c Chapter) { s.chapter, s.logins, s.asked = c, 0, 0 }
 
 // Changes are the steps since Begin that change anything but files.
-func (s *Story) Changes() []string {
+func (s *Script) Changes() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.changes...)
 }
 
 // Name names a question, and holds it back.
-func (s *Story) Name(q Question) string {
+func (s *Script) Name(q Question) string {
 	p, wait := s.point(q)
 	for _, gate := range wait {
 		select {
@@ -132,7 +132,7 @@ func (s *Story) Name(q Question) string {
 	return p.Name()
 }
 
-func (s *Story) point(q Question) (p Point, wait []<-chan struct{}) {
+func (s *Script) point(q Question) (p Point, wait []<-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.watching == nil {
@@ -153,7 +153,7 @@ func (s *Story) point(q Question) (p Point, wait []<-chan struct{}) {
 	return p, wait
 }
 
-func (s *Story) request(r *http.Request) Point {
+func (s *Script) request(r *http.Request) Point {
 	switch {
 	case r.Method == http.MethodGet && r.URL.Query().Has("watch"):
 		select {
@@ -192,7 +192,7 @@ func (s *Story) request(r *http.Request) Point {
 
 // workload names what is asked of the control plane's workload: whether it is to be restarted, the same right before that
 // is done, and whether that has been done.
-func (s *Story) workload(method string) Point {
+func (s *Script) workload(method string) Point {
 	if method == http.MethodPatch {
 		s.changes = append(s.changes, "adopt")
 		s.asked = 2
@@ -209,12 +209,12 @@ func (s *Story) workload(method string) Point {
 }
 
 // change goes on to the next chapter.
-func (s *Story) change(step string) {
+func (s *Script) change(step string) {
 	s.changes = append(s.changes, step)
 	s.turn(s.chapter + 1)
 }
 
-func (s *Story) statement(q Question) Point {
+func (s *Script) statement(q Question) Point {
 	t := s.conns[q.Conn]
 	if t == nil {
 		t = &talk{point: s.login(q.Data)}
@@ -271,12 +271,12 @@ func (s *Story) statement(q Question) Point {
 }
 
 // changing says whether a slot is the one whose password is pending, and not set yet.
-func (s *Story) changing(slot string) bool {
+func (s *Script) changing(slot string) bool {
 	return s.chapter == Staged && slot == newSlot || s.chapter == Retiring && slot == oldSlot
 }
 
 // login names a connection by its first question, which in all three protocols holds the login in clear text.
-func (s *Story) login(data []byte) Point {
+func (s *Script) login(data []byte) Point {
 	p := Point{Chapter: s.chapter, Step: "look"}
 	switch {
 	case bytes.Contains(data, []byte(s.new)):
@@ -305,14 +305,14 @@ func (s *Story) login(data []byte) Point {
 }
 
 // loggingIn: what follows the first question, until the server lets one in.
-func (s *Story) loggingIn(data []byte) bool {
+func (s *Script) loggingIn(data []byte) bool {
 	if s.engine == bed.Postgres {
 		return data[0] == 'p'
 	}
 	return len(data) > 3 && data[3] != 0 // a command begins a sequence, the login goes on with one
 }
 
-func (s *Story) farewell(data []byte) bool {
+func (s *Script) farewell(data []byte) bool {
 	if s.engine == bed.Postgres {
 		return data[0] == 'X'
 	}
