@@ -69,7 +69,8 @@ type Outcome struct {
 
 // Admin is a session with the admin's credential on a server.
 type Admin interface {
-	// Lock waits, as long as ctx allows, until no other session holds the tenant's lock. Close releases it.
+	// Lock waits until no other session holds the tenant's lock, as long as ctx and the session's own limit allow: fault.Unavailable
+	// after that, and the caller tries again. Close releases the lock.
 	Lock(ctx context.Context, names tenant.Names) error
 	// Ensure brings about what is wanted and changes nothing that is right already. fault.NoDatabase: the database was
 	// provisioned once, or must be there, and is not. fault.Refused: a database of that name is not this tenant's, or the admin lacks

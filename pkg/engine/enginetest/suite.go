@@ -245,7 +245,14 @@ const crowd = 20
 func race(t *testing.T, s *Server) {
 	x := s.NewTenant()
 	changed := 0
-	for _, r := range atOnce(func() (engine.Outcome, error) { return x.TryEnsure(t.Context()) }) {
+	ensure := func() (done engine.Outcome, err error) {
+		for { // a wait for the lock has a limit, and init tries again
+			if done, err = x.TryEnsure(t.Context()); !fault.Is(err, fault.Unavailable) || t.Context().Err() != nil {
+				return done, err
+			}
+		}
+	}
+	for _, r := range atOnce(ensure) {
 		if r.err != nil {
 			t.Error(r.err)
 		}

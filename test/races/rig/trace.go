@@ -51,7 +51,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 	defer os.Remove(out.Name())
 	defer out.Close()
 	cmd.Stderr = out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, 0, fmt.Errorf("starting dbconnector-init: %w", err)
 	}
@@ -70,8 +70,9 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 	}
 	numbers := map[int]int{} // of the call that a thread is in
 	for {
-		// Of all our children only those of this thread: the servers are others' business.
-		tid, err := syscall.Wait4(-1, &status, syscall.WALL|unix.WNOTHREAD, nil)
+		// Only the threads of the traced process. This thread may have started other processes before it came to be locked here: the
+		// goroutines that started them wait for them.
+		tid, err := syscall.Wait4(-pid, &status, syscall.WALL|unix.WNOTHREAD, nil)
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
