@@ -18,10 +18,10 @@ import (
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
+	"dbconnector/pkg/fault"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/provision"
-	"dbconnector/pkg/report"
 	"dbconnector/pkg/tenant"
 	"dbconnector/pkg/vclusterconfig"
 )
@@ -49,10 +49,10 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 		}
 	}
 	began := time.Now()
-	events := report.NewEvents(cfg.Common, client, log)
+	events := app.NewEvents(cfg.Common, client, log)
 	result, err := work(ctx, cfg, client, events, log)
 	if ctx.Err() == nil {
-		report.Start(context.WithoutCancel(ctx), events, result, err)
+		announce(context.WithoutCancel(ctx), events, result, err)
 	}
 	if err != nil {
 		return err
@@ -75,9 +75,24 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	return nil
 }
 
+// announce records an Event for the outcome. A restart that found everything in place is not news.
+func announce(ctx context.Context, events *app.Events, result provision.Result, failure error) {
+	switch {
+	case failure == nil && result.NotApplied != nil:
+		events.Record(ctx, kube.Warning, "NotApplied", "the connector was not applied, and the control plane starts with the settings that it had: "+result.NotApplied.Error())
+	case failure == nil && result.Restarted:
+	case failure == nil:
+		events.Record(ctx, kube.Normal, "Provisioned", result.String())
+	case fault.Is(failure, fault.Refused):
+		events.Record(ctx, kube.Warning, "Refused", failure.Error())
+	default:
+		events.Record(ctx, kube.Warning, "Failed", failure.Error())
+	}
+}
+
 // work wires the parts together. First everything that can be refused without touching a server, then the rest. client is nil
 // where Kubernetes is not used.
-func work(ctx context.Context, cfg config.Init, client *kube.Client, events *report.Events, log *zap.Logger) (provision.Result, error) {
+func work(ctx context.Context, cfg config.Init, client *kube.Client, events *app.Events, log *zap.Logger) (provision.Result, error) {
 	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
 	if err != nil {
 		return provision.Result{}, err
@@ -115,8 +130,12 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, events *rep
 			return tenant.UID(uid, cfg.VCluster), err
 		},
 		Store: records, RecordName: records.Name, ForgetCommand: records.ForgetCommand,
-		Waiting: func(err error, attempt int) { report.Waiting(ctx, events, err, attempt, end) },
-		Log:     log,
+		Waiting: func(err error, attempt int) {
+			if attempt == 2 { // what lasts; a moment is not news
+				events.Record(ctx, kube.Warning, "Waiting", err.Error()+"; tried again until "+end.UTC().Format(time.RFC3339))
+			}
+		},
+		Log: log,
 	}, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
 }
 

@@ -69,8 +69,8 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	events := report.NewEvents(cfg.Common, client, log)
-	observer := report.NewObserver(events)
+	events := app.NewEvents(cfg.Common, client, log)
+	observer := report.NewObserver(events.Send)
 	metrics := observer.Metrics
 	metrics.AdoptInfo.WithLabelValues(cfg.Adopt).Set(1)
 	metrics.BuildInfo.WithLabelValues(version.String(), version.Go()).Set(1)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package report tells what the programs do: by metrics and by Events.
+// Package report tells what a rotation does: by metrics and by Events.
 package report
 
 import (
@@ -17,7 +17,7 @@ import (
 type Observer struct {
 	// Metrics are those that it keeps.
 	Metrics *health.Metrics
-	events  *Events
+	tell    func(kind, reason, message string) // of an Event
 	failing bool
 	phase   phase
 	told    map[rotation.Reason]bool // in this phase
@@ -49,8 +49,8 @@ var deeds = map[string]string{
 	rotation.Doubt.String():   "noting that the server refuses a password",
 }
 
-// NewObserver makes an observer with all series of the metrics from the beginning.
-func NewObserver(events *Events) *Observer {
+// NewObserver makes an observer with all series of the metrics from the beginning. tell is given the Events; it must not block.
+func NewObserver(tell func(kind, reason, message string)) *Observer {
 	m := health.New()
 	for _, why := range reasons {
 		m.Postponements.WithLabelValues(string(why))
@@ -59,7 +59,7 @@ func NewObserver(events *Events) *Observer {
 	for step := range deeds {
 		m.Failures.WithLabelValues(step)
 	}
-	return &Observer{Metrics: m, events: events, told: map[rotation.Reason]bool{}}
+	return &Observer{Metrics: m, tell: tell, told: map[rotation.Reason]bool{}}
 }
 
 // Record is rotation.Observer's.
@@ -79,13 +79,13 @@ func (o *Observer) Record(r *tenant.Record, due time.Time) {
 // Rotated is rotation.Observer's.
 func (o *Observer) Rotated(r *tenant.Record) {
 	o.Metrics.Rotations.Inc()
-	o.events.send(kube.Normal, "Rotated", "the password was rotated: the active login is now "+r.Login(r.Active).User)
+	o.tell(kube.Normal, "Rotated", "the password was rotated: the active login is now "+r.Login(r.Active).User)
 }
 
 // Retired is rotation.Observer's.
 func (o *Observer) Retired(r *tenant.Record) {
 	o.Metrics.Retirements.Inc()
-	o.events.send(kube.Normal, "Retired", "the password before the last rotation is dead: login "+r.Login(r.Active.Other()).User)
+	o.tell(kube.Normal, "Retired", "the password before the last rotation is dead: login "+r.Login(r.Active.Other()).User)
 }
 
 // Postponed is rotation.Observer's.
@@ -105,7 +105,7 @@ func (o *Observer) Postponed(why rotation.Reason, detail string) {
 	}
 	if !o.told[class] {
 		o.told[class] = true
-		o.events.send(kube.Warning, "Postponed", string(why)+": "+detail)
+		o.tell(kube.Warning, "Postponed", string(why)+": "+detail)
 	}
 }
 
@@ -118,7 +118,7 @@ func (o *Observer) Failed(step string, err error) {
 	}
 	if !o.failing { // one Event for each change of state, not for each try
 		o.failing = true
-		o.events.send(kube.Warning, "Failed", deeds[step]+" failed: "+err.Error())
+		o.tell(kube.Warning, "Failed", deeds[step]+" failed: "+err.Error())
 	}
 }
 

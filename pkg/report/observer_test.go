@@ -3,34 +3,29 @@
 package report
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
-	"dbconnector/pkg/config"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/health"
-	"dbconnector/pkg/kube"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
 )
 
-// queue are Events that nothing sends.
-func queue() *Events { return NewEvents(config.Common{PodName: "pod"}, &kube.Client{}, zap.NewNop()) }
+type event struct{ kind, reason, message string }
+
+// queue keeps Events.
+type queue chan event
+
+func (q queue) tell(kind, reason, message string) { q <- event{kind, reason, message} }
 
 // served are the metrics of ours that are not zero, as Prometheus reads them.
 func served(t *testing.T, m *health.Metrics) map[string]string {
@@ -49,13 +44,14 @@ func served(t *testing.T, m *health.Metrics) map[string]string {
 // TestObserver: what happens becomes metrics that say how things are, and Events that say once what changed (B2).
 func TestObserver(t *testing.T) {
 	t.Parallel()
-	o := NewObserver(queue())
+	events := make(queue, 16)
+	o := NewObserver(events.tell)
 	said := ""
 	told := func(want ...string) {
 		t.Helper()
 		var got []string
-		for len(o.events.queue) > 0 {
-			e := <-o.events.queue
+		for len(events) > 0 {
+			e := <-events
 			got = append(got, e.kind+" "+e.reason)
 			if !strings.Contains(e.message, " ") {
 				t.Errorf("the Event %s says %q", e.reason, e.message)
@@ -149,14 +145,6 @@ func TestObserver(t *testing.T) {
 	if served(t, o.Metrics)[`locked_out{login="inactive"}`] != "1" {
 		t.Error("a slot whose password nobody knows counts as one that can be used")
 	}
-
-	// Nothing waits for an API server that takes no Events.
-	for range 2 * cap(o.events.queue) {
-		o.Rotated(r)
-	}
-	if len(o.events.queue) != cap(o.events.queue) {
-		t.Errorf("%d Events wait, want %d", len(o.events.queue), cap(o.events.queue))
-	}
 }
 
 // TestSeries: dashboards and alerts ask for these series, and may rely on all of them from the beginning. Their labels hold
@@ -212,77 +200,6 @@ func TestSeries(t *testing.T) {
 	}
 }
 
-// TestEventsInTheBackground: they are sent in the background, each tried for a moment and once. At the end what is left is sent,
-// and nobody waits for an API server that does not answer.
-func TestEventsInTheBackground(t *testing.T) {
-	arrived := make(chan string, 100)
-	away := make(chan struct{})
-	var hanging atomic.Int32
-	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var event struct{ Reason string }
-		_ = json.NewDecoder(r.Body).Decode(&event)
-		select {
-		case <-away:
-			hanging.Add(1)
-			<-r.Context().Done() // an API server that does not answer
-		default:
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusForbidden)
-			_, _ = w.Write([]byte(`{"kind":"Status","apiVersion":"v1","status":"Failure","code":403,"reason":"Forbidden","message":"no"}`))
-			arrived <- event.Reason
-		}
-	}))
-	t.Cleanup(api.Close)
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "x", "cluster": {"server": "`+api.URL+`"}}],
-		"users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "current-context": "x"}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KUBECONFIG", kubeconfig)
-	client, err := kube.New("test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := NewObserver(NewEvents(config.Common{Namespace: "ns", PodName: "pod"}, client, zap.NewNop()))
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- o.events.Run(ctx) }()
-
-	r := tenant.NewRecord("uid/v", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.Require}, 10)
-	o.Rotated(r)
-	o.Retired(r) // that one was refused is no reason not to try the next
-	for _, want := range []string{"Rotated", "Retired"} {
-		if got := <-arrived; got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	}
-	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-
-	// What is left at the end.
-	for range 8 {
-		o.Retired(r)
-	}
-	if err := o.events.Run(ctx); err != nil {
-		t.Error(err)
-	}
-	if n := len(arrived); n != 8 {
-		t.Errorf("%d of the last 8 Events were sent", n)
-	}
-	close(away)
-	for range cap(o.events.queue) {
-		o.Rotated(r)
-	}
-	if err := o.events.Run(ctx); err != nil {
-		t.Error(err)
-	}
-	if n := hanging.Load(); n > 1 { // the first one takes what time there is
-		t.Errorf("%d Events were tried at the end on an API server that does not answer", n)
-	}
-}
-
 // TestDeeds: the Event about a step that failed says in words what the step was to do; whatever its kind is.
 func TestDeeds(t *testing.T) {
 	t.Parallel()
@@ -294,9 +211,10 @@ func TestDeeds(t *testing.T) {
 		t.Errorf("there are words for %q, and the steps that fail are %q", got, steps)
 	}
 	for _, step := range steps {
-		o := NewObserver(queue())
+		events := make(queue, 1)
+		o := NewObserver(events.tell)
 		o.Failed(step, errors.New("no"))
-		if said := (<-o.events.queue).message; !regexp.MustCompile(`^[a-z]+ing .* failed: no$`).MatchString(said) {
+		if said := (<-events).message; !regexp.MustCompile(`^[a-z]+ing .* failed: no$`).MatchString(said) {
 			t.Errorf("step %s: the Event says %q", step, said)
 		}
 	}

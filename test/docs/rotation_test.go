@@ -95,7 +95,7 @@ func TestEventsAreExplained(t *testing.T) {
 	t.Parallel()
 	text := read(t, "docs/messages.md")
 	found := 0
-	for _, path := range files(t, ".go", "pkg/report") {
+	for _, path := range files(t, ".go", "cmd", "pkg/report") {
 		for _, m := range regexp.MustCompile(`kube\.(Normal|Warning), "(\w+)"`).FindAllStringSubmatch(read(t, path), -1) {
 			found++
 			if !strings.Contains(text, "\n| `"+m[2]+"` | "+m[1]+" |") {

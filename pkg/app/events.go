@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package report
+package app
 
 import (
 	"context"
@@ -44,8 +44,8 @@ func (e *Events) Record(ctx context.Context, kind, reason, message string) {
 	}
 }
 
-// send leaves an Event to Run, and drops it where too many wait.
-func (e *Events) send(kind, reason, message string) {
+// Send leaves an Event to Run, and drops it where too many wait.
+func (e *Events) Send(kind, reason, message string) {
 	if e == nil {
 		return
 	}
