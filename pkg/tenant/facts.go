@@ -9,8 +9,9 @@ import (
 
 // Make is of which make the objects are that today's admin path leaves on a server: what a tenant's roles and rights are. A
 // tenant of an earlier make is brought up to date at its next start, with the admin's credential. A record without one, of a
-// release that kept no such number, counts as older than any. 2 is the make without inheritance between PostgreSQL's roles.
-const Make = 2
+// release that kept no such number, counts as older than any. 2 is the make without inheritance between PostgreSQL's roles, 3
+// the one without rights on MySQL and MariaDB that a login gave away or got (docs/failures.md S17).
+const Make = 3
 
 // Facts are what is known about a tenant beside its record. They are no part of the record's JSON, because a program of an
 // earlier release refuses a field that it does not know: they are annotations of the record's Secret, or a file of their own

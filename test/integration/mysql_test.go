@@ -30,7 +30,8 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 			"SELECT CONCAT_WS(' ', 'account', User, Host, ssl_type, max_user_connections, max_questions, max_connections) FROM mysql.user WHERE LEFT(User, 26) = ? ORDER BY 1",
 			"SELECT CONCAT_WS(' ', 'database', SCHEMA_NAME, DEFAULT_CHARACTER_SET_NAME) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = ? ORDER BY 1",
 			"SELECT CONCAT_WS(' ', 'on database', GRANTEE, PRIVILEGE_TYPE, IS_GRANTABLE) FROM information_schema.SCHEMA_PRIVILEGES WHERE TABLE_SCHEMA = ? ORDER BY 1",
-			"SELECT CONCAT_WS(' ', 'global', GRANTEE, PRIVILEGE_TYPE) FROM information_schema.USER_PRIVILEGES WHERE SUBSTRING(GRANTEE, 2, 26) = ? ORDER BY 1",
+			"SELECT CONCAT_WS(' ', 'global', GRANTEE, PRIVILEGE_TYPE, IS_GRANTABLE) FROM information_schema.USER_PRIVILEGES WHERE SUBSTRING(GRANTEE, 2, 26) = ? ORDER BY 1",
+			"SELECT CONCAT_WS(' ', 'elsewhere', User, Db) FROM mysql.db WHERE LEFT(User, 26) = ? AND Db <> LEFT(User, 26) ORDER BY 1",
 			"SELECT CONCAT_WS(' ', 'table', TABLE_NAME) FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? ORDER BY 1",
 		} {
 			some, err := lines(ctx, s, "", query, n.Database)
@@ -73,6 +74,8 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 		{Name: "DROP for a", Reason: "it could drop its own database", SQL: []string{`GRANT DROP ON {db}.* TO {a}`}},
 		{Name: "GRANT OPTION for b", Reason: "it could let others in", SQL: []string{`GRANT SELECT ON {db}.* TO {b} WITH GRANT OPTION`}},
 		{Name: "several rights too many", Reason: "the seven and no more", SQL: []string{`GRANT CREATE VIEW, CREATE ROUTINE, EVENT, TRIGGER, LOCK TABLES, CREATE TEMPORARY TABLES ON {db}.* TO {b}`}},
+		{Name: "GRANT OPTION on the whole server", Reason: "S17", SQL: []string{`GRANT USAGE ON *.* TO {a} WITH GRANT OPTION`}},
+		{Name: "GRANT OPTION on another database", Reason: "S17", SQL: []string{`GRANT GRANT OPTION ON mysql.* TO {b}`}},
 		{Name: "everything at once", Reason: "repairs must not depend on each other", SQL: []string{`DROP USER {b}`, `DROP ROLE {owner}`, `REVOKE INSERT ON {db}.* FROM {a}`, `GRANT DROP ON {db}.* TO {a}`, `ALTER USER {a} REQUIRE NONE WITH MAX_USER_CONNECTIONS 0`}},
 	}
 	for _, privilege := range d.Seven {
@@ -86,6 +89,7 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 	}
 
 	d.Findings = []enginetest.Finding{
+		{Name: "GRANT OPTION", Reason: "S17", SQL: []string{`GRANT USAGE ON *.* TO {a} WITH GRANT OPTION`}, Undo: []string{`REVOKE GRANT OPTION ON *.* FROM {a}`}, Want: "GRANT OPTION"},
 		{Name: "a global privilege", Reason: "promise 1", SQL: []string{`GRANT PROCESS ON *.* TO {a}`}, Undo: []string{`REVOKE PROCESS ON *.* FROM {a}`}, Want: "PROCESS"},
 		{Name: "another tenant's database", Reason: "promise 1", SQL: []string{`GRANT SELECT ON {other}.* TO {a}`}, Undo: []string{`REVOKE SELECT ON {other}.* FROM {a}`}, Want: "{other}"},
 		{Name: "a table of another tenant", Reason: "promise 1", SQL: []string{`CREATE TABLE {other}.t (i INTEGER)`, `GRANT SELECT ON {other}.t TO {a}`}, Undo: []string{`REVOKE SELECT ON {other}.t FROM {a}`}, Want: "{other}"},

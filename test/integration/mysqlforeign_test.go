@@ -4,11 +4,13 @@ package integration
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +21,7 @@ import (
 
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/enginetest"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/provision"
@@ -381,5 +384,165 @@ func TestAdviceOfMySQL(t *testing.T) {
 			j.idle(t)
 			j.run(t)
 		})
+	})
+}
+
+// root runs statements as the account that the server came with, which is let in at its socket only.
+func root(t *testing.T, server *bed.Server, statements ...string) {
+	t.Helper()
+	config := driver.NewConfig()
+	config.User, config.Net, config.Addr = "root", "unix", filepath.Join(filepath.Dir(server.DataDir), "s.sock")
+	connector, err := driver.NewConnector(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(connector)
+	defer db.Close()
+	for _, statement := range statements {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
+// S17: any login may grant PROXY on itself, and by its WITH GRANT OPTION the server gives GRANT OPTION on everything. So a password that
+// leaked once gives rights away that outlive it, and a neighbour forces rights on a tenant. init takes all of it back, or says
+// who can and how; nothing of it is a refusal.
+func TestGrantOption(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		for who, s := range admins(t, server) {
+			t.Run(who, func(t *testing.T) {
+				attacker, victim := s.NewTenant(), s.NewTenant()
+				attacker.Ensure(t)
+				victim.Ensure(t)
+				app := "app" + strings.ToLower(rand.Text()[:8])
+				password := "Stranger-1~password"
+				victim.MustExec(t, victim.Database, "CREATE TABLE kine (id INTEGER)", "CREATE USER "+app+" IDENTIFIED BY '"+password+"'")
+				whole := [2]string{victim.Look(t), attacker.Look(t)}
+				grants := func(x *enginetest.Tenant, slot tenant.Slot, statements ...string) {
+					x.ExecAs(t, x.User(slot), x.Passwords[slot], "", victim.SQL(statements, "{other}", attacker.Database,
+						"{othera}", attacker.User(tenant.A), "{otherb}", attacker.User(tenant.B), "{app}", app)...)
+				}
+				plant := func() {
+					// The attacker has the password of the victim's login for a moment.
+					grants(victim, tenant.A, "GRANT PROXY ON {a} TO {a} WITH GRANT OPTION")
+					grants(victim, tenant.A, "GRANT SELECT, INSERT ON {db}.* TO {otherb} WITH GRANT OPTION", "GRANT SELECT ON {db}.kine TO {othera}",
+						"GRANT SELECT (id) ON {db}.kine TO {othera}", "GRANT SELECT ON {db}.* TO {app}", "GRANT PROXY ON {a} TO {app}")
+					// And forces rights on it.
+					grants(attacker, tenant.A, "GRANT PROXY ON CURRENT_USER() TO {otherb} WITH GRANT OPTION")
+					grants(attacker, tenant.B, "GRANT SELECT ON {other}.* TO {a}, {b}", "GRANT GRANT OPTION ON *.* TO {b}", "GRANT GRANT OPTION ON mysql.* TO {b}",
+						"GRANT GRANT OPTION ON {db}.* TO {a}")
+					if v.Engine == bed.MariaDB {
+						grants(attacker, tenant.B, "GRANT USAGE ON *.* TO {otherb} REQUIRE NONE WITH MAX_USER_CONNECTIONS 0")
+					}
+				}
+				heal := func() (warnings string) {
+					t.Helper()
+					for _, x := range []*enginetest.Tenant{victim, attacker} {
+						warnings += strings.Join(x.Ensure(t).Warnings, "\n") + "\n"
+					}
+					victim.Works(t)
+					attacker.Works(t)
+					if now := [2]string{victim.Look(t), attacker.Look(t)}; !strings.Contains(warnings, app) && now != whole {
+						t.Errorf("got\n%s\nwant\n%s", now, whole)
+					}
+					return warnings
+				}
+				plant()
+				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+					if err := s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names); err != nil {
+						t.Errorf("before any repair, slot %s: %v", slot, err)
+					}
+				}
+				warnings := heal()
+				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+					db := s.Pool(t, attacker.User(slot), attacker.Passwords[slot], "")
+					if _, err := db.ExecContext(t.Context(), "SELECT * FROM "+victim.Database+".kine"); err == nil {
+						t.Errorf("login %s of the attacker still reads the victim's table", slot)
+					}
+				}
+				said := regexp.MustCompile("REVOKE [^;\n]*").FindAllString(warnings, -1)
+				if !strings.Contains(warnings, "account '"+app+"'@'%' has rights in the tenant's database") {
+					t.Errorf("no word of the account that may be an admin's own: %s", warnings)
+				}
+				root(t, server, said...)
+				if left := heal(); strings.Contains(left, "REVOKE") {
+					t.Errorf("after the statements that it named: %s", left)
+				}
+				if done := victim.Ensure(t); len(done.Changes) > 0 {
+					t.Errorf("and again: %+v", done)
+				}
+
+				if s.Connector.User != server.AdminUser {
+					return // MySQL lets no account revoke PROXY that has no rights on database mysql
+				}
+				plant()
+				root(t, server, "GRANT PROXY ON ''@'' TO '"+s.Connector.User+"' WITH GRANT OPTION")
+				if left := heal(); strings.Contains(left, "As root") {
+					t.Errorf("by an admin who may do it all: %s", left)
+				}
+				root(t, server, "REVOKE PROXY ON ''@'' FROM '"+s.Connector.User+"'")
+				rows, err := lines(t.Context(), server, "", "SELECT CONCAT(User, ' as ', Proxied_user) FROM mysql.proxies_priv WHERE Host = '%'")
+				if err != nil || len(rows) > 0 {
+					t.Errorf("left: %q, %v", rows, err)
+				}
+			})
+		}
+	})
+}
+
+// S17: a tenant's login that has given itself GRANT OPTION takes it away from the admin, too. init then says what the admin lacks, and
+// it is enough. On MySQL an admin with SYSTEM_USER is out of a login's reach.
+func TestGrantOptionOfTheAdmin(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		s := admins(t, server)["cloud admin"]
+		attacker := s.NewTenant()
+		attacker.Ensure(t)
+		take := "REVOKE GRANT OPTION ON *.* FROM '" + s.Connector.User + "'"
+		attacker.ExecAs(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "", attacker.SQL([]string{"GRANT PROXY ON {a} TO {a} WITH GRANT OPTION"})...)
+		takes := func() error { // in a session of its own: what a login may do everywhere is read at its beginning
+			db := s.Pool(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "")
+			_, err := db.ExecContext(t.Context(), take)
+			return err
+		}
+		if err := takes(); err != nil {
+			t.Fatal(err)
+		}
+		j := newJob(t, s)
+		exec(t, server, printed(t, j.refused(t, "WITH GRANT OPTION"), `GRANT SELECT, INSERT[^;]* WITH GRANT OPTION`))
+		j.run(t)
+		if v.Engine == bed.MySQL {
+			exec(t, server, "GRANT SYSTEM_USER ON *.* TO '"+s.Connector.User+"'")
+			if takes() == nil {
+				t.Error("an admin with SYSTEM_USER lost GRANT OPTION")
+			}
+			newJob(t, s).run(t)
+		}
+		attacker.Ensure(t)
+		if takes() == nil {
+			t.Error("the login still has GRANT OPTION when init has run")
+		}
+	})
+}
+
+// S17: a server on which logins with the plugin that its policy demands would work as others is refused before a tenant is made there.
+func TestProxyWithOldPlugin(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		if v.Engine == bed.MariaDB {
+			return // its own plugins map no accounts
+		}
+		server := newServer(t, v)
+		j := newJob(t, describe(server, server.AdminUser, server.AdminPassword))
+		exec(t, server, "SET GLOBAL check_proxy_users = ON", "SET GLOBAL sha256_password_proxy_users = ON")
+		j.run(t) // caching_sha2_password maps none
+		exec(t, server, "SET GLOBAL authentication_policy = 'sha256_password'")
+		x := newJob(t, describe(server, server.AdminUser, server.AdminPassword))
+		exec(t, server, strings.Replace(printed(t, x.refused(t, "another's"), `SET PERSIST check_proxy_users = OFF`), "PERSIST", "GLOBAL", 1))
+		x.run(t)
 	})
 }

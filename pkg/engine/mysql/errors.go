@@ -24,6 +24,9 @@ const (
 	noSuchThread        = 1094
 	optionPrevents      = 1290
 	noPlugin            = 1524
+	noSuchGrant         = 1141
+	noSuchTableGrant    = 1147
+	proxyDenied         = 1698 // also the answer to GRANT PROXY and REVOKE PROXY without the right for it
 	parseError          = 1064
 	rejectedPassword    = 1819
 	mustChangePassword  = 1820
@@ -54,7 +57,7 @@ var classes = map[uint16]fault.Class{
 	1251:               fault.WrongPassword, // ER_NOT_SUPPORTED_AUTH_MODE: a plugin that no client of today speaks
 	1275:               fault.WrongPassword, // ER_SERVER_IS_IN_SECURE_AUTH_MODE: a hash of before 4.1
 	noPlugin:           fault.WrongPassword, // ER_PLUGIN_IS_NOT_LOADED: the account's (F6)
-	1698:               fault.WrongPassword, // ER_ACCESS_DENIED_NO_PASSWORD_ERROR: the account takes no password (unix_socket)
+	proxyDenied:        fault.WrongPassword, // ER_ACCESS_DENIED_NO_PASSWORD_ERROR: the account takes no password (unix_socket)
 	3955:               fault.WrongPassword, // blocked after failed logins, MySQL
 	4150:               fault.WrongPassword, // ER_USER_IS_BLOCKED: blocked after failed logins, MariaDB (F13)
 
@@ -112,21 +115,21 @@ var classes = map[uint16]fault.Class{
 	4031:         fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
 
 	// Another session was faster, or is in the way.
-	1007: fault.Unavailable, // ER_DB_CREATE_EXISTS
-	1020: fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
-	1133: fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
-	1141: fault.Unavailable, // ER_NONEXISTING_GRANT
-	1180: fault.Unavailable, // ER_ERROR_DURING_COMMIT
-	1205: fault.Unavailable, // ER_LOCK_WAIT_TIMEOUT
-	1213: fault.Unavailable, // ER_LOCK_DEADLOCK
-	1396: fault.Unavailable, // ER_CANNOT_USER: it exists, or is gone
-	1410: fault.Unavailable, // ER_CANT_CREATE_USER_WITH_GRANT: it is gone, MySQL
-	1689: fault.Unavailable, // ER_LOCK_ABORTED
-	3058: fault.Unavailable, // ER_USER_LOCK_DEADLOCK
-	3101: fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
-	3547: fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
-	3891: fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
-	1130: fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so every client while it reads its privileges again
+	1007:        fault.Unavailable, // ER_DB_CREATE_EXISTS
+	1020:        fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
+	1133:        fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
+	noSuchGrant: fault.Unavailable, // ER_NONEXISTING_GRANT
+	1180:        fault.Unavailable, // ER_ERROR_DURING_COMMIT
+	1205:        fault.Unavailable, // ER_LOCK_WAIT_TIMEOUT
+	1213:        fault.Unavailable, // ER_LOCK_DEADLOCK
+	1396:        fault.Unavailable, // ER_CANNOT_USER: it exists, or is gone
+	1410:        fault.Unavailable, // ER_CANT_CREATE_USER_WITH_GRANT: it is gone, MySQL
+	1689:        fault.Unavailable, // ER_LOCK_ABORTED
+	3058:        fault.Unavailable, // ER_USER_LOCK_DEADLOCK
+	3101:        fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
+	3547:        fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
+	3891:        fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
+	1130:        fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so every client while it reads its privileges again
 
 	1043:                fault.Refused, // ER_HANDSHAKE_ERROR: a proxy in between
 	1129:                fault.Refused, // ER_HOST_IS_BLOCKED

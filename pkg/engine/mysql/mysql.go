@@ -247,7 +247,8 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, _ tenant.Names)
 // overreach looks for rights that a tenant's session must not have.
 func overreach(ctx context.Context, conn *sql.Conn, login tenant.Login) (warnings []string, err error) {
 	// A login that may read the privileges sees those of all others here, too; what counts is its own, and PUBLIC's.
-	global, err := column(ctx, conn, "SELECT DISTINCT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' AND (GRANTEE = ? OR GRANTEE LIKE '%PUBLIC%') ORDER BY 1",
+	global, err := column(ctx, conn, "SELECT DISTINCT IF(PRIVILEGE_TYPE = 'USAGE', 'GRANT OPTION', PRIVILEGE_TYPE) FROM information_schema.USER_PRIVILEGES"+
+		" WHERE (PRIVILEGE_TYPE <> 'USAGE' OR IS_GRANTABLE = 'YES') AND (GRANTEE = ? OR GRANTEE LIKE '%PUBLIC%') ORDER BY 1",
 		"'"+login.User+"'@'%'")
 	if err != nil {
 		return nil, fmt.Errorf("asking what login %q may do: %w", login.User, err)
@@ -310,14 +311,18 @@ func (a *Admin) introduce(ctx context.Context) error {
 		return fmt.Errorf("asking for the server's version: %w", classify(err))
 	}
 	a.dialect = dialectOf(version)
-	var readOnly, strict bool
+	var readOnly, strict, proxies bool
 	var policy, user, host string
 	if err := a.session.conn.QueryRowContext(ctx, "SELECT "+a.dialect.readOnly+", "+a.dialect.policies+
-		", LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - LOCATE('@', REVERSE(CURRENT_USER()))), SUBSTRING_INDEX(CURRENT_USER(), '@', -1)").Scan(&readOnly, &strict, &a.flushes, &policy, &user, &host); err != nil {
+		", LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - LOCATE('@', REVERSE(CURRENT_USER()))), SUBSTRING_INDEX(CURRENT_USER(), '@', -1)").Scan(&readOnly, &strict, &a.flushes, &proxies, &policy, &user, &host); err != nil {
 		return fmt.Errorf("asking whether the server is read-only: %w", classify(err))
 	}
 	a.server.strict.Store(strict)
 	a.dialect, a.account = a.dialect.under(policy), quote(user)+"@"+quote(host)
+	if proxies && a.dialect.identified != dialectMySQL.identified {
+		// The old plugins follow PROXY by themselves, and any login may grant that (docs/threat-model.md T28).
+		return fault.New(fault.Refused, "authentication_policy is %q and check_proxy_users is ON: a tenant's login could work as another's; SET PERSIST check_proxy_users = OFF, or have the policy allow caching_sha2_password", policy)
+	}
 	if readOnly {
 		return fault.New(fault.Refused, "the server is read-only (%s): point the connector at the primary", a.dialect.readOnlyName)
 	}
@@ -370,6 +375,24 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		}
 		outcome.Changes = append(outcome.Changes, s.name)
 	}
+	for _, l := range seen.loans {
+		if l.foreign() && l.database != "" {
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights in the tenant's database %s; if the admin of the server did not grant them: %s",
+				l.user, l.host, quote(l.database), l.revoke()))
+			continue
+		}
+		_, err := a.session.conn.ExecContext(ctx, l.revoke())
+		switch {
+		case err == nil:
+			outcome.Changes = append(outcome.Changes, "revoke what a login gave away")
+		case numberOf(err) == noSuchGrant || numberOf(err) == noSuchTableGrant:
+		case numberOf(err) == proxyDenied || fault.Is(classify(err), fault.NoAccess): // few admins have PROXY on all accounts WITH GRANT OPTION
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights that a tenant's login gave away, and the admin may not revoke them (%v). As root: %s",
+				l.user, l.host, classify(err), l.revoke()))
+		default:
+			return outcome, fmt.Errorf("ensuring the tenant's database: revoking what a login gave away: %w", a.explain(err))
+		}
+	}
 	return outcome, nil
 }
 
@@ -403,7 +426,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 
 	slots := map[string]tenant.Slot{names.User(tenant.A): tenant.A, names.User(tenant.B): tenant.B}
 	// An account without a name (old installations have one) matters where it matches the host that the server sees us from.
-	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user
+	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections, Grant_priv = 'Y' FROM mysql.user
 		WHERE User IN (?, ?, ?) OR User = '' AND Host <> '%' AND SUBSTRING_INDEX(USER(), '@', -1) LIKE Host`,
 		names.Owner, names.User(tenant.A), names.User(tenant.B))
 	if err != nil {
@@ -413,7 +436,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	for rows.Next() {
 		var user, host string
 		var have account
-		if err := rows.Scan(&user, &host, &have.tls, &have.limit); err != nil {
+		if err := rows.Scan(&user, &host, &have.tls, &have.limit, &have.grants); err != nil {
 			return seen, fmt.Errorf("reading the accounts: %w", classify(err))
 		}
 		slot, login := slots[user]
@@ -442,7 +465,36 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 		}
 		seen.accounts[slot] = have
 	}
-	return seen, nil
+	seen.loans, err = a.loans(ctx, names)
+	return seen, err
+}
+
+// loans are the rights that others have in the tenant's database, those that its logins have elsewhere, and PROXY to and from its logins.
+func (a *Admin) loans(ctx context.Context, names tenant.Names) ([]loan, error) {
+	const where = " WHERE (Db = ? AND NOT (User IN (?, ?) AND Host = '%') OR Db <> ? AND User IN (?, ?))"
+	whose := []any{names.Database, names.User(tenant.A), names.User(tenant.B), names.Database, names.User(tenant.A), names.User(tenant.B)}
+	rows, err := a.session.conn.QueryContext(ctx, "SELECT User, Host, Proxied_user, Proxied_host, '', '', 'PROXY' FROM mysql.proxies_priv WHERE User IN (?, ?) OR Proxied_user IN (?, ?)"+
+		" UNION ALL SELECT User, Host, '', '', Db, '', "+lentDatabase+" FROM mysql.db"+where+
+		" UNION ALL SELECT User, Host, '', '', Db, Table_name, "+lentTable+" FROM mysql.tables_priv"+where,
+		slices.Concat([]any{names.User(tenant.A), names.User(tenant.B), names.User(tenant.A), names.User(tenant.B)}, whose, whose)...)
+	if err != nil {
+		return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
+	}
+	defer rows.Close() //nolint:errcheck // Err is asked below
+	var out []loan
+	for rows.Next() {
+		var l loan
+		if err := rows.Scan(&l.user, &l.host, &l.onUser, &l.onHost, &l.database, &l.table, &l.rights); err != nil {
+			return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
+		}
+		if l.rights != "" { // others, such as DROP, no login of ours can give
+			out = append(out, l)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
+	}
+	return out, nil
 }
 
 // granted reads the rights of an account on a database from mysql.db, whose columns are Select_priv, Insert_priv and so on.

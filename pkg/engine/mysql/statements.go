@@ -34,7 +34,7 @@ type dialect struct {
 	// databaseReadOnly is 1 where the session's database alone takes no writes.
 	databaseReadOnly string
 	// policies are expressions: whether the server blocks accounts for refused passwords, whether FLUSH PRIVILEGES alone ends that,
-	// and which plugins accounts may have.
+	// whether it has accounts work as others (PROXY), and which plugins accounts may have.
 	policies string
 	// roleHost is the Host under which mysql.user keeps a role.
 	roleHost string
@@ -57,7 +57,7 @@ var (
 		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only OR @@transaction_read_only",
 		readOnlyName:     "read_only, super_read_only, innodb_read_only, transaction_read_only",
 		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
-		policies:         "FALSE, FALSE, CONCAT('' /*!80027 , @@global.authentication_policy */)",
+		policies:         "FALSE, FALSE, @@global.check_proxy_users, CONCAT('' /*!80027 , @@global.authentication_policy */)",
 		roleHost:         "%",
 		identified:       "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
@@ -66,7 +66,7 @@ var (
 		readOnly: "@@global.read_only OR @@global.innodb_read_only OR " + // 11.1 renamed the variable, and keeps the old name for now
 			"(SELECT MAX(VARIABLE_VALUE = 'ON') FROM information_schema.SESSION_VARIABLES WHERE VARIABLE_NAME IN ('TX_READ_ONLY', 'TRANSACTION_READ_ONLY'))",
 		databaseReadOnly: "FALSE",
-		policies:         "@@global.max_password_errors < 4294967295, @@global.max_password_errors < 4294967295 /*M!101100 AND FALSE */, ''",
+		policies:         "@@global.max_password_errors < 4294967295, @@global.max_password_errors < 4294967295 /*M!101100 AND FALSE */, FALSE, ''",
 		identified:       "IDENTIFIED BY PASSWORD ?", secret: nativeHash, hashes: true, ownPassword: "SET PASSWORD = ?",
 	}
 )
@@ -94,7 +94,17 @@ var privileges = []string{"SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "ALT
 type account struct {
 	tls        bool // REQUIRE SSL or stricter
 	limit      int  // MAX_USER_CONNECTIONS
+	grants     bool // GRANT OPTION on the whole server
 	privileges []string
+}
+
+// loan is what an account may do that it has from a tenant's login, or a tenant's login from another: rights on a database or a table, or
+// PROXY, to work as another account. Any login can give all of it (docs/failures.md S17).
+type loan struct {
+	user, host      string // who has it
+	onUser, onHost  string // PROXY: on which account; two empty ones stand for all
+	database, table string // else in what; a table may be empty
+	rights          string // a list as REVOKE takes it; PROXY has none
 }
 
 // catalog is what the server says of a tenant.
@@ -102,6 +112,7 @@ type catalog struct {
 	database bool
 	marked   bool // the role that marks the tenant as ours is there
 	accounts map[tenant.Slot]account
+	loans    []loan // of the tenant's logins, and to them
 }
 
 // ours says whether a database that exists is the tenant's. The role is made before the database, and only where no
@@ -134,6 +145,11 @@ func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 				fmt.Sprintf("ALTER USER ?@'%%' %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit), user)
 		}
 	}
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		if c.accounts[slot].grants {
+			add("revoke GRANT OPTION from login "+string(slot), "REVOKE GRANT OPTION ON *.* FROM ?@'%'", w.User(slot))
+		}
+	}
 	if !c.database {
 		add(engine.CreateDatabase, fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
 	}
@@ -148,6 +164,53 @@ func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 	}
 	return out
 }
+
+// lendable are the rights that a login can give away, once it has given itself GRANT OPTION, and how the columns of mysql.db begin
+// and the sets of mysql.tables_priv name them.
+var lendable = [][2]string{
+	{"Select", "SELECT"}, {"Insert", "INSERT"}, {"Update", "UPDATE"}, {"Delete", "DELETE"}, {"Create", "CREATE"}, {"Alter", "ALTER"}, {"Index", "INDEX"},
+	{"Grant", "GRANT OPTION"},
+}
+
+// lent is an expression for a list of rights: holds says which of them a row has. MySQL revokes all of a list or, where one is missing, nothing.
+func lent(holds func(name string) string) string {
+	list := "CONCAT_WS(', '"
+	for _, right := range lendable {
+		list += ", IF(" + holds(right[0]) + ", '" + right[1] + "', NULL)"
+	}
+	return list + ")"
+}
+
+var (
+	lentDatabase = lent(func(name string) string { return name + "_priv = 'Y'" })
+	// A right on columns goes with the one on the table.
+	lentTable = lent(func(name string) string {
+		return "FIND_IN_SET('" + name + "', CONCAT_WS(',', Table_priv, Column_priv))"
+	})
+)
+
+// grantee renders an account, or a role of MariaDB, which has no host.
+func grantee(user, host string) string {
+	if host == "" && user != "" {
+		return quote(user)
+	}
+	return quote(user) + "@" + quote(host)
+}
+
+// revoke is the statement that ends a loan.
+func (l loan) revoke() string {
+	what, on := l.rights, quote(l.database)+".*"
+	switch {
+	case l.database == "":
+		what, on = "PROXY", grantee(l.onUser, l.onHost)
+	case l.table != "":
+		on = quote(l.database) + "." + quote(l.table)
+	}
+	return "REVOKE " + what + " ON " + on + " FROM " + grantee(l.user, l.host)
+}
+
+// foreign says whether an account is none of a tenant: an admin may have given it what it has.
+func (l loan) foreign() bool { return len(l.user) == 0 || !tenant.IsDatabase(l.user[:len(l.user)-1]) }
 
 // without is what is in a and not in b.
 func without(a, b []string) []string {

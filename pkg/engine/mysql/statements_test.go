@@ -115,6 +115,12 @@ func TestPlan(t *testing.T) {
 			have:   change(tenant.A, func(a *account) { a.privileges = append(a.privileges, "DROP", "GRANT OPTION") }),
 			want:   []statement{{"revoke from login a", "REVOKE DROP, GRANT OPTION ON `vcx`.* FROM ?@'%'", []any{"vcxa"}}},
 		},
+		"GRANT OPTION everywhere": {
+			reason: "S17: a login gives it to itself, or a neighbour forces it on one",
+			d:      dialectMySQL,
+			have:   change(tenant.B, func(a *account) { a.grants = true }),
+			want:   []statement{{"revoke GRANT OPTION from login b", "REVOKE GRANT OPTION ON *.* FROM ?@'%'", []any{"vcxb"}}},
+		},
 		"mark missing": {
 			reason: "a record that says provisioned proves that the database is ours; the mark is made again",
 			d:      dialectMySQL,
@@ -134,6 +140,30 @@ func TestPlan(t *testing.T) {
 				t.Errorf("%s:\n got %q\nwant %q", tc.reason, got, tc.want)
 			}
 		})
+	}
+}
+
+// S17: what init names is run as it is, so it has to be right for every kind of account.
+func TestLoan(t *testing.T) {
+	t.Parallel()
+	const neighbour = "vcaaaaaaaaaaaaaaaaaaaaaaaab"
+	tests := map[string]struct {
+		loan    loan
+		want    string
+		foreign bool
+	}{
+		"a database":                 {loan{user: neighbour, host: "%", database: "vcx", rights: "SELECT, GRANT OPTION"}, "REVOKE SELECT, GRANT OPTION ON `vcx`.* FROM `" + neighbour + "`@`%`", false},
+		"a table":                    {loan{user: neighbour, host: "%", database: "vcx", table: "k`n", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.`k``n` FROM `" + neighbour + "`@`%`", false},
+		"a role of MariaDB":          {loan{user: "PUBLIC", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM `PUBLIC`", true},
+		"the account without a name": {loan{host: "%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM ``@`%`", true},
+		"another account":            {loan{user: "backup", host: "10.%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM `backup`@`10.%`", true},
+		"PROXY":                      {loan{user: neighbour, host: "%", onUser: "vcxa", onHost: "%", rights: "PROXY"}, "REVOKE PROXY ON `vcxa`@`%` FROM `" + neighbour + "`@`%`", false},
+		"PROXY on all":               {loan{user: neighbour, host: "%", rights: "PROXY"}, "REVOKE PROXY ON ``@`` FROM `" + neighbour + "`@`%`", false},
+	}
+	for name, tt := range tests {
+		if got := tt.loan.revoke(); got != tt.want || tt.loan.foreign() != tt.foreign {
+			t.Errorf("%s: got %q, foreign %t", name, got, tt.loan.foreign())
+		}
 	}
 }
 
