@@ -32,7 +32,7 @@ type phase struct {
 
 var _ rotation.Observer = (*Observer)(nil)
 
-var reasons = []rotation.Reason{rotation.OtherInUse, rotation.NotAdopted, rotation.OtherUnknown, rotation.RepairPending}
+var reasons = []rotation.Reason{rotation.OtherInUse, rotation.LoginUnderWay, rotation.NotAdopted, rotation.OtherUnknown, rotation.RepairPending}
 
 // failedRead is the one failure that is no step's.
 const failedRead = "read"

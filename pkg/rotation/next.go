@@ -133,6 +133,8 @@ const (
 	OtherInUse Reason = "OldCredentialInUse"
 	// NotAdopted: not every client has moved to the active slot.
 	NotAdopted Reason = "NotAdopted"
+	// LoginUnderWay: the server has let logins in that may have begun with a dead password, and does not show yet whose they are.
+	LoginUnderWay Reason = "LoginUnderWay"
 	// OtherUnknown: the record does not hold the password of the inactive slot. The next init run renews it.
 	OtherUnknown Reason = "InactiveSlotUnknown"
 	// RepairPending: init has begun to change a password with the admin's credential, and was cut short.
@@ -237,8 +239,10 @@ func drained(seen Observation, now time.Time) Step {
 	switch {
 	case since < 0:
 		return Step{Kind: Wait, Until: now.Add(-since)}
-	case left.Sessions > 0 || len(left.Entering) > 0:
+	case left.Sessions > 0:
 		return Step{Kind: Postpone, Until: now.Add(min(max(since/8, time.Second), recheck)), Why: OtherInUse}
+	case len(left.Entering) > 0:
+		return Step{Kind: Postpone, Until: now.Add(min(max(since/8, time.Second), recheck)), Why: LoginUnderWay}
 	}
 	return Step{Kind: Commit}
 }

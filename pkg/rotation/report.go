@@ -4,6 +4,7 @@ package rotation
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -98,12 +99,13 @@ func (l *loop) describe(why Reason) string {
 		switch {
 		case left != nil && left.Sessions > 0:
 			return "sessions that began with a dead password of login " + other + " do not end: see the server's list of sessions"
-		case left != nil:
-			return "a client was let in and is in no list of sessions yet, perhaps with a dead password of login " + other + ": see the server's pg_locks"
 		case l.record.OtherRetired:
 			return "login " + other + " has sessions, and its password was never handed out: they are ended"
 		}
 		return "login " + other + " is still in use: restart what uses it"
+	case LoginUnderWay:
+		return "the server has let clients in that are in no list of sessions yet, perhaps with a dead password of login " + other +
+			": its processes " + strings.Join(left.Entering, ", ")
 	case NotAdopted:
 		switch {
 		case l.seen.Adopted == Requested:

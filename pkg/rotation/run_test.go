@@ -404,7 +404,7 @@ func TestLoop(t *testing.T) {
 			return nil
 		}
 		b.after(5 * time.Minute)
-		b.told("postponed ", "postponed OldCredentialInUse")
+		b.told("postponed ", "postponed LoginUnderWay")
 		var intruder *session
 		b.edit(func() {
 			b.before = nil
@@ -416,7 +416,7 @@ func TestLoop(t *testing.T) {
 		if intruder.alive() {
 			t.Error("the intruder is still there")
 		}
-		b.told("retired", "postponed ")
+		b.told("postponed OldCredentialInUse", "retired", "postponed ")
 	})
 	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
 		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"

@@ -4,6 +4,8 @@ package integration
 
 import (
 	"context"
+	"crypto/rand"
+	"database/sql"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,34 +92,54 @@ func postgresWide(t *testing.T, server *bed.Server) {
 	both := admins(t, server)
 	modes(t, both["cloud admin"])
 
-	// B25: whoever came in while the database was open is sent away when it is closed.
+	// B25: a stranger that came in while the database was open is sent away when it is closed, also if it was closed by an init that
+	// was killed at once. A login that was let in by name stays.
 	for name, s := range both {
-		t.Run("sessions of strangers as "+name, func(t *testing.T) {
-			x, stranger := s.NewTenant(), s.NewTenant()
-			x.Ensure(t)
-			stranger.Ensure(t)
-			x.MustExec(t, "", x.SQL([]string{"GRANT CONNECT ON DATABASE {db} TO PUBLIC"})...)
-			own := x.Session(t, x.Login(tenant.A))
-			foreign := stranger.Login(tenant.A)
-			foreign.Database = x.Database
-			session := stranger.Session(t, foreign)
-			conn, err := session.Conn(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			done := x.Ensure(t)
-			_, err = conn.ExecContext(t.Context(), "SELECT 1")
-			warned := strings.Contains(strings.Join(done.Warnings, "\n"), "foreign sessions")
-			if (err != nil) == warned {
-				t.Errorf("the stranger's session: %v; warned: %t (%q)", err, warned, done.Warnings)
-			}
-			if name == "superuser" && err == nil {
-				t.Error("the stranger is still there")
-			}
-			if _, err := own.ExecContext(t.Context(), "SELECT 1"); err != nil {
-				t.Errorf("the tenant's own session: %v", err)
-			}
-		})
+		for how, closes := range map[string]string{"": "", ", closed by an init that was killed": "REVOKE CONNECT ON DATABASE {db} FROM PUBLIC"} {
+			t.Run("sessions of strangers as "+name+how, func(t *testing.T) {
+				x, stranger := s.NewTenant(), s.NewTenant()
+				x.Ensure(t)
+				stranger.Ensure(t)
+				backup := "backup" + strings.ToLower(rand.Text()[:8])
+				x.MustExec(t, "", x.SQL([]string{
+					"GRANT CONNECT ON DATABASE {db} TO PUBLIC",
+					"CREATE ROLE {backup} LOGIN PASSWORD 'Backup-1~password'", "GRANT CONNECT ON DATABASE {db} TO {backup}",
+				}, "{backup}", backup)...)
+				own := x.Session(t, x.Login(tenant.A))
+				named := x.Session(t, tenant.Login{User: backup, Password: "Backup-1~password", Database: x.Database})
+				foreign := stranger.Login(tenant.A)
+				foreign.Database = x.Database
+				session := stranger.Session(t, foreign)
+				conn, err := session.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if closes != "" {
+					x.MustExec(t, "", x.SQL([]string{closes})...)
+				}
+				done := x.Ensure(t)
+				_, err = conn.ExecContext(t.Context(), "SELECT 1")
+				warnings := strings.Join(done.Warnings, "\n")
+				warned := strings.Contains(warnings, "foreign sessions")
+				if (err != nil) == warned {
+					t.Errorf("the stranger's session: %v; warned: %t (%q)", err, warned, done.Warnings)
+				}
+				if name == "superuser" && err == nil {
+					t.Error("the stranger is still there")
+				}
+				if warned { // the statement that it names ends them
+					exec(t, server, printed(t, warnings, `SELECT pg_terminate_backend[^\n]*`))
+					if _, err = conn.ExecContext(t.Context(), "SELECT 1"); err == nil {
+						t.Error("the stranger is still there")
+					}
+				}
+				for who, db := range map[string]*sql.DB{"the tenant": own, "who was let in by name": named} {
+					if _, err := db.ExecContext(t.Context(), "SELECT 1"); err != nil {
+						t.Errorf("the session of %s: %v", who, err)
+					}
+				}
+			})
+		}
 	}
 
 	// B24: what is open to every login of the server is said. All of it, and with statements after which the admin

@@ -7,6 +7,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -122,6 +124,64 @@ func TestHalfFinishedLogin(t *testing.T) {
 			t.Error("the sidecar does not say that it has ended sessions")
 		}
 	}, serverNames()...)
+}
+
+// TestLoginUnderWay: a login that waits for a locked database is in no list of sessions, and may be anyone's. A sidecar that retires a
+// password waits for those in the databases that its login may enter, and names them; what docs/operate.md advises ends the wait. Those in
+// a database that is closed to it do not count (S3, S5).
+func TestLoginUnderWay(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, engine bed.Engine, version string) {
+		for name, closed := range map[string]bool{"open": false, "closed": true} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				server := bed.NewServer(t, engine, version, bed.Options{NoTLS: true})
+				plane, neighbour := newTenant(t, server, ""), newTenant(t, server, "")
+				client := consume(t, plane, server, "127.0.0.1", false)
+				r := recordOf(t, neighbour)
+				login := r.Login(r.Active)
+				pool, err := server.Open(login.User, login.Password.Reveal(), login.Database)
+				check(t, "logging in", err)
+				defer pool.Close()
+				if closed {
+					check(t, "closing the database", server.ExecIn(t.Context(), "template1", `REVOKE CONNECT ON DATABASE "postgres" FROM PUBLIC`))
+				}
+				attack.Shut(t, pool, "postgres")
+				waiting, err := server.Open(login.User, login.Password.Reveal(), "postgres")
+				check(t, "logging in", err)
+				defer waiting.Close()
+				go func() { _ = waiting.PingContext(t.Context()) }()
+
+				rewrite(t, plane, overdue)
+				sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
+				until(t, plane, "generation 2", generation(2))
+				client.move(t)
+				said := func() bool {
+					return slices.ContainsFunc(sidecar.Lines("postponed"), func(line map[string]any) bool {
+						return line["reason"] == "LoginUnderWay" && strings.Contains(fmt.Sprint(line["detail"]), "processes ")
+					})
+				}
+				if !closed {
+					bed.Eventually(t, patience, func(context.Context) error {
+						if !said() {
+							return errors.New("no word of the login that is under way")
+						}
+						return nil
+					})
+					if recordOf(t, plane).OtherRetired {
+						t.Error("retired, although a login that began before could still become a session")
+					}
+					check(t, "ending the attack", server.ExecIn(t.Context(), "template1", `SELECT pg_terminate_backend(p)
+						FROM pg_locks l CROSS JOIN LATERAL unnest(pg_blocking_pids(l.pid)) p WHERE NOT l.granted`))
+				}
+				until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
+				if closed && said() {
+					t.Error("waits for logins to a database that its own login may not enter")
+				}
+				check(t, "the control plane", client.check(t.Context()))
+			})
+		}
+	}, "postgres-13", "postgres-18")
 }
 
 // TestSidecarStandsStill: one sidecar is stopped while it watches the login that is to be retired. The others go on when the

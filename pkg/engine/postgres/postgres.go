@@ -486,7 +486,7 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 	}); err != nil {
 		return outcome, fmt.Errorf("ensuring the tenant's database: %w", err)
 	}
-	if seen.database.publicACL && seen.database.allowConn {
+	if !slices.Contains(outcome.Changes, engine.CreateDatabase) {
 		if err := a.expel(ctx, spec.Names, &outcome); err != nil {
 			return outcome, err
 		}
@@ -559,24 +559,25 @@ func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statemen
 	return nil
 }
 
-// expel ends the sessions that others opened while the database was open to them: a REVOKE does not (docs/failures.md B25).
+// expel ends the sessions of logins that may not connect any more: a REVOKE does not, and an init that was killed between the two
+// has left them (docs/failures.md B25).
 func (a *Admin) expel(ctx context.Context, names tenant.Names, outcome *engine.Outcome) error {
-	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usename IS NOT NULL AND NOT usename = ANY($2)`
-	users := []string{names.User(tenant.A), names.User(tenant.B), a.login}
+	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usesysid IS NOT NULL AND usename <> session_user
+		AND NOT pg_catalog.has_database_privilege(usesysid, datid, 'CONNECT')`
 	var n int
-	if err := a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database, users).Scan(&n); err != nil {
-		return fmt.Errorf("looking for foreign sessions in database %q: %w", names.Database, classify(err))
+	err := a.conn.QueryRow(ctx, "SELECT count(pg_catalog.pg_terminate_backend(pid)) "+foreign, names.Database).Scan(&n)
+	if code(err) == insufficientPrivilege {
+		err = a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database).Scan(&n)
+		if err == nil && n > 0 {
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q has %d foreign sessions, of logins that may not connect to it any more, and the admin may not end them: "+
+				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND NOT has_database_privilege(usesysid, datid, 'CONNECT')", names.Database, n, literal(names.Database)))
+		}
+		n = 0
 	}
-	if n == 0 {
-		return nil
-	}
-	_, err := a.conn.Exec(ctx, "SELECT pg_catalog.pg_terminate_backend(pid) "+foreign, names.Database, users)
-	switch {
-	case code(err) == insufficientPrivilege:
-		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q was open to PUBLIC, and %d foreign sessions are still in it, which the admin may not end", names.Database, n))
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("ending foreign sessions in database %q: %w", names.Database, classify(err))
-	default:
+	}
+	if n > 0 {
 		outcome.Changes = append(outcome.Changes, "end foreign sessions")
 	}
 	return nil
