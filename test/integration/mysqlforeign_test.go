@@ -387,6 +387,31 @@ func TestAdviceOfMySQL(t *testing.T) {
 	})
 }
 
+// S3: a session that has locked kine's table keeps a control plane from starting. init says that it is the table.
+func TestTableLocked(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, func(t *testing.T, v bed.Version) {
+		server := newServer(t, v)
+		j := newJob(t, admins(t, server)["cloud admin"])
+		r := j.run(t)
+		j.MustExec(t, j.Database, "CREATE TABLE kine (id INTEGER)")
+		holder := j.Pool(t, server.AdminUser, dbserver.Password(server.AdminPassword), j.Database)
+		if _, err := holder.ExecContext(t.Context(), "LOCK TABLES kine WRITE"); err != nil {
+			t.Fatal(err)
+		}
+		waits(t, func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+			defer cancel()
+			_, err := j.Engine.HasData(ctx, r.Login(r.Active))
+			return err
+		}, fmt.Sprintf("table kine of database %q does not answer", j.Database))
+		if _, err := holder.ExecContext(t.Context(), "UNLOCK TABLES"); err != nil {
+			t.Fatal(err)
+		}
+		j.run(t)
+	})
+}
+
 // root runs statements as the account that the server came with, which is let in at its socket only.
 func root(t *testing.T, server *bed.Server, statements ...string) {
 	t.Helper()

@@ -108,6 +108,22 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		x.Ensure(t)
 	})
 	t.Run("and", func(t *testing.T) {
+		t.Run("kine's table", func(t *testing.T) { // as by VACUUM FULL
+			t.Parallel()
+			j := newJob(t, s)
+			r := j.run(t)
+			own := j.Session(t, r.Login(tenant.A))
+			for _, statement := range []string{"CREATE TABLE kine (id INTEGER)", "BEGIN; LOCK TABLE kine"} {
+				if _, err := own.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ends(t, "postgres", waits(t, func(ctx context.Context) error {
+				_, err := j.Engine.HasData(ctx, r.Login(tenant.B))
+				return err
+			}, fmt.Sprintf("table kine of database %q is locked", j.Database), fmt.Sprintf(`of login %q (another's) holds a lock`, j.User(tenant.A))))
+			j.run(t)
+		})
 		t.Run("the tenant's lock", func(t *testing.T) { // it stands in pg_locks while it is held, for all to see
 			t.Parallel()
 			x := s.NewTenant()

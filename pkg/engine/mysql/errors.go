@@ -40,6 +40,7 @@ const (
 	pluginTakesNoneToo  = 4102 // MySQL
 	schemaReadOnly      = 3989
 	readOnlyTransaction = 1792
+	lockWaitTimeout     = 1205
 )
 
 // noLocks are what servers say that have no GET_LOCK to offer: Percona XtraDB Cluster with pxc_strict_mode=ENFORCING (1105), Galera
@@ -115,21 +116,21 @@ var classes = map[uint16]fault.Class{
 	4031:         fault.Unavailable, // ER_CLIENT_INTERACTION_TIMEOUT: wait_timeout, MySQL
 
 	// Another session was faster, or is in the way.
-	1007:        fault.Unavailable, // ER_DB_CREATE_EXISTS
-	1020:        fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
-	1133:        fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
-	noSuchGrant: fault.Unavailable, // ER_NONEXISTING_GRANT
-	1180:        fault.Unavailable, // ER_ERROR_DURING_COMMIT
-	1205:        fault.Unavailable, // ER_LOCK_WAIT_TIMEOUT
-	1213:        fault.Unavailable, // ER_LOCK_DEADLOCK
-	1396:        fault.Unavailable, // ER_CANNOT_USER: it exists, or is gone
-	1410:        fault.Unavailable, // ER_CANT_CREATE_USER_WITH_GRANT: it is gone, MySQL
-	1689:        fault.Unavailable, // ER_LOCK_ABORTED
-	3058:        fault.Unavailable, // ER_USER_LOCK_DEADLOCK
-	3101:        fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
-	3547:        fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
-	3891:        fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
-	1130:        fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so every client while it reads its privileges again
+	1007:            fault.Unavailable, // ER_DB_CREATE_EXISTS
+	1020:            fault.Unavailable, // ER_CHECKREAD: the row has changed (F10)
+	1133:            fault.Unavailable, // ER_PASSWORD_NO_MATCH: the login is gone
+	noSuchGrant:     fault.Unavailable, // ER_NONEXISTING_GRANT
+	1180:            fault.Unavailable, // ER_ERROR_DURING_COMMIT
+	lockWaitTimeout: fault.Unavailable, // ER_LOCK_WAIT_TIMEOUT
+	1213:            fault.Unavailable, // ER_LOCK_DEADLOCK
+	1396:            fault.Unavailable, // ER_CANNOT_USER: it exists, or is gone
+	1410:            fault.Unavailable, // ER_CANT_CREATE_USER_WITH_GRANT: it is gone, MySQL
+	1689:            fault.Unavailable, // ER_LOCK_ABORTED
+	3058:            fault.Unavailable, // ER_USER_LOCK_DEADLOCK
+	3101:            fault.Unavailable, // ER_TRANSACTION_ROLLBACK_DURING_COMMIT: a conflict in a replication group
+	3547:            fault.Unavailable, // ER_CANNOT_LOCK_USER_MANAGEMENT_CACHES
+	3891:            fault.Unavailable, // ER_INCORRECT_CURRENT_PASSWORD: changed since we logged in with it
+	1130:            fault.Unavailable, // ER_HOST_NOT_PRIVILEGED: MariaDB tells so every client while it reads its privileges again
 
 	1043:                fault.Refused, // ER_HANDSHAKE_ERROR: a proxy in between
 	1129:                fault.Refused, // ER_HOST_IS_BLOCKED

@@ -200,7 +200,11 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 		return false, nil
 	}
 	var data bool
-	if err := session.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&data); err != nil {
+	err = session.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&data)
+	switch {
+	case err != nil && (ctx.Err() != nil || numberOf(err) == lockWaitTimeout):
+		return false, fault.New(fault.Unavailable, "table kine of database %q does not answer: if the server does else, a session has locked the table; SHOW FULL PROCESSLIST shows what works on it, and KILL ends it", login.Database)
+	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
 	return data, nil

@@ -218,9 +218,9 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	// Schema public is the only one in which a tenant may create tables. Asked in two steps, so that a table that is not
 	// there yet leaves no error in the server's log.
 	var table, data bool
-	var readOnly string
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only')").
-		Scan(&table, &readOnly); err != nil {
+	var readOnly, wait string
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only'), pg_catalog.set_config('lock_timeout', '3s', false)").
+		Scan(&table, &readOnly, &wait); err != nil {
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
 	if readOnly == "on" {
@@ -233,6 +233,8 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	switch {
 	case code(err) == insufficientPrivilege:
 		return true, nil // another owner's, from a restore: that is not nothing, and kine will say what is wrong with it
+	case code(err) == lockNotAvailable:
+		return false, s.locked(ctx, conn, login)
 	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classifyTheirs(err))
 	}

@@ -14,6 +14,7 @@ import (
 
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
 )
 
 // Every login of a server can keep a database shut: one session takes a weak lock on it (ALTER ROLE CURRENT_USER IN DATABASE …),
@@ -166,6 +167,20 @@ func (a *Admin) holdsLock(ctx context.Context, name string, err error) error {
 		return err
 	}
 	return fault.New(fault.Unavailable, "%w; %s: if it stays, %s", err, tell(all, a.login), terminate(all))
+}
+
+// locked says who keeps kine's table from being read.
+func (s *Server) locked(ctx context.Context, conn *pgx.Conn, login tenant.Login) error {
+	all, err := holders(ctx, conn, `
+		SELECT DISTINCT a.pid, COALESCE(a.usename::text, ''), l.granted
+		FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+		WHERE l.locktype = 'relation' AND l.relation = pg_catalog.to_regclass('public.kine') AND l.mode <> 'AccessShareLock' AND a.pid <> pg_catalog.pg_backend_pid()
+		  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+		ORDER BY 3 DESC, 1 LIMIT 5`)
+	if err != nil || len(all) == 0 {
+		return fault.New(fault.Unavailable, "table kine of database %q is locked", login.Database)
+	}
+	return fault.New(fault.Unavailable, "table kine of database %q is locked: %s: if it stays, %s", login.Database, tell(all, login.User), terminate(all))
 }
 
 // timedOut says whether an error is the end of a time limit.
