@@ -20,6 +20,7 @@ import (
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/memory"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -38,20 +39,11 @@ var (
 
 // world is a server, a store and an output directory.
 type world struct {
-	t  *testing.T
-	mu sync.Mutex
-
-	users    map[string]dbserver.Password
-	wrong    map[tenant.Login]int // how often it was presented
-	sessions map[string]int
-	database bool
-	limit    int
-	data     bool              // in the database
-	looked   func(user string) // is called when the admin has looked for sessions; nil for nothing
-	down     bool              // elsewhere, and here too
-	record   *tenant.Record
-	handed   *tenant.Record
-	holder   *admin
+	t      *testing.T
+	mu     sync.Mutex
+	server *memory.Server
+	store  *memory.Store
+	handed *tenant.Record
 
 	// A run is killed at its n-th call: before the call has its effect, or after. From then on nothing it calls has one.
 	calls, killAt int
@@ -66,7 +58,17 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, users: map[string]dbserver.Password{}, wrong: map[tenant.Login]int{}, sessions: map[string]int{}}
+	w := &world{t: t, server: memory.NewServer(), store: &memory.Store{}}
+	w.server.Learns = w.learns
+	w.store.Writes = w.writes
+	w.store.Loses = func(memory.Link) bool {
+		if w.rivalAt--; w.rivalAt == 0 && w.store.Record != nil {
+			w.rival(w.store.Record)
+		}
+		w.conflicts--
+		return w.conflicts >= 0
+	}
+	return w
 }
 
 // do is one call to the world outside.
@@ -92,45 +94,76 @@ func (w *world) do(effect func() error) error {
 	return err
 }
 
-// revive makes the world what it is for the next run after a kill: the server has noticed that the session is gone.
-func (w *world) revive() { w.calls, w.killAt, w.dead, w.holder = 0, 0, false, nil }
+// The world is the link of every run to the server and the store.
 
-// Load and Update are the store. Update looks at every write.
-func (w *world) Load(context.Context) (r *tenant.Record, err error) {
-	err = w.do(func() error { r = w.record.Clone(); return nil })
-	return r, err
+func (w *world) Call(_ context.Context, _ string, _ *memory.Session, effect func() error) error {
+	return w.do(effect)
 }
 
-func (w *world) Update(_ context.Context, fn func(*tenant.Record) (*tenant.Record, error)) (r *tenant.Record, err error) {
-	err = w.do(func() error {
-		if w.conflicts > 0 {
-			w.conflicts--
-			if _, err := fn(w.record.Clone()); err != nil { // and what it made is thrown away
-				return err
-			}
+func (w *world) Do(effect func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	effect()
+}
+
+func (w *world) Wait(ctx context.Context, _ string) bool { return ctx.Err() == nil }
+
+func (w *world) Address() string { return "" }
+
+// revive makes the world what it is for the next run after a kill: the server has noticed that the session is gone.
+func (w *world) revive() {
+	w.calls, w.killAt, w.dead = 0, 0, false
+	for _, s := range slices.Clone(w.server.Sessions) {
+		if s.Owner != nil {
+			s.End()
 		}
-		if w.rivalAt--; w.rivalAt == 0 && w.record != nil {
-			w.rival(w.record)
+	}
+}
+
+// use has pods hold so many sessions of a login.
+func (w *world) use(user string, n int) {
+	for _, s := range slices.Clone(w.server.Sessions) {
+		if s.User == user {
+			s.End()
 		}
-		old := w.record
-		next, err := fn(old.Clone())
-		if err != nil {
-			return err
-		}
-		if _, err := next.Encode(); err != nil {
-			w.t.Errorf("a record that nobody could read back: %v", err)
-		}
-		if old != nil && old.Pending != nil && next.Pending != nil && old.Pending.Password != next.Pending.Password {
-			w.t.Error("a second pending change")
-		}
-		if old != nil && next.Generation < old.Generation {
-			w.t.Error("the generation went back")
-		}
-		w.record = next.Clone()
-		r = next.Clone()
-		return nil
-	})
-	return r, err
+	}
+	for range n {
+		w.server.Open(nil, user, "")
+	}
+}
+
+// database is the tenant's; nil where it is not there.
+func (w *world) database() *memory.Database { return w.server.Databases[names.Database] }
+
+func (w *world) drop() { delete(w.server.Databases, names.Database) }
+
+// writes looks at every write of the record.
+func (w *world) writes(_ memory.Link, old, next *tenant.Record) {
+	if _, err := next.Encode(); err != nil {
+		w.t.Errorf("a record that could not be read back: %v", err)
+	}
+	if old != nil && old.Pending != nil && next.Pending != nil && old.Pending.Password != next.Pending.Password {
+		w.t.Error("a second pending change")
+	}
+	if old != nil && next.Generation < old.Generation {
+		w.t.Error("the generation went back")
+	}
+}
+
+// learns is the server being told a password. The record must have it (intent first), or say that it is not known.
+func (w *world) learns(_ memory.Link, user string, p dbserver.Password) {
+	slot := tenant.Slot(strings.TrimPrefix(user, names.Database))
+	switch r := w.store.Record; {
+	case p == "":
+		w.t.Error("an empty password")
+	case r == nil:
+		w.t.Error("the server learns a password without a record")
+	case r.Slots[slot].Password != p && r.Slots[slot].Password != "" && (r.Pending == nil || r.Pending.Password != p):
+		w.t.Error("the server learns a password that the record does not hold")
+	}
+	if w.server.Used(user) > 0 {
+		w.t.Errorf("the password of login %s was changed while it is in use", user)
+	}
 }
 
 // late is a context that ends a moment after its deadline, as every context does.
@@ -141,155 +174,11 @@ type late struct {
 
 func (l late) Deadline() (time.Time, bool) { return l.deadline, true }
 
-// server is the world as the server at an address.
-type fake struct {
-	engine.Engine // what init does not ask for
-	*world
-	at dbserver.Server
-}
-
-func (f fake) reach() error {
-	if f.down || f.at != here {
-		return fault.New(fault.Unavailable, "connection refused")
-	}
-	return nil
-}
-
-func (f fake) login(l tenant.Login) error {
-	if err := f.reach(); err != nil {
-		return err
-	}
-	switch p, ok := f.users[l.User]; {
-	case !ok || p != l.Password:
-		f.wrong[l]++
-		return fault.New(fault.WrongPassword, "wrong password")
-	case !f.database:
-		return fault.New(fault.NoDatabase, "no database")
-	}
-	return nil
-}
-
-func (f fake) Login(_ context.Context, l tenant.Login) error {
-	return f.do(func() error { return f.login(l) })
-}
-
-func (f fake) HasData(_ context.Context, l tenant.Login) (bool, error) {
-	return f.data, f.do(func() error { return f.login(l) })
-}
-
-func (f fake) Verify(_ context.Context, l tenant.Login, _ tenant.Names) ([]string, error) {
-	return nil, f.do(func() error { return f.login(l) })
-}
-
-func (f fake) Admin(context.Context, string, dbserver.Password) (engine.Admin, error) {
-	a := &admin{f}
-	if err := f.do(f.reach); err != nil {
-		return nil, err
-	}
-	return a, nil
-}
-
-type admin struct{ fake }
-
-func (a *admin) Lock(ctx context.Context, _ tenant.Names) error {
-	for {
-		got := false
-		if err := a.do(func() error {
-			if a.holder == nil {
-				a.holder, got = a, true
-			}
-			return nil
-		}); err != nil || got {
-			return err
-		}
-		if ctx.Err() != nil {
-			return fault.New(fault.Unavailable, "somebody holds the lock")
-		}
-	}
-}
-
-func (a *admin) Close() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.holder == a {
-		a.holder = nil
-	}
-}
-
-func (a *admin) Ensure(_ context.Context, w engine.Spec) (done engine.Outcome, err error) {
-	// Each step is a call of its own, so that a kill comes in between.
-	if err := a.do(func() error {
-		if !a.database && w.Provisioned {
-			return fault.New(fault.NoDatabase, "no database")
-		}
-		return nil
-	}); err != nil {
-		return done, err
-	}
-	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if err := a.do(func() error {
-			if _, ok := a.users[w.User(slot)]; !ok {
-				a.learn(w.User(slot), slot, w.Passwords[slot])
-				done.Changes = append(done.Changes, "create login")
-			}
-			return nil
-		}); err != nil {
-			return done, err
-		}
-	}
-	err = a.do(func() error {
-		if !a.database && w.Provisioned { // it may have gone meanwhile
-			return fault.New(fault.NoDatabase, "no database")
-		}
-		a.database, a.limit = true, w.ConnectionLimit
-		return nil
-	})
-	return done, err
-}
-
-// learn is the server being told a password. The record must have it (intent first), or say that nobody knows it.
-func (a *admin) learn(user string, slot tenant.Slot, p dbserver.Password) {
-	switch r := a.record; {
-	case p == "":
-		a.t.Error("an empty password")
-	case r == nil:
-		a.t.Error("the server learns a password without a record")
-	case r.Slots[slot].Password != p && r.Slots[slot].Password != "" && (r.Pending == nil || r.Pending.Password != p):
-		a.t.Error("the server learns a password that the record does not hold")
-	}
-	if a.sessions[user] > 0 {
-		a.t.Errorf("the password of login %s was changed while it is in use", user)
-	}
-	a.users[user] = p
-}
-
-func (a *admin) InUse(_ context.Context, user string) (used bool, err error) {
-	err = a.do(func() error {
-		used = a.sessions[user] > 0
-		if a.looked != nil {
-			a.looked(user)
-		}
-		return nil
-	})
-	return used, err
-}
-
-func (a *admin) SetPassword(_ context.Context, user string, p dbserver.Password) error {
-	return a.do(func() error {
-		slot := tenant.A
-		if user == names.User(tenant.B) {
-			slot = tenant.B
-		}
-		a.learn(user, slot, p)
-		return nil
-	})
-}
-
 // run is one run of init.
 func (w *world) run(ctx context.Context, change ...func(*Init)) (Result, error) {
 	p := Init{
 		Namespace: "ns", VCluster: "vc", UID: func(context.Context) (string, error) { return uid, nil },
-		ConnectionLimit: 10, Attempt: time.Second, Store: w,
+		ConnectionLimit: 10, Attempt: time.Second, Store: w.store.For(w),
 		RecordName: "the record", ForgetCommand: "rm record", Log: zap.NewNop(),
 		Connector: func(context.Context) (connector.Connector, error) {
 			return connector.Connector{Server: here, User: "admin", Password: "admin", Source: "secret ns/c"}, w.do(func() error { return nil })
@@ -301,7 +190,14 @@ func (w *world) run(ctx context.Context, change ...func(*Init)) (Result, error) 
 	for _, c := range change {
 		c(&p)
 	}
-	return Run(ctx, p, func(s dbserver.Server) engine.Engine { return fake{world: w, at: s} })
+	return Run(ctx, p, func(s dbserver.Server) engine.Engine {
+		if s != here {
+			away := memory.NewServer()
+			away.Stop()
+			return away.For(w)
+		}
+		return w.server.For(w)
+	})
 }
 
 // must is run, which must succeed and hand over what works.
@@ -322,16 +218,16 @@ func (w *world) works(what string) {
 	switch {
 	case w.handed == nil:
 		w.t.Errorf("%s: nothing was handed over", what)
-	case !w.database || w.users[w.handed.Login(w.handed.Active).User] != w.handed.Login(w.handed.Active).Password:
+	case w.database() == nil || w.server.Users[w.handed.Login(w.handed.Active).User] != w.handed.Login(w.handed.Active).Password:
 		w.t.Errorf("%s: what was handed over does not work", what)
-	case w.record.Pending != nil && w.record.Pending.Slot == w.record.Active:
+	case w.store.Record.Pending != nil && w.store.Record.Pending.Slot == w.store.Record.Active:
 		w.t.Errorf("%s: a change is pending", what)
 	}
-	if w.record == nil || w.handed == nil {
+	if w.store.Record == nil || w.handed == nil {
 		return
 	}
-	other := w.record.Active.Other()
-	if p := w.record.Slots[other].Password; w.record.Pending == nil && p != "" && w.users[names.User(other)] != p {
+	other := w.store.Record.Active.Other()
+	if p := w.store.Record.Slots[other].Password; w.store.Record.Pending == nil && p != "" && w.server.Users[names.User(other)] != p {
 		w.t.Errorf("%s: the record's password of the inactive slot is not the server's", what)
 	}
 }
@@ -345,53 +241,53 @@ var scenarios = map[string]func(*world) []tenant.Slot{
 	},
 	"limit changed": func(w *world) []tenant.Slot {
 		w.must("preparing", func(p *Init) { p.ConnectionLimit = 5 })
-		w.sessions[names.User(tenant.A)] = 1
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"wrong password": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.users[names.User(tenant.A)] = "by hand"
+		w.server.Users[names.User(tenant.A)] = "by hand"
 		return nil
 	},
 	"wrong password, pod on slot a": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.users[names.User(tenant.A)] = "by hand"
-		w.sessions[names.User(tenant.A)] = 1
+		w.server.Users[names.User(tenant.A)] = "by hand"
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"both passwords wrong, pod on slot b": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.users[names.User(tenant.A)], w.users[names.User(tenant.B)] = "by hand", "by hand, too"
-		w.sessions[names.User(tenant.B)] = 1
+		w.server.Users[names.User(tenant.A)], w.server.Users[names.User(tenant.B)] = "by hand", "by hand, too"
+		w.use(names.User(tenant.B), 1)
 		return []tenant.Slot{tenant.B}
 	},
 	"record lost": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.record = nil
+		w.store.Record = nil
 		return nil
 	},
 	"record lost, pod on slot a": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.record = nil
-		w.sessions[names.User(tenant.A)] = 2
+		w.store.Record = nil
+		w.use(names.User(tenant.A), 2)
 		return []tenant.Slot{tenant.A}
 	},
 	"record lost, pod on slot b": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.record = nil
-		w.sessions[names.User(tenant.B)] = 1
+		w.store.Record = nil
+		w.use(names.User(tenant.B), 1)
 		return []tenant.Slot{tenant.B}
 	},
 	"login a gone": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		delete(w.users, names.User(tenant.A))
+		delete(w.server.Users, names.User(tenant.A))
 		return nil
 	},
 	"login b gone, its password unknown": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		delete(w.users, names.User(tenant.B))
-		w.record.Slots[tenant.B] = tenant.Credential{}
-		w.users[names.User(tenant.A)] = "by hand"
+		delete(w.server.Users, names.User(tenant.B))
+		w.store.Record.Slots[tenant.B] = tenant.Credential{}
+		w.server.Users[names.User(tenant.A)] = "by hand"
 		return nil
 	},
 	"pending on the active slot, applied": func(w *world) []tenant.Slot {
@@ -402,57 +298,57 @@ var scenarios = map[string]func(*world) []tenant.Slot{
 	"pending on the active slot, not applied, password wrong": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.A, tenant.Activate, false)
-		w.users[names.User(tenant.A)] = "by hand"
+		w.server.Users[names.User(tenant.A)] = "by hand"
 		return nil
 	},
 	"pending on the active slot, not applied, pod there": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.A, tenant.Activate, false)
-		w.users[names.User(tenant.A)] = "by hand"
-		w.sessions[names.User(tenant.A)] = 1
+		w.server.Users[names.User(tenant.A)] = "by hand"
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"pending on the other slot, applied, password wrong": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.B, tenant.Activate, true)
-		w.users[names.User(tenant.A)] = "by hand"
-		w.sessions[names.User(tenant.A)] = 1
+		w.server.Users[names.User(tenant.A)] = "by hand"
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"pending retirement of an unknown slot": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.record.Slots[tenant.B] = tenant.Credential{}
-		w.users[names.User(tenant.B)] = "unknown"
+		w.store.Record.Slots[tenant.B] = tenant.Credential{}
+		w.server.Users[names.User(tenant.B)] = "unknown"
 		w.pend(tenant.B, tenant.Retire, false)
 		return nil
 	},
 	"inactive slot refused": func(w *world) []tenant.Slot {
 		w.must("preparing")
-		w.users[names.User(tenant.B)] = "by hand"
-		w.record.OtherRefused = true // a sidecar found out
-		w.sessions[names.User(tenant.A)] = 1
+		w.server.Users[names.User(tenant.B)] = "by hand"
+		w.store.Record.OtherRefused = true // a sidecar found out
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"rotation staged, and a login may not change its password": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.B, tenant.Activate, false)
-		w.record.OtherRefused = true
-		w.sessions[names.User(tenant.A)] = 1
+		w.store.Record.OtherRefused = true
+		w.use(names.User(tenant.A), 1)
 		return []tenant.Slot{tenant.A}
 	},
 	"pending retirement, applied, password wrong": func(w *world) []tenant.Slot {
 		w.must("preparing")
 		w.pend(tenant.B, tenant.Retire, true)
-		w.users[names.User(tenant.A)] = "by hand"
+		w.server.Users[names.User(tenant.A)] = "by hand"
 		return nil
 	},
 }
 
 // pend is a change that a run decided on before it was killed.
 func (w *world) pend(slot tenant.Slot, purpose tenant.Purpose, applied bool) {
-	w.record.Pending = &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
+	w.store.Record.Pending = &tenant.Change{Slot: slot, Password: tenant.NewPassword(), Purpose: purpose}
 	if applied {
-		w.users[names.User(slot)] = w.record.Pending.Password
+		w.server.Users[names.User(slot)] = w.store.Record.Pending.Password
 	}
 }
 
@@ -492,7 +388,7 @@ func kill(t *testing.T, name string, after bool, points ...int) (killed bool) {
 	t.Helper()
 	w := newWorld(t)
 	pods := scenarios[name](w)
-	before := maps.Clone(w.users)
+	before := maps.Clone(w.server.Users)
 	for _, n := range points {
 		if n == 0 {
 			break
@@ -512,7 +408,7 @@ func kill(t *testing.T, name string, after bool, points ...int) (killed bool) {
 	w.revive()
 	w.must("and again")
 	for _, slot := range pods {
-		if user := names.User(slot); w.users[user] != before[user] {
+		if user := names.User(slot); w.server.Users[user] != before[user] {
 			t.Errorf("the login %s, which a pod uses, has another password", user)
 		}
 	}
@@ -543,12 +439,12 @@ func TestRotationMeanwhile(t *testing.T) {
 			for n := 1; ; n++ {
 				w := newWorld(t)
 				pods := prepare(w)
-				before := maps.Clone(w.users)
+				before := maps.Clone(w.server.Users)
 				var staged *tenant.Change
 				w.rivalAt = n
 				w.rival = func(r *tenant.Record) {
 					other := r.Active.Other()
-					if r.Provisioned() && r.OtherRetired && r.Pending == nil && w.sessions[names.User(other)] == 0 {
+					if r.Provisioned() && r.OtherRetired && r.Pending == nil && w.server.Used(names.User(other)) == 0 {
 						staged = &tenant.Change{Slot: other, Password: tenant.NewPassword(), Purpose: tenant.Activate}
 						change := *staged
 						r.Pending = &change
@@ -556,12 +452,12 @@ func TestRotationMeanwhile(t *testing.T) {
 				}
 				w.must("with a rotation")
 				for _, slot := range pods {
-					if user := names.User(slot); w.users[user] != before[user] {
+					if user := names.User(slot); w.server.Users[user] != before[user] {
 						t.Errorf("the login %s, which a pod uses, has another password", user)
 					}
 				}
 				// What init itself has brought about is left to a sidecar to confirm (S5).
-				if p := w.record.Pending; staged != nil && p != nil && p.Password != staged.Password && p.Password != w.record.Slots[p.Slot].Password {
+				if p := w.store.Record.Pending; staged != nil && p != nil && p.Password != staged.Password && p.Password != w.store.Record.Slots[p.Slot].Password {
 					t.Error("the staged change was replaced")
 				}
 				w.must("and again")
@@ -586,10 +482,10 @@ func TestInterleavings(t *testing.T) {
 			for seed := range uint64(seeds) {
 				w := newWorld(t)
 				pods := prepare(w)
-				before := maps.Clone(w.users)
+				before := maps.Clone(w.server.Users)
 				interleave(t, w, seed, runs)
 				for _, slot := range pods {
-					if user := names.User(slot); w.users[user] != before[user] {
+					if user := names.User(slot); w.server.Users[user] != before[user] {
 						t.Errorf("the login %s, which a pod uses, has another password", user)
 					}
 				}
@@ -646,7 +542,7 @@ func interleave(t *testing.T, w *world, seed uint64, runs int) {
 	}
 	// Nobody was given what another one then made useless.
 	for _, r := range handed {
-		if l := r.Login(r.Active); w.users[l.User] != l.Password {
+		if l := r.Login(r.Active); w.server.Users[l.User] != l.Password {
 			t.Errorf("what was handed over (slot %s, generation %d) does not work any more", r.Active, r.Generation)
 		}
 	}
@@ -659,15 +555,15 @@ func TestRepairedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.must("preparing")
-		w.users[names.User(w.record.Active)] = "by hand"
+		w.server.Users[names.User(w.store.Record.Active)] = "by hand"
 		theirs := tenant.NewPassword()
 		w.rivalAt, w.rival = 1, func(r *tenant.Record) {
 			r.Slots[r.Active] = tenant.Credential{Password: theirs}
 			r.Generation++
-			w.users[names.User(r.Active)] = theirs
+			w.server.Users[names.User(r.Active)] = theirs
 		}
 		w.must("beside another init")
-		if w.users[names.User(w.handed.Active)] != theirs || w.handed.Login(w.handed.Active).Password != theirs {
+		if w.server.Users[names.User(w.handed.Active)] != theirs || w.handed.Login(w.handed.Active).Password != theirs {
 			t.Error("what the other one had handed over does not work any more")
 		}
 		w.works("beside another init")
@@ -681,8 +577,8 @@ func TestBothInUse(t *testing.T) {
 		w := newWorld(t)
 		w.must("preparing")
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			w.users[names.User(slot)] = dbserver.Password("by hand " + slot)
-			w.sessions[names.User(slot)] = 1
+			w.server.Users[names.User(slot)] = dbserver.Password("by hand " + slot)
+			w.use(names.User(slot), 1)
 		}
 		return w
 	}
@@ -690,7 +586,7 @@ func TestBothInUse(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			w := prepare(t)
-			before := maps.Clone(w.users)
+			before := maps.Clone(w.server.Users)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			began := time.Now()
@@ -701,10 +597,10 @@ func TestBothInUse(t *testing.T) {
 			if took := time.Since(began); took > time.Minute {
 				t.Errorf("took %s", took)
 			}
-			if !maps.Equal(before, w.users) || w.record.Pending != nil {
+			if !maps.Equal(before, w.server.Users) || w.store.Record.Pending != nil {
 				t.Error("something was changed")
 			}
-			for login, times := range w.wrong { // (F13) or the server blocks it for those who use it
+			for login, times := range w.server.Wrong { // (F13) or the server blocks it for those who use it
 				if times > tries {
 					t.Errorf("login %s: a wrong password was presented %d times", login.User, times)
 				}
@@ -723,7 +619,7 @@ func TestBothInUse(t *testing.T) {
 			w.turn = func() {
 				if time.Until(end) < 20*time.Second {
 					<-connection.Done()
-					w.down = true
+					w.server.Stop()
 				}
 			}
 			_, err := w.run(late{ctx, end})
@@ -742,11 +638,11 @@ func TestBothInUse(t *testing.T) {
 			time.AfterFunc(30*time.Second, func() {
 				w.mu.Lock()
 				defer w.mu.Unlock()
-				delete(w.sessions, names.User(tenant.B))
+				w.use(names.User(tenant.B), 0)
 			})
 			w.must("waiting")
-			if w.record.Active != tenant.B || w.users[names.User(tenant.A)] != "by hand a" {
-				t.Errorf("slot %s is active; slot a was left alone: %t", w.record.Active, w.users[names.User(tenant.A)] == "by hand a")
+			if w.store.Record.Active != tenant.B || w.server.Users[names.User(tenant.A)] != "by hand a" {
+				t.Errorf("slot %s is active; slot a was left alone: %t", w.store.Record.Active, w.server.Users[names.User(tenant.A)] == "by hand a")
 			}
 		})
 	})
@@ -757,23 +653,23 @@ func TestBothInUse(t *testing.T) {
 func TestLostRecord(t *testing.T) {
 	t.Parallel()
 	settled := func(w *world) bool {
-		other := w.record.Active.Other()
-		return w.record.Slots[other].Password != "" && w.users[names.User(other)] == w.record.Slots[other].Password
+		other := w.store.Record.Active.Other()
+		return w.store.Record.Slots[other].Password != "" && w.server.Users[names.User(other)] == w.store.Record.Slots[other].Password
 	}
 	for _, running := range []bool{false, true} {
 		w := newWorld(t)
 		w.must("first start")
-		used := names.User(w.record.Active)
+		used := names.User(w.store.Record.Active)
 		if running {
-			w.sessions[used] = 1
+			w.use(used, 1)
 		}
-		before := w.users[used]
-		w.record = nil
+		before := w.server.Users[used]
+		w.store.Record = nil
 		w.must("record lost")
-		if settled(w) == running || running && w.users[used] != before {
-			t.Errorf("running %t: settled %t, the password in use is the same %t", running, settled(w), w.users[used] == before)
+		if settled(w) == running || running && w.server.Users[used] != before {
+			t.Errorf("running %t: settled %t, the password in use is the same %t", running, settled(w), w.server.Users[used] == before)
 		}
-		w.sessions = map[string]int{}
+		w.use(used, 0)
 		if w.must("the next start"); !settled(w) {
 			t.Errorf("running %t: not settled by the next start", running)
 		}
@@ -797,14 +693,14 @@ func TestAnotherTenantsRecord(t *testing.T) {
 		w := newWorld(t)
 		w.must("first start")
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			w.users[victim.User(slot)] = "the victim's own"
+			w.server.Users[victim.User(slot)] = "the victim's own"
 		}
 		return w
 	}
 	unharmed := func(w *world, what string) {
 		t.Helper()
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			if w.users[victim.User(slot)] != "the victim's own" {
+			if w.server.Users[victim.User(slot)] != "the victim's own" {
 				t.Errorf("%s: the victim's login %s got another password", what, slot)
 			}
 		}
@@ -814,7 +710,7 @@ func TestAnotherTenantsRecord(t *testing.T) {
 	}
 	for _, provisioned := range []bool{false, true} {
 		w := begin()
-		w.record, w.handed = planted(provisioned), nil
+		w.store.Record, w.handed = planted(provisioned), nil
 		_, err := w.run(t.Context(), func(p *Init) {
 			inner := p.Publish
 			p.Publish = func(r *tenant.Record) error { t.Error("something was handed over"); return inner(r) }
@@ -827,9 +723,9 @@ func TestAnotherTenantsRecord(t *testing.T) {
 	for at := 1; ; at++ {
 		w := begin()
 		w.handed = nil
-		for user := range w.users { // nothing that the record says works any more: every step of a repair is needed
+		for user := range w.server.Users { // nothing that the record says works any more: every step of a repair is needed
 			if user != victim.User(tenant.A) && user != victim.User(tenant.B) {
-				w.users[user] = tenant.NewPassword()
+				w.server.Users[user] = tenant.NewPassword()
 			}
 		}
 		w.rivalAt = at
@@ -856,13 +752,13 @@ func TestMake(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.must("first start")
-	if w.record.Make != tenant.Make {
-		t.Fatalf("a new tenant is of make %d, want %d", w.record.Make, tenant.Make)
+	if w.store.Record.Make != tenant.Make {
+		t.Fatalf("a new tenant is of make %d, want %d", w.store.Record.Make, tenant.Make)
 	}
 	ensured := func(change ...func(*Init)) bool {
-		w.limit = 0 // which only the admin path sets
+		w.database().Limit = 0 // which only the admin path sets
 		w.must("restart", change...)
-		return w.limit != 0
+		return w.database().Limit != 0
 	}
 	if ensured() {
 		t.Error("a tenant that is up to date needed the admin")
@@ -873,20 +769,20 @@ func TestMake(t *testing.T) {
 		}
 	}
 	for _, older := range []int{0, tenant.Make - 1} {
-		w.record.Make = older
-		if ensured(away) || w.record.Make != older {
-			t.Errorf("make %d without a connector became %d", older, w.record.Make)
+		w.store.Record.Make = older
+		if ensured(away) || w.store.Record.Make != older {
+			t.Errorf("make %d without a connector became %d", older, w.store.Record.Make)
 		}
-		if !ensured() || w.record.Make != tenant.Make {
-			t.Errorf("make %d became %d", older, w.record.Make)
+		if !ensured() || w.store.Record.Make != tenant.Make {
+			t.Errorf("make %d became %d", older, w.store.Record.Make)
 		}
 	}
-	w.record.Make = tenant.Make + 1
-	if ensured() || w.record.Make != tenant.Make+1 {
-		t.Errorf("what a later release made was touched; it is of make %d now", w.record.Make)
+	w.store.Record.Make = tenant.Make + 1
+	if ensured() || w.store.Record.Make != tenant.Make+1 {
+		t.Errorf("what a later release made was touched; it is of make %d now", w.store.Record.Make)
 	}
-	if !ensured(func(p *Init) { p.ConnectionLimit = 11 }) || w.record.Make != tenant.Make+1 {
-		t.Errorf("the admin path made it one of make %d", w.record.Make)
+	if !ensured(func(p *Init) { p.ConnectionLimit = 11 }) || w.store.Record.Make != tenant.Make+1 {
+		t.Errorf("the admin path made it one of make %d", w.store.Record.Make)
 	}
 }
 
@@ -919,12 +815,12 @@ func TestWithoutConnector(t *testing.T) {
 		world  func(*world)
 		want   string // "" where it comes up
 	}{
-		{"the limit can wait", func(w *world) { w.record.ConnectionLimit = 5 }, ""},
-		{"the inactive slot can wait", func(w *world) { w.record.Slots[tenant.B] = tenant.Credential{} }, ""},
-		{"a wrong password cannot", func(w *world) { w.users[names.User(tenant.A)] = "by hand" }, "no such secret"},
-		{"a server that is away cannot, and the record knows where it is", func(w *world) { w.down = true }, "connection refused"},
-		{"the database is away: promise 2", func(w *world) { w.database = false }, "rm record"},
-		{"nothing is there yet", func(w *world) { w.record = nil }, "no such secret"},
+		{"the limit can wait", func(w *world) { w.store.Record.ConnectionLimit = 5 }, ""},
+		{"the inactive slot can wait", func(w *world) { w.store.Record.Slots[tenant.B] = tenant.Credential{} }, ""},
+		{"a wrong password cannot", func(w *world) { w.server.Users[names.User(tenant.A)] = "by hand" }, "no such secret"},
+		{"a server that is away cannot, and the record knows where it is", func(w *world) { w.server.Stop() }, "connection refused"},
+		{"the database is away: promise 2", func(w *world) { w.drop() }, "rm record"},
+		{"nothing is there yet", func(w *world) { w.store.Record = nil }, "no such secret"},
 	} {
 		t.Run(tc.reason, func(t *testing.T) {
 			t.Parallel()
@@ -956,9 +852,9 @@ func TestGuards(t *testing.T) {
 		init   func(*Init)
 		want   string
 	}{
-		{"the database is gone", func(w *world) { w.database = false }, func(*Init) {}, "rm record"},
-		{"the database and the logins are gone", func(w *world) { w.database = false; clear(w.users) }, func(*Init) {}, "rm record"},
-		{"moved to a server without it", func(w *world) { w.record.Server = elsewhere; w.database = false; clear(w.users) }, func(*Init) {}, elsewhere.Address()},
+		{"the database is gone", func(w *world) { w.drop() }, func(*Init) {}, "rm record"},
+		{"the database and the logins are gone", func(w *world) { w.drop(); clear(w.server.Users) }, func(*Init) {}, "rm record"},
+		{"moved to a server without it", func(w *world) { w.store.Record.Server = elsewhere; w.drop(); clear(w.server.Users) }, func(*Init) {}, elsewhere.Address()},
 		{"another UID", nil, func(p *Init) { p.TenantUID = "other" }, "DBCONNECTOR_TENANT_UID"},
 		{"another namespace", nil, func(p *Init) { p.Namespace = "other" }, "DBCONNECTOR_TENANT_UID=" + uid},
 		{"another vCluster", nil, func(p *Init) { p.VCluster = "other" }, `made for vCluster "vc"`},
@@ -970,13 +866,13 @@ func TestGuards(t *testing.T) {
 			if tc.world != nil {
 				tc.world(w)
 			}
-			before, users := fmt.Sprint(w.record), len(w.users)
+			before, users := fmt.Sprint(w.store.Record), len(w.server.Users)
 			w.handed = nil
 			_, err := w.run(t.Context(), tc.init)
 			if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%s: got %v (class %d), want a refusal that says %q", tc.reason, err, fault.Of(err), tc.want)
 			}
-			if w.handed != nil || fmt.Sprint(w.record) != before || len(w.users) != users {
+			if w.handed != nil || fmt.Sprint(w.store.Record) != before || len(w.server.Users) != users {
 				t.Errorf("%s: something was done nevertheless", tc.reason)
 			}
 		})
@@ -985,9 +881,9 @@ func TestGuards(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
 		w.must("preparing")
-		w.record.Server = elsewhere
+		w.store.Record.Server = elsewhere
 		w.must("moved")
-		if w.record.Server != here {
+		if w.store.Record.Server != here {
 			t.Error("the record does not know the new server")
 		}
 	})
@@ -1015,7 +911,8 @@ func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
 					calls, provisioned := 0, false
 					w.turn = func() {
 						if calls++; calls == point {
-							w.database, provisioned = false, w.record != nil && w.record.Provisioned()
+							w.drop()
+							provisioned = w.store.Record != nil && w.store.Record.Provisioned()
 						}
 					}
 					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -1028,7 +925,7 @@ func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
 						t.Errorf("at call %d: got %v", point, err)
 					case err != nil && w.handed != nil:
 						t.Errorf("at call %d: refused, and handed over nevertheless", point)
-					case provisioned && w.database:
+					case provisioned && w.database() != nil:
 						t.Errorf("at call %d: an empty database is in the place of the one that was there", point)
 					}
 					if refused {
@@ -1047,7 +944,7 @@ func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
 func TestStopInit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.down = true
+	w.server.Stop()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := w.run(ctx); err == nil || !errors.Is(err, context.Canceled) {
@@ -1061,22 +958,22 @@ func TestPasswordIsLeftToWhoComesBack(t *testing.T) {
 	w := newWorld(t)
 	w.must("preparing")
 	a, b := names.User(tenant.A), names.User(tenant.B)
-	w.record = nil // lost; a pod runs on slot a, and has no session at this moment
-	before := w.users[a]
+	w.store.Record = nil // lost; a pod runs on slot a, and has no session at this moment
+	before := w.server.Users[a]
 	looks := 0
-	w.looked = func(user string) {
+	w.server.Looked = func(user string) {
 		if user == a {
 			if looks++; looks == 2 {
-				w.sessions[a] = 1
+				w.use(a, 1)
 			}
 		}
 	}
 	w.must("repairing", func(p *Init) { p.Quiet = 10 * time.Millisecond })
-	if w.users[a] != before {
+	if w.server.Users[a] != before {
 		t.Error("the password of a slot was reset whose pod came back while init looked")
 	}
-	if w.record.Active != tenant.B || w.users[b] != w.record.Slots[tenant.B].Password {
-		t.Errorf("active is slot %s, want b, with the recorded password", w.record.Active)
+	if w.store.Record.Active != tenant.B || w.server.Users[b] != w.store.Record.Slots[tenant.B].Password {
+		t.Errorf("active is slot %s, want b, with the recorded password", w.store.Record.Active)
 	}
 }
 
@@ -1086,13 +983,13 @@ func TestEmptyDatabaseIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.must("preparing")
 	w.must("restarting before kine ran")
-	w.data = true
+	w.database().Data = true
 	w.must("restarting on data")
-	if !w.record.DataSeen {
+	if !w.store.Record.DataSeen {
 		t.Fatal("the data was not noted")
 	}
-	w.data = false
-	for what, prepare := range map[string]func(){"restart": func() {}, "repair": func() { w.users[names.User(w.record.Active)] = "by hand" }} {
+	w.database().Data = false
+	for what, prepare := range map[string]func(){"restart": func() {}, "repair": func() { w.server.Users[names.User(w.store.Record.Active)] = "by hand" }} {
 		prepare()
 		w.handed = nil
 		if _, err := w.run(t.Context()); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "holds none") || !strings.Contains(err.Error(), "rm record") {
@@ -1109,8 +1006,8 @@ func TestMoveNeedsPatience(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.must("preparing")
-	w.record.Server.Host = "elsewhere"
-	w.down = true
+	w.store.Record.Server.Host = "elsewhere"
+	w.server.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	w.handed = nil
