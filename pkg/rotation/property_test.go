@@ -123,8 +123,8 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 		w.faults = odds{}
 		peace()
 		from := int64(0)
-		if w.record != nil {
-			from = w.record.Generation
+		if w.store.Record != nil {
+			from = w.store.Record.Generation
 		}
 		w.mu.Unlock()
 		// A restart for what only init can repair, and the time for three rotations, the longest wait between two looks included.
@@ -145,13 +145,13 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 				}
 			}
 			w.mu.Lock()
-			done = w.record != nil && w.record.Generation >= from+3 // so two were retired
+			done = w.store.Record != nil && w.store.Record.Generation >= from+3 // so two were retired
 			w.mu.Unlock()
 		}
 		cancel()
 		group.Wait()
 		if !done {
-			t.Errorf("no three rotations within an hour after the faults: generation %d at their end, now %+v", from, w.record)
+			t.Errorf("no three rotations within an hour after the faults: generation %d at their end, now %+v", from, w.store.Record)
 		}
 		if t.Failed() {
 			t.Logf("journal:\n%s", strings.Join(w.trace, "\n"))
@@ -165,21 +165,20 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 func (w *world) byHand() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r := w.record
+	r := w.store.Record
 	if r == nil || !r.Provisioned() || !r.OtherRetired || r.Pending != nil {
 		return
 	}
 	w.note("by hand: the password of %s", r.Active.Other())
-	w.users[r.Active.Other()] = "by hand"
+	w.server.Users[names.User(r.Active.Other())] = "by hand"
 }
 
 func (w *world) api(down bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.note("the API server is down: %t", down)
-	w.apiDown = down
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.store.Down = down
+	w.store.Changed()
 }
 
 // TestKill is promise 3, point by point: a sidecar killed at any call of a rotation, before or after its effect, and the one
@@ -230,13 +229,13 @@ func kill(t *testing.T, rollout, after bool, points map[string]int, plan ...int)
 		for began := time.Now(); !done && time.Since(began) < 20*time.Minute; {
 			wait(ctx, time.Second)
 			w.mu.Lock()
-			done = w.record != nil && (w.record.Generation > 2 || w.record.Generation > 1 && w.record.OtherRetired)
+			done = w.store.Record != nil && (w.store.Record.Generation > 2 || w.store.Record.Generation > 1 && w.store.Record.OtherRetired)
 			w.mu.Unlock()
 		}
 		cancel()
 		group.Wait()
 		if !done {
-			t.Errorf("no rotation came to its end: %+v\n%s", w.record, strings.Join(w.trace, "\n"))
+			t.Errorf("no rotation came to its end: %+v\n%s", w.store.Record, strings.Join(w.trace, "\n"))
 		}
 		for _, n := range points {
 			before -= n

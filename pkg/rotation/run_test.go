@@ -13,7 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/memory"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
@@ -80,16 +80,15 @@ func (b *bench) edit(fn func()) {
 // rewrite changes the record as somebody else would.
 func (b *bench) rewrite(fn func(*tenant.Record)) {
 	b.edit(func() {
-		r := b.record.Clone()
+		r := b.store.Record.Clone()
 		fn(r)
 		b.put(r)
 	})
 }
 
 func (w *world) put(r *tenant.Record) {
-	w.record = r
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.store.Record = r
+	w.store.Changed()
 }
 
 func (b *bench) calls() (n int) {
@@ -131,7 +130,7 @@ func run(t *testing.T, name string, p Policy, test func(*testing.T, *bench)) {
 func TestLoop(t *testing.T) {
 	t.Parallel()
 	run(t, "a rotation, and peace before it", hourly, func(t *testing.T, b *bench) {
-		var client *session
+		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1") })
 		b.start()
 		b.after(50 * time.Minute)
@@ -142,14 +141,14 @@ func TestLoop(t *testing.T) {
 		b.calls()
 		b.after(20 * time.Minute)
 		b.told("rotated 2", "postponed OldCredentialInUse")
-		b.edit(func() { client.end(); b.open(nil, tenant.B, "2") })
+		b.edit(func() { client.End(); b.open(nil, tenant.B, "2") })
 		b.after(5 * time.Minute)
 		b.told("postponed ", "retired")
 		b.after(30 * time.Minute)
 		b.told()
 		b.edit(func() {
-			if !b.record.OtherRetired || b.record.Generation != 2 || b.published[b.users[tenant.A]] {
-				t.Errorf("got %+v", b.record)
+			if !b.store.Record.OtherRetired || b.store.Record.Generation != 2 || b.published[b.server.Users[names.User(tenant.A)]] {
+				t.Errorf("got %+v", b.store.Record)
 			}
 		})
 	})
@@ -166,7 +165,7 @@ func TestLoop(t *testing.T) {
 		}
 	})
 	run(t, "what was postponed, and then fails, or waits for something else", hourly, func(t *testing.T, b *bench) {
-		var client *session
+		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1"); b.open(nil, tenant.B, "2") })
 		b.rewrite(func(r *tenant.Record) { r.Active, r.OtherRetired, r.Clients = tenant.B, false, 1 })
 		b.start()
@@ -182,7 +181,7 @@ func TestLoop(t *testing.T) {
 		b.after(2 * time.Minute)
 		b.told("healthy", "postponed OldCredentialInUse")
 		// The client has gone, another replica has staged what follows, and is slow.
-		b.edit(func() { client.end(); b.open(&proc{world: b.world}, tenant.A, "sidecar") })
+		b.edit(func() { client.End(); b.open(&proc{world: b.world}, tenant.A, "sidecar") })
 		b.rewrite(pends(tenant.A, tenant.Retire))
 		b.after(2 * time.Second)
 		b.told("postponed ")
@@ -193,8 +192,8 @@ func TestLoop(t *testing.T) {
 		b.after(70 * time.Minute)
 		b.told("rotated 2", "postponed OldCredentialInUse")
 		b.edit(func() {
-			for len(b.sessions) > 0 {
-				b.sessions[0].end()
+			for len(b.server.Sessions) > 0 {
+				b.server.Sessions[0].End()
 			}
 			b.open(nil, tenant.B, "3")
 		})
@@ -206,11 +205,11 @@ func TestLoop(t *testing.T) {
 		b.outage(false)
 		b.edit(func() { b.open(nil, tenant.B, "3") })
 		b.after(patience*time.Minute - 30*time.Second)
-		if b.record.OtherRetired {
+		if b.store.Record.OtherRetired {
 			t.Error("retired too early: who was the second?")
 		}
 		b.after(10 * time.Minute)
-		if !b.record.OtherRetired {
+		if !b.store.Record.OtherRetired {
 			t.Error("not retired: he who waits for ever")
 		}
 	})
@@ -221,7 +220,7 @@ func TestLoop(t *testing.T) {
 		b.told("rotated 2", "postponed NotAdopted")
 		b.edit(func() { b.open(nil, tenant.B, "1") })
 		b.after(3 * time.Minute)
-		if b.record.OtherRetired {
+		if b.store.Record.OtherRetired {
 			t.Error("retired too early: there were two before, and one of them is back")
 		}
 		b.edit(func() { b.open(nil, tenant.B, "2") })
@@ -242,7 +241,7 @@ func TestLoop(t *testing.T) {
 		if len(got) < 100 || len(got) > 140 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed project") }) {
 			t.Errorf("told %d times in two hours, the first %q", len(got), got[0])
 		}
-		if b.record.Pending != nil || b.record.Generation != 1 {
+		if b.store.Record.Pending != nil || b.store.Record.Generation != 1 {
 			t.Error("a rotation began whose result could not have been handed over")
 		}
 		b.edit(func() { b.before = nil })
@@ -251,7 +250,7 @@ func TestLoop(t *testing.T) {
 	})
 	run(t, "self-change forbidden (B10)", hourly, func(t *testing.T, b *bench) {
 		// It has run before: init has nothing to note, which would have the sidecar try again at that moment, and be seen.
-		b.edit(func() { b.record.DataSeen = true })
+		b.edit(func() { b.store.Record.DataSeen = true })
 		b.refuse = func() error { return fault.New(fault.NoAccess, "permission denied") }
 		b.start()
 		b.after(7 * time.Hour)
@@ -259,27 +258,27 @@ func TestLoop(t *testing.T) {
 		if n := len(got); n < 60 || n > 90 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed apply: permission denied") }) {
 			t.Errorf("told %d times in six hours: %q", n, got[:min(n, 3)])
 		}
-		if !b.record.OtherRefused || b.record.Pending == nil || b.record.Generation != 1 {
-			t.Errorf("init does not know: %+v", b.record)
+		if !b.store.Record.OtherRefused || b.store.Record.Pending == nil || b.store.Record.Generation != 1 {
+			t.Errorf("init does not know: %+v", b.store.Record)
 		}
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if r := b.record; r.Generation != 2 || r.Pending != nil || r.OtherRefused || r.Slots[tenant.A].Password != b.users[tenant.A] || r.Slots[tenant.B].Password != b.users[tenant.B] {
+		if r := b.store.Record; r.Generation != 2 || r.Pending != nil || r.OtherRefused || r.Slots[tenant.A].Password != b.server.Users[names.User(tenant.A)] || r.Slots[tenant.B].Password != b.server.Users[names.User(tenant.B)] {
 			t.Errorf("init did not finish it: %+v", r)
 		}
 		b.after(10 * time.Second)
 		b.told("healthy")
 	})
 	run(t, "rights of the inactive slot withdrawn (B5)", hourly, func(t *testing.T, b *bench) {
-		b.stripped = map[tenant.Slot]bool{tenant.B: true}
+		b.server.Databases[names.Database].Lost = map[string]bool{names.User(tenant.B): true}
 		b.start()
 		b.after(3 * time.Hour)
 		got := b.journal.take()
-		if n := len(got); n < 20 || n > 50 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasSuffix(s, ": no rights") }) {
+		if n := len(got); n < 20 || n > 50 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasSuffix(s, "has lost its rights") }) {
 			t.Errorf("told %d times in two hours: %q", n, got[:min(n, 3)])
 		}
-		if r := b.record; !r.OtherRefused || r.Generation != 1 || r.Active != tenant.A {
+		if r := b.store.Record; !r.OtherRefused || r.Generation != 1 || r.Active != tenant.A {
 			t.Errorf("the control plane was sent to a slot without rights, or init does not know: %+v", r)
 		}
 		if err := b.pod.init(t.Context()); err != nil {
@@ -289,14 +288,14 @@ func TestLoop(t *testing.T) {
 		if got := b.journal.take(); !slices.Contains(got, "healthy") {
 			t.Errorf("told %q", got)
 		}
-		if r := b.record; r.Generation != 2 || r.OtherRefused {
+		if r := b.store.Record; r.Generation != 2 || r.OtherRefused {
 			t.Errorf("init did not finish it: %+v", r)
 		}
 	})
 	run(t, "every password rejected (B1)", hourly, func(t *testing.T, b *bench) {
 		staged := map[any]bool{}
 		b.refuse = func() error {
-			staged[b.record.Pending.Password] = true
+			staged[b.store.Record.Pending.Password] = true
 			return fault.New(fault.Rejected, "policy")
 		}
 		b.start()
@@ -314,7 +313,7 @@ func TestLoop(t *testing.T) {
 	run(t, "rejected, and yet applied (B1)", hourly, func(t *testing.T, b *bench) {
 		b.refuse = func() error {
 			b.refuse = nil
-			b.users[tenant.B] = b.record.Pending.Password
+			b.server.Users[names.User(tenant.B)] = b.store.Record.Pending.Password
 			return fault.New(fault.Rejected, "policy")
 		}
 		b.start()
@@ -322,7 +321,7 @@ func TestLoop(t *testing.T) {
 		b.told("rotated 2", "postponed NotAdopted")
 	})
 	run(t, "changed, and yet refused", hourly, func(t *testing.T, b *bench) {
-		b.refuse = func() error { return errIgnored }
+		b.refuse = func() error { return memory.ErrIgnored }
 		b.start()
 		b.after(7 * time.Hour)
 		if n := len(b.journal.take()); n < 60 || n > 90 {
@@ -330,12 +329,12 @@ func TestLoop(t *testing.T) {
 		}
 	})
 	run(t, "the inactive slot changed by hand", hourly, func(t *testing.T, b *bench) {
-		b.users[tenant.B] = "by hand"
+		b.server.Users[names.User(tenant.B)] = "by hand"
 		b.start()
 		b.after(7 * time.Hour)
 		b.told("postponed InactiveSlotUnknown")
-		if !b.record.OtherRefused || b.record.Slots[tenant.B].Password == "" {
-			t.Errorf("got %+v", b.record)
+		if !b.store.Record.OtherRefused || b.store.Record.Slots[tenant.B].Password == "" {
+			t.Errorf("got %+v", b.store.Record)
 		}
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
@@ -344,42 +343,42 @@ func TestLoop(t *testing.T) {
 		b.told("postponed ", "retired", "rotated 2") // what init has set is retired by the sidecar
 	})
 	run(t, "the inactive slot refused for a while", hourly, func(t *testing.T, b *bench) {
-		right := b.users[tenant.B]
-		b.users[tenant.B] = "a standby's that lags behind"
+		right := b.server.Users[names.User(tenant.B)]
+		b.server.Users[names.User(tenant.B)] = "a standby's that lags behind"
 		b.start()
 		b.after(70 * time.Minute)
 		b.told("postponed InactiveSlotUnknown")
 		// It is accepted again: whether it may do all that it has to is shown by the commit.
-		b.edit(func() { b.users[tenant.B] = right })
+		b.edit(func() { b.server.Users[names.User(tenant.B)] = right })
 		b.after(20 * time.Minute)
 		b.told("postponed ", "rotated 2", "postponed NotAdopted")
-		if r := b.record; r.OtherRefused || r.Generation != 2 {
+		if r := b.store.Record; r.OtherRefused || r.Generation != 2 {
 			t.Errorf("the doubt stays for good: %+v", r)
 		}
 	})
 	// The password of a retired slot was given to nobody: who has a session there for longer than a rival has to go (S5).
 	run(t, "an intruder on the retired slot", hourly, func(t *testing.T, b *bench) {
-		var intruder *session
-		b.edit(func() { b.open(nil, tenant.A, "1"); intruder = b.open(nil, tenant.B, "evil"); intruder.hostile = true })
+		var intruder *memory.Session
+		b.edit(func() { b.open(nil, tenant.A, "1"); intruder = b.open(nil, tenant.B, evil) })
 		b.start()
 		b.after(70 * time.Minute)
 		b.told("postponed OldCredentialInUse", "postponed ", "rotated 2", "postponed OldCredentialInUse")
-		if intruder.alive() {
+		if intruder.Alive() {
 			t.Error("the intruder is still there")
 		}
 	})
 	// A rival that has a session there for a moment is given the time that it needs.
 	run(t, "a rival on the retired slot", hourly, func(t *testing.T, b *bench) {
-		var rival *session
+		var rival *memory.Session
 		b.then = func(_ *proc, what string) {
 			if what == "open session" && rival == nil {
 				rival = b.open(&proc{world: b.world}, tenant.B, "sidecar")
 				time.AfterFunc(2*time.Second, func() {
 					b.edit(func() {
-						if !rival.alive() {
+						if !rival.Alive() {
 							t.Error("the rival was ended at once")
 						}
-						rival.end()
+						rival.End()
 					})
 				})
 			}
@@ -390,44 +389,44 @@ func TestLoop(t *testing.T) {
 	})
 	// A login that was begun with the old password is let in after the change, and does not show for a while (S5).
 	run(t, "a login under way when the password dies", hourly, func(t *testing.T, b *bench) {
-		var client *session
+		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1") })
 		b.start()
 		b.after(70 * time.Minute)
 		b.told("rotated 2", "postponed OldCredentialInUse")
-		h := &half{slot: tenant.A, password: b.users[tenant.A]}
-		b.edit(func() { client.end(); b.open(nil, tenant.B, "2"); b.halves = append(b.halves, h) })
+		h := b.server.Begin(names.User(tenant.A))
+		b.edit(func() { client.End(); b.open(nil, tenant.B, "2") })
 		b.before = func(_ *proc, what string) error {
-			if b.users[tenant.A] != h.password {
-				h.inside = true
+			if b.server.Users[names.User(tenant.A)] != h.Password {
+				h.In = true
 			}
 			return nil
 		}
 		b.after(5 * time.Minute)
 		b.told("postponed ", "postponed LoginUnderWay")
-		var intruder *session
+		var intruder *memory.Session
 		b.edit(func() {
 			b.before = nil
-			b.halves = nil
-			intruder = b.open(nil, tenant.A, "evil")
-			intruder.password, intruder.number = h.password, 0
+			b.server.Begun = nil
+			intruder = b.open(nil, tenant.A, evil)
+			intruder.Password, intruder.Number = h.Password, 0
 		})
 		b.after(time.Minute)
-		if intruder.alive() {
+		if intruder.Alive() {
 			t.Error("the intruder is still there")
 		}
 		b.told("postponed OldCredentialInUse", "retired", "postponed ")
 	})
 	run(t, "both slots changed by hand", hourly, func(t *testing.T, b *bench) {
-		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
+		b.server.Users[names.User(tenant.A)], b.server.Users[names.User(tenant.B)] = "by hand", "by hand"
 		b.start()
 		b.after(7 * time.Hour)
 		got := b.journal.take()
 		if n := len(got); n < 60 || n > 90 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed look: the active login is locked out") }) {
 			t.Errorf("told %d times in six hours: %q", n, got[:min(n, 3)])
 		}
-		if !b.record.OtherRefused {
-			t.Errorf("got %+v", b.record)
+		if !b.store.Record.OtherRefused {
+			t.Errorf("got %+v", b.store.Record)
 		}
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
@@ -437,7 +436,7 @@ func TestLoop(t *testing.T) {
 	})
 	run(t, "both slots changed by hand, with a change pending", hourly, func(t *testing.T, b *bench) {
 		b.rewrite(pends(tenant.B, tenant.Activate))
-		b.users[tenant.A], b.users[tenant.B] = "by hand", "by hand"
+		b.server.Users[names.User(tenant.A)], b.server.Users[names.User(tenant.B)] = "by hand", "by hand"
 		b.start()
 		b.after(10 * time.Second)
 		if got := b.journal.take(); len(got) == 0 || !strings.HasPrefix(got[0], "failed look: the active login is locked out") {
@@ -453,7 +452,7 @@ func TestLoop(t *testing.T) {
 	})
 	run(t, "active locked out while a change is pending", hourly, func(t *testing.T, b *bench) {
 		b.rewrite(pends(tenant.B, tenant.Activate))
-		b.users[tenant.A], b.users[tenant.B] = "by hand", fresh
+		b.server.Users[names.User(tenant.A)], b.server.Users[names.User(tenant.B)] = "by hand", fresh
 		b.start()
 		b.after(10 * time.Second)
 		b.told("rotated 2")
@@ -496,26 +495,26 @@ func TestLoop(t *testing.T) {
 		for range 2 { // the second time, the deletion itself goes unnoticed
 			b.edit(func() {
 				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
-				b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.sets(r)
 				b.put(r)
 			})
 			b.after(time.Second)
-			if b.pod.handover.Slots[tenant.A].Password != b.users[tenant.A] {
+			if b.pod.handover.Slots[tenant.A].Password != b.server.Users[names.User(tenant.A)] {
 				t.Error("the generation is the same, and the old credential still handed over")
 			}
 		}
 		b.told("healthy")
 	})
 	run(t, "the record restored from a backup, with passwords that are dead", hourly, func(t *testing.T, b *bench) {
-		var client *session
+		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1") })
-		backup := b.record.Clone()
+		backup := b.store.Record.Clone()
 		b.start()
 		b.after(70 * time.Minute)
-		b.edit(func() { client.end(); b.open(nil, tenant.B, "1") })
+		b.edit(func() { client.End(); b.open(nil, tenant.B, "1") })
 		b.after(5 * time.Minute)
 		b.told("rotated 2", "postponed OldCredentialInUse", "postponed ", "retired")
-		good := b.users[tenant.B]
+		good := b.server.Users[names.User(tenant.B)]
 		b.edit(func() { b.put(backup.Clone()) })
 		b.after(10 * time.Minute)
 		if got := b.pod.handover; got.Login(got.Active).Password != good {
@@ -544,14 +543,14 @@ func TestLoop(t *testing.T) {
 		b.journal.take()
 		// init gives the login that nobody uses a password that is known.
 		b.edit(func() {
-			r := b.record.Clone()
-			r.Slots[tenant.A] = tenant.Credential{Password: b.users[tenant.A]}
+			r := b.store.Record.Clone()
+			r.Slots[tenant.A] = tenant.Credential{Password: b.server.Users[names.User(tenant.A)]}
 			r.Slots[tenant.B] = tenant.Credential{}
 			r.OtherRetired, r.RotatedAt = false, time.Now()
 			b.put(r)
 		})
 		b.after(time.Minute)
-		if got := b.pod.handover; got.Login(got.Active) != b.record.Login(tenant.A) {
+		if got := b.pod.handover; got.Login(got.Active) != b.store.Record.Login(tenant.A) {
 			t.Error("the repaired record is not handed over")
 		}
 		b.told("healthy")
@@ -562,21 +561,21 @@ func TestLoop(t *testing.T) {
 		b.after(70 * time.Minute)
 		b.halt()
 		b.journal.take()
-		b.edit(func() { b.pod.handover = before; b.down = true })
+		b.edit(func() { b.pod.handover = before; b.server.Down = true })
 		b.calls()
 		b.start()
 		b.after(time.Minute)
 		if b.pod.handover != before {
 			t.Error("handed over untried")
 		}
-		b.edit(func() { b.down = false })
+		b.edit(func() { b.server.Down = false })
 		b.after(2 * time.Minute)
 		if b.pod.handover.Generation != 2 {
 			t.Error("not handed over")
 		}
 		// There is nothing to lose where nothing is handed over.
 		b.halt()
-		b.edit(func() { b.pod.handover = nil; b.down = true })
+		b.edit(func() { b.pod.handover = nil; b.server.Down = true })
 		b.start()
 		b.after(time.Second)
 		if b.pod.handover == nil {
@@ -589,18 +588,18 @@ func TestLoop(t *testing.T) {
 		b.after(time.Hour)
 		b.edit(func() {
 			r := made(func(r *tenant.Record) {
-				r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.record.Generation, time.Now(), false
+				r.Active, r.Generation, r.RotatedAt, r.OtherRetired = tenant.B, b.store.Record.Generation, time.Now(), false
 			})
-			b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+			b.sets(r)
 			b.put(r)
 			b.open(nil, tenant.B, "1")
 		})
 		b.after(9 * time.Minute)
-		if b.record.OtherRetired {
+		if b.store.Record.OtherRetired {
 			t.Error("retired before its grace was over, which is another credential's age")
 		}
 		b.after(3 * time.Minute)
-		if !b.record.OtherRetired {
+		if !b.store.Record.OtherRetired {
 			t.Error("not retired")
 		}
 	})
@@ -611,22 +610,22 @@ func TestLoop(t *testing.T) {
 		adopt := func() {
 			b.after(70 * time.Minute)
 			if rollouts++; b.rollouts != rollouts {
-				t.Fatalf("%d rollouts, want %d: %+v", b.rollouts, rollouts, b.record)
+				t.Fatalf("%d rollouts, want %d: %+v", b.rollouts, rollouts, b.store.Record)
 			}
-			var client *session
-			b.edit(func() { b.rolled = true; client = b.open(nil, b.record.Active, "1") })
+			var client *memory.Session
+			b.edit(func() { b.rolled = true; client = b.open(nil, b.store.Record.Active, "1") })
 			b.after(10 * time.Minute)
-			if !b.record.OtherRetired {
-				t.Fatalf("not retired: %+v", b.record)
+			if !b.store.Record.OtherRetired {
+				t.Fatalf("not retired: %+v", b.store.Record)
 			}
-			b.edit(client.end)
+			b.edit(client.End)
 		}
 		adopt()
 		adopt()
 		for range 3 {
 			b.edit(func() {
 				r := made(func(r *tenant.Record) { r.RotatedAt, r.Generation = time.Now(), 1 })
-				b.users = map[tenant.Slot]dbserver.Password{tenant.A: r.Slots[tenant.A].Password, tenant.B: r.Slots[tenant.B].Password}
+				b.sets(r)
 				b.put(r)
 			})
 			adopt()
@@ -664,7 +663,7 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(30 * time.Second)
 		b.calls()
-		b.edit(func() { b.put(b.record.Clone()) })
+		b.edit(func() { b.put(b.store.Record.Clone()) })
 		b.after(10 * time.Second)
 		if n := b.calls(); n > 0 {
 			t.Errorf("%d calls", n)
@@ -675,7 +674,7 @@ func TestLoop(t *testing.T) {
 		b.after(50 * time.Minute)
 		b.before = func(_ *proc, what string) error {
 			if what == "write record" {
-				b.record.ConnectionLimit++
+				b.store.Record.ConnectionLimit++
 			}
 			return nil
 		}
@@ -690,7 +689,7 @@ func TestLoop(t *testing.T) {
 		b.told("rotated 2")
 	})
 	run(t, "the clock jumps", hourly, func(t *testing.T, b *bench) {
-		var client *session
+		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1") })
 		b.start()
 		b.after(10 * time.Minute)
@@ -698,21 +697,21 @@ func TestLoop(t *testing.T) {
 		b.after(2 * time.Minute)
 		b.told("rotated 2", "postponed OldCredentialInUse") // early, and once
 		b.offset = 0
-		b.edit(func() { client.end(); b.open(nil, tenant.B, "1") })
+		b.edit(func() { client.End(); b.open(nil, tenant.B, "1") })
 		b.halt()
 		b.start() // it has never seen a right clock
 		b.after(5 * time.Minute)
 		b.told("retired", "rotated 3", "postponed OldCredentialInUse") // at first sight (S12)
-		if age := time.Since(b.record.RotatedAt); age < 0 || age > time.Hour {
+		if age := time.Since(b.store.Record.RotatedAt); age < 0 || age > time.Hour {
 			t.Errorf("rotated %s ago", age)
 		}
 	})
 	run(t, "a record that comes late", hourly, func(t *testing.T, b *bench) {
-		old := b.record.Clone()
+		old := b.store.Record.Clone()
 		b.start(func(_ *proc, r *Rotation) { r.Store = lateStore{r.Store, old} })
 		b.after(3 * time.Hour)
-		if b.record.Generation < 2 || b.pod.handover.Generation != b.record.Generation {
-			t.Errorf("generation %d, handed over %d", b.record.Generation, b.pod.handover.Generation)
+		if b.store.Record.Generation < 2 || b.pod.handover.Generation != b.store.Record.Generation {
+			t.Errorf("generation %d, handed over %d", b.store.Record.Generation, b.pod.handover.Generation)
 		}
 		generations := []string{}
 		for _, line := range b.trace {
@@ -733,28 +732,28 @@ func TestLoop(t *testing.T) {
 				return
 			}
 			b.then = nil
-			r := b.record.Clone()
+			r := b.store.Record.Clone()
 			r.Pending = &tenant.Change{Slot: tenant.B, Password: tenant.NewPassword(), Purpose: tenant.Activate}
 			r.Commit(time.Now())
-			b.users[tenant.B] = r.Slots[tenant.B].Password
+			b.server.Users[names.User(tenant.B)] = r.Slots[tenant.B].Password
 			b.put(r)
 		}
 		b.start()
 		b.after(10 * time.Second)
 		b.told()
-		if b.users[tenant.B] != b.record.Slots[tenant.B].Password || b.record.Generation != 2 || b.then != nil {
+		if b.server.Users[names.User(tenant.B)] != b.store.Record.Slots[tenant.B].Password || b.store.Record.Generation != 2 || b.then != nil {
 			t.Error("the active slot was changed")
 		}
 	})
 	// The stage was right, and then a client came back, and then an outage hides it right when the session is looked for.
 	run(t, "an outage is no evidence", hourly, func(t *testing.T, b *bench) {
-		b.users[tenant.B] = fresh
+		b.server.Users[names.User(tenant.B)] = fresh
 		b.rewrite(func(r *tenant.Record) {
 			r.Slots[tenant.B] = tenant.Credential{Password: fresh}
 			r.Active, r.OtherRetired, r.Generation, r.RotatedAt, r.Clients = tenant.B, false, 2, time.Now().Add(-time.Hour/2), 1
 			r.Pending = &tenant.Change{Slot: tenant.A, Password: tenant.NewPassword(), Purpose: tenant.Retire}
 		})
-		before := b.users[tenant.A]
+		before := b.server.Users[names.User(tenant.A)]
 		b.edit(func() { b.open(nil, tenant.B, "1") })
 		b.then = func(_ *proc, what string) {
 			if what == "count sessions" && b.count[what] == 3 { // apply's first
@@ -765,7 +764,7 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(25 * time.Minute)
 		b.told("postponed OldCredentialInUse")
-		if b.users[tenant.A] != before || b.then != nil {
+		if b.server.Users[names.User(tenant.A)] != before || b.then != nil {
 			t.Error("a client was cut off")
 		}
 	})
@@ -800,7 +799,7 @@ func TestStopLoop(t *testing.T) {
 	for n := 1; n < 40; n++ {
 		run(t, fmt.Sprint("at call ", n), Policy{Period: time.Minute, Grace: 5 * time.Second}, func(t *testing.T, b *bench) {
 			b.edit(func() { b.open(nil, tenant.B, "1") }) // the one client, as it will be
-			b.users[tenant.B], b.users[tenant.A] = b.users[tenant.A], b.users[tenant.B]
+			b.server.Users[names.User(tenant.B)], b.server.Users[names.User(tenant.A)] = b.server.Users[names.User(tenant.A)], b.server.Users[names.User(tenant.B)]
 			b.rewrite(func(r *tenant.Record) {
 				r.Active = tenant.B
 				r.Slots[tenant.A], r.Slots[tenant.B] = r.Slots[tenant.B], r.Slots[tenant.A]
@@ -829,8 +828,8 @@ func TestStopLoop(t *testing.T) {
 			case <-time.After(10 * time.Minute): // the call was never reached
 			}
 			b.after(5 * time.Minute)
-			if b.record.Generation < 2 {
-				t.Errorf("got %+v", b.record)
+			if b.store.Record.Generation < 2 {
+				t.Errorf("got %+v", b.store.Record)
 			}
 		})
 	}

@@ -18,6 +18,7 @@ import (
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/engine"
+	"dbconnector/pkg/engine/memory"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/provision"
 	"dbconnector/pkg/tenant"
@@ -31,12 +32,10 @@ import (
 const uid = "unit/test"
 
 var (
-	names      = tenant.NamesOf(uid)
-	here       = dbserver.Server{Engine: dbserver.Postgres, Host: "here", Port: 5432, SSLMode: dbserver.Disable}
-	errKilled  = errors.New("killed")
-	errIgnored = errors.New("ignored")
-	errAway    = fault.New(fault.Unavailable, "connection refused")
-	errWrong   = fault.New(fault.WrongPassword, "wrong password")
+	names     = tenant.NamesOf(uid)
+	here      = dbserver.Server{Engine: dbserver.Postgres, Host: "here", Port: 5432, SSLMode: dbserver.Disable}
+	errKilled = errors.New("killed")
+	errAway   = fault.New(fault.Unavailable, "connection refused")
 )
 
 type world struct {
@@ -49,25 +48,16 @@ type world struct {
 	plan   []int          // the calls that are the last ones of the next sidecars
 	effect bool           // and whether they have their effect
 
-	// The server.
-	users    map[tenant.Slot]dbserver.Password
-	stripped map[tenant.Slot]bool // has lost its rights on the database
-	sessions []*session
-	down     bool
-	lock     *session // the admin's lock
-	halves   []*half  // logins that an attacker has begun
-	numbered int      // logins, so that of two it is known which is older
-	// refuse is asked before a login changes its own password; errIgnored: the server says yes and does nothing.
+	server *memory.Server
+	store  *memory.Store
+	// refuse is asked before a login changes its own password.
 	refuse func() error
+	late   map[*memory.Session]bool // a statement is on its way
+	rng    *rand.Rand               // for what no process does
 	// before and then are called around the effect of every call.
 	before func(by *proc, what string) error
 	then   func(by *proc, what string)
 	count  map[string]int // calls, by name
-
-	// The store.
-	record  *tenant.Record
-	changed chan struct{} // closed when the record changes
-	apiDown bool
 
 	processes map[*process]bool
 	pods      []*pod
@@ -82,88 +72,92 @@ type world struct {
 	silent    bool // the journal is off
 }
 
-// window is how long a login may take on this world's server.
-const window = 8 * time.Second
-
-// half is a login that somebody began with a password that was right then. It is nowhere to be seen until it is let in, and
-// what is seen of it afterwards, for as long as its client wants, is that it is under way.
-type half struct {
-	slot     tenant.Slot
-	password dbserver.Password
-	number   int
-	inside   bool
-}
-
-// attack: whoever has the DSN that was rotated away does with it what the server allows (S5).
+// attack: an attacker that has the DSN which was rotated away does with it what the server allows (S5).
 func (w *world) attack(ctx context.Context, rng *rand.Rand) {
 	for wait(ctx, moment(rng, 4*time.Second)) {
 		w.mu.Lock()
-		var h *half
-		if r := w.record; r != nil && !w.down && w.published[w.users[r.Active.Other()]] {
-			w.numbered++
-			h = &half{slot: r.Active.Other(), password: w.users[r.Active.Other()], number: w.numbered}
-			w.halves = append(w.halves, h)
-			w.note("attacker: begins a login on %s", h.slot)
+		var h *memory.Login
+		if r := w.store.Record; r != nil && !w.server.Down && w.published[w.password(r.Active.Other())] {
+			h = w.server.Begin(names.User(r.Active.Other()))
+			w.note("attacker: begins a login on %s", h.User)
 		}
 		w.mu.Unlock()
 		if h == nil {
 			continue
 		}
-		unseen, hidden, stays := moment(rng, window), time.Duration(0), moment(rng, 30*time.Second)
+		unseen, hidden, stays := moment(rng, w.server.LoginTime), time.Duration(0), moment(rng, 30*time.Second)
 		if rng.IntN(4) == 0 {
 			hidden = moment(rng, time.Minute)
 		}
 		go func() {
-			defer w.forsake(h)
+			defer w.Do(func() { w.server.Forget(h) })
 			if !wait(ctx, unseen) {
 				return
 			}
-			w.mu.Lock()
-			h.inside = true
-			w.mu.Unlock()
+			w.Do(func() { h.In = true })
 			if !wait(ctx, hidden) {
 				return
 			}
-			w.mu.Lock()
-			var s *session
-			if slices.Contains(w.halves, h) {
-				w.note("attacker: is in on %s", h.slot)
-				s = w.open(nil, h.slot, "evil")
-				s.password, s.number, s.hostile = h.password, h.number, true
+			var s *memory.Session
+			w.Do(func() {
+				if s = w.server.Finish(h, evil); s != nil {
+					w.note("attacker: is in on %s", h.User)
+				}
+			})
+			if s != nil {
+				wait(ctx, stays)
+				w.Do(s.End)
 			}
-			w.mu.Unlock()
-			w.forsake(h)
-			if s == nil {
-				return
-			}
-			wait(ctx, stays)
-			w.mu.Lock()
-			s.end()
-			w.mu.Unlock()
 		}()
 	}
 }
 
-func (w *world) forsake(h *half) {
+// evil is where the attacker's sessions come from.
+const evil = "evil"
+
+// Do runs effect while nothing else happens.
+func (w *world) Do(effect func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.halves = slices.DeleteFunc(w.halves, func(other *half) bool { return other == h })
+	effect()
+}
+
+// password is the one that a slot's login has on the server.
+func (w *world) password(slot tenant.Slot) dbserver.Password { return w.server.Users[names.User(slot)] }
+
+// sets gives both logins the passwords of a record, by hand.
+func (w *world) sets(r *tenant.Record) {
+	for slot, c := range r.Slots {
+		w.server.Users[names.User(slot)] = c.Password
+	}
+}
+
+// open opens a session of a slot's login; owner is nil for a client of the tenant.
+func (w *world) open(owner memory.Link, slot tenant.Slot, address string) *memory.Session {
+	return w.server.Open(owner, names.User(slot), address)
 }
 
 // survivor says that a login with another password than the slot's is alive, or will be.
 func (w *world) survivor(slot tenant.Slot) bool {
-	return slices.ContainsFunc(w.halves, func(h *half) bool { return h.slot == slot && h.password != w.users[slot] }) ||
-		slices.ContainsFunc(w.sessions, func(s *session) bool { return s.slot == slot && s.owner == nil && s.password != w.users[slot] })
+	user, now := names.User(slot), w.password(slot)
+	return slices.ContainsFunc(w.server.Begun, func(h *memory.Login) bool { return h.User == user && h.Password != now }) ||
+		slices.ContainsFunc(w.server.Sessions, func(s *memory.Session) bool { return s.User == user && s.Owner == nil && s.Password != now })
 }
 
 // odds are how often, per thousand calls, something happens.
 type odds struct{ kill, fail, stall, late, reject int }
 
 func newWorld(t *testing.T, p Policy) *world {
-	return &world{
-		t: t, Policy: p, lifetime: 2 * p.Period, users: map[tenant.Slot]dbserver.Password{}, changed: make(chan struct{}), processes: map[*process]bool{},
+	w := &world{
+		t: t, Policy: p, lifetime: 2 * p.Period, server: memory.NewServer(), store: &memory.Store{}, late: map[*memory.Session]bool{},
+		rng: rand.New(rand.NewPCG(1, 1)), processes: map[*process]bool{},
 		count: map[string]int{}, published: map[dbserver.Password]bool{}, request: make(chan string, 1), points: map[string]int{},
 	}
+	w.server.Learns, w.server.Refuses = w.learns, w.refuses
+	w.server.Ends, w.server.Closes = w.linger, w.closes
+	w.store.Writes = w.writes
+	w.store.Loses = func(by memory.Link) bool { return by.(*proc).rng.IntN(4) == 0 } //nolint:forcetypeassert // all of this world are
+	return w
 }
 
 func (w *world) note(format string, args ...any) {
@@ -191,7 +185,10 @@ type proc struct {
 	address string // its pod's; "" for a test that is about one pod
 	// once: the process gives up when a call fails. init's own patience has a jitter that no seed decides.
 	once bool
+	news *rand.Rand // what it hears of the record comes in its own time
 }
+
+var _ memory.Link = (*proc)(nil)
 
 func (p *proc) chance(perMille int) bool { return perMille > 0 && p.rng.IntN(1000) < perMille }
 
@@ -211,13 +208,16 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// call is one call to the world outside.
-func (p *proc) call(ctx context.Context, what string, effect func() error) (err error) {
+// Call is one call to the world outside.
+func (p *proc) Call(ctx context.Context, what string, on *memory.Session, effect func() error) (err error) {
 	defer func() {
 		if p.once && err != nil && fault.Is(err, fault.Unavailable) {
 			p.stop()
 		}
 	}()
+	if what == "set password" && p.isLate(on, effect) {
+		return fault.New(fault.Unavailable, "%s: timed out", what)
+	}
 	p.mu.Lock()
 	d := moment(p.rng, 20*time.Millisecond)
 	if p.chance(p.faults.stall) {
@@ -261,8 +261,50 @@ func (p *proc) call(ctx context.Context, what string, effect func() error) (err 
 		p.note("%s: %s fails (effect: %t)", p.name, what, after)
 		return fault.New(fault.Unavailable, "%s: connection reset", what)
 	}
-	return effect()
+	err = effect()
+	if d := p.server.Databases[names.Database]; d != nil {
+		d.Data = true // kine has been there: what is seen of data is another test's business
+	}
+	return err
 }
+
+// isLate: the statement is on its way, and neither the end of the caller's patience nor of its process stops it. Only the end of
+// the session does.
+func (p *proc) isLate(on *memory.Session, effect func() error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dead || !p.chance(p.faults.late) {
+		return false
+	}
+	p.late[on] = true
+	p.note("%s: a statement is late", p.name)
+	time.AfterFunc(moment(p.rng, time.Minute), func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_ = effect()
+		on.End()
+	})
+	return true
+}
+
+// Wait waits for a lock, or for news of the record.
+func (p *proc) Wait(ctx context.Context, what string) bool {
+	p.mu.Lock()
+	d := time.Duration(0)
+	switch {
+	case what != "news":
+		d = moment(p.rng, time.Second)
+	case p.faults.stall > 0 && p.news.IntN(50) == 0:
+		d = moment(p.news, 20*time.Second)
+	default:
+		d = moment(p.news, 100*time.Millisecond)
+	}
+	p.mu.Unlock()
+	return wait(ctx, d)
+}
+
+// Address is the pod's.
+func (p *proc) Address() string { return p.address }
 
 // die ends the process. The server notices at once, or a while later.
 func (p *proc) die(what, when string) {
@@ -270,55 +312,30 @@ func (p *proc) die(what, when string) {
 	p.note("%s: killed %s %s", p.name, when, what)
 	p.dead = true
 	p.stop()
-	for _, s := range slices.Clone(p.sessions) {
-		if s.owner == p {
+	for _, s := range slices.Clone(p.server.Sessions) {
+		if s.Owner == memory.Link(p) {
 			p.linger(s)
 		}
 	}
 }
 
-func (p *proc) linger(s *session) {
-	if p.rng.IntN(2) == 0 {
-		s.end()
+// linger ends a session in the server's own time.
+func (w *world) linger(s *memory.Session) {
+	if w.rng.IntN(2) == 0 {
+		s.End()
 		return
 	}
-	time.AfterFunc(moment(p.rng, 30*time.Second), func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		s.end()
-	})
+	time.AfterFunc(moment(w.rng, 30*time.Second), func() { w.Do(s.End) })
 }
 
-// session is a session on the server; slot is "" for the admin's.
-type session struct {
-	*world
-	owner   *proc // nil for a control plane's
-	slot    tenant.Slot
-	address string
-	ended   chan struct{}
-	late    bool // a statement is on its way
-	hostile bool
-	// password is the one that it began with; number says when.
-	password dbserver.Password
-	number   int
-}
-
-func (w *world) open(owner *proc, slot tenant.Slot, address string) *session {
-	w.numbered++
-	s := &session{world: w, owner: owner, slot: slot, address: address, ended: make(chan struct{}), password: w.users[slot], number: w.numbered}
-	w.sessions = append(w.sessions, s)
-	return s
-}
-
-func (s *session) alive() bool { return slices.Contains(s.sessions, s) }
-
-func (s *session) end() {
-	if i := slices.Index(s.sessions, s); i >= 0 {
-		s.sessions = slices.Delete(s.sessions, i, i+1)
-		close(s.ended)
-		if s.lock == s {
-			s.lock = nil
-		}
+// closes ends a session that its process has closed.
+func (w *world) closes(s *memory.Session) {
+	switch by, _ := s.Owner.(*proc); {
+	case w.late[s]: // until the statement has come
+	case by != nil && by.dead:
+		w.linger(s)
+	default:
+		s.End()
 	}
 }
 
@@ -327,19 +344,34 @@ func (w *world) outage(down bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.note("the server is down: %t", down)
-	w.down, w.halves = down, nil
-	for len(w.sessions) > 0 {
-		w.sessions[0].end()
+	if down {
+		w.server.Stop()
+		return
 	}
+	w.server.Start()
 }
 
-// change is the one place where a password changes. Here the promises are checked.
-func (w *world) change(by *proc, slot tenant.Slot, to dbserver.Password) {
-	from := w.users[slot]
+// refuses is what the server says to a login that changes its own password.
+func (w *world) refuses(by memory.Link) error {
+	if w.refuse != nil {
+		if err := w.refuse(); err != nil {
+			return err
+		}
+	}
+	if by.(*proc).chance(w.faults.reject) { //nolint:forcetypeassert // all of this world are
+		return fault.New(fault.Rejected, "not to the policy's taste")
+	}
+	return nil
+}
+
+// learns is called for each password that the server learns. Here the promises are checked.
+func (w *world) learns(link memory.Link, user string, to dbserver.Password) {
+	by := link.(*proc) //nolint:forcetypeassert // all of this world are
+	slot, from := tenant.Slot(strings.TrimPrefix(user, names.Database)), w.server.Users[user]
 	if from == to {
 		return
 	}
-	r := w.record
+	r := w.store.Record
 	w.note("%s: sets the password of %s", by.name, slot)
 	switch {
 	case r == nil:
@@ -347,8 +379,8 @@ func (w *world) change(by *proc, slot tenant.Slot, to dbserver.Password) {
 	case r.Active == slot && r.Slots[slot].Password == from && from != "":
 		w.violated("%s: the active slot %s gets another password", by.name, slot)
 	}
-	for _, s := range w.sessions {
-		if s.slot == slot && s.owner == nil && !s.hostile && from != "" {
+	for _, s := range w.server.Sessions {
+		if s.User == user && s.Owner == nil && s.Address != evil && from != "" {
 			w.violated("%s: the password of slot %s changes while it is in use", by.name, slot)
 		}
 	}
@@ -357,311 +389,13 @@ func (w *world) change(by *proc, slot tenant.Slot, to dbserver.Password) {
 			w.violated("%s: a control plane that runs with slot %s cannot log in any more", by.name, slot)
 		}
 	}
-	w.users[slot] = to
 }
 
-// database is the world as the server for one process.
-type database struct {
-	engine.Engine // what neither program asks for
-	*proc
-}
-
-func (s database) login(l tenant.Login) (tenant.Slot, error) {
-	if s.down {
-		return "", errAway
-	}
-	slot := tenant.Slot(strings.TrimPrefix(l.User, names.Database))
-	if p, ok := s.users[slot]; !ok || p != l.Password {
-		return "", errWrong
-	}
-	return slot, nil
-}
-
-func (s database) Login(ctx context.Context, l tenant.Login) error {
-	return s.call(ctx, "login", func() error { _, err := s.login(l); return err })
-}
-
-// Ready is Login, and finds the rights that the slot was left.
-func (s database) Ready(ctx context.Context, l tenant.Login, _ tenant.Names) error {
-	return s.call(ctx, "login", func() error {
-		slot, err := s.login(l)
-		if err == nil && s.stripped[slot] {
-			err = fault.New(fault.NoAccess, "no rights")
-		}
-		return err
-	})
-}
-
-// HasData is Login: this world's database always holds data, which is another test's business.
-func (s database) HasData(ctx context.Context, l tenant.Login) (bool, error) {
-	return true, s.Login(ctx, l)
-}
-
-func (s database) Verify(ctx context.Context, l tenant.Login, _ tenant.Names) ([]string, error) {
-	return nil, s.call(ctx, "verify", func() error { _, err := s.login(l); return err })
-}
-
-func (s database) TenantSession(ctx context.Context, l tenant.Login) (engine.TenantSession, error) {
-	var out *self
-	err := s.call(ctx, "open session", func() error {
-		slot, err := s.login(l)
-		if err == nil {
-			out = &self{s, s.open(s.proc, slot, "sidecar")}
-		}
-		return err
-	})
-	if err != nil {
-		if out != nil { // it was opened, and nobody knows
-			s.mu.Lock()
-			s.linger(out.session)
-			s.mu.Unlock()
-		}
-		return nil, err
-	}
-	return out, nil
-}
-
-type self struct {
-	database
-	session *session
-}
-
-func (s *self) lost() error {
-	if s.down || !s.session.alive() {
-		return errAway
-	}
-	return nil
-}
-
-func (s *self) Sessions(ctx context.Context) (out engine.Sessions, err error) {
-	err = s.call(ctx, "count sessions", func() error {
-		if err := s.lost(); err != nil {
-			return err
-		}
-		addresses := map[string]bool{}
-		for _, other := range s.sessions {
-			if other.slot == s.session.slot && other != s.session {
-				out.Count++
-				if other.owner == nil {
-					addresses[other.address] = true
-					if s.address == "" || other.address == s.address {
-						out.Here++
-					}
-				}
-			}
-		}
-		out.Addresses = len(addresses)
-		return nil
-	})
-	return out, err
-}
-
-// Expel: the server ends sessions in its own time.
-func (s *self) Expel(ctx context.Context) (out engine.Remains, err error) {
-	out.LoginTime = window
-	err = s.call(ctx, "end sessions", func() error {
-		if err := s.lost(); err != nil {
-			return err
-		}
-		for _, other := range slices.Clone(s.sessions) {
-			if other.slot == s.session.slot && other.number < s.session.number {
-				out.Sessions++
-				s.linger(other)
-			}
-		}
-		for _, h := range s.halves {
-			if h.inside {
-				out.Entering = append(out.Entering, fmt.Sprint(h.number))
-			}
-		}
-		return nil
-	})
-	return out, err
-}
-
-// SetPassword may be late: the statement is on its way, and neither the end of the caller's patience nor of its process
-// stops it. Only the end of the session does.
-func (s *self) SetPassword(ctx context.Context, p dbserver.Password) error {
-	s.mu.Lock()
-	late := s.chance(s.faults.late)
-	s.mu.Unlock()
-	if !late {
-		return s.call(ctx, "set password", func() error { return s.set(p) })
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.dead {
-		return errKilled
-	}
-	s.session.late = true
-	s.note("%s: a statement is late", s.name)
-	time.AfterFunc(moment(s.rng, time.Minute), func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		_ = s.set(p)
-		s.session.end()
-	})
-	return fault.New(fault.Unavailable, "timed out")
-}
-
-func (s *self) set(p dbserver.Password) error {
-	if err := s.lost(); err != nil {
-		return err
-	}
-	if s.refuse != nil {
-		switch err := s.refuse(); {
-		case errors.Is(err, errIgnored):
-			return nil
-		case err != nil:
-			return err
-		}
-	}
-	if s.chance(s.faults.reject) {
-		return fault.New(fault.Rejected, "not to the policy's taste")
-	}
-	s.change(s.proc, s.session.slot, p)
-	return nil
-}
-
-func (s *self) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.session.late: // until the statement has come
-	case s.dead:
-		s.linger(s.session)
-	default:
-		s.session.end()
-	}
-}
-
-// admin is what init may do besides.
-type admin struct {
-	database
-	session *session
-}
-
-func (s database) Admin(ctx context.Context, _ string, _ dbserver.Password) (engine.Admin, error) {
-	var out *admin
-	err := s.call(ctx, "open admin session", func() error {
-		if s.down {
-			return errAway
-		}
-		out = &admin{s, s.open(s.proc, "", "admin")}
-		return nil
-	})
-	if err != nil {
-		if out != nil {
-			out.Close()
-		}
-		return nil, err
-	}
-	return out, nil
-}
-
-func (a *admin) Lock(ctx context.Context, _ tenant.Names) error {
-	for {
-		got := false
-		err := a.do(ctx, "lock", func() error {
-			if a.lock == nil || a.lock == a.session {
-				a.lock, got = a.session, true
-			}
-			return nil
-		})
-		if err != nil || got {
-			return err
-		}
-		a.mu.Lock()
-		d := moment(a.rng, time.Second)
-		a.mu.Unlock()
-		if !wait(ctx, d) {
-			return fault.New(fault.Unavailable, "somebody holds the lock")
-		}
-	}
-}
-
-func (a *admin) do(ctx context.Context, what string, effect func() error) error {
-	return a.call(ctx, what, func() error {
-		if a.down || !a.session.alive() {
-			return errAway
-		}
-		return effect()
-	})
-}
-
-func (a *admin) Ensure(ctx context.Context, want engine.Spec) (done engine.Outcome, err error) {
-	return done, a.do(ctx, "ensure", func() error {
-		clear(a.stripped)
-		for slot, p := range want.Passwords {
-			if _, ok := a.users[slot]; !ok {
-				a.users[slot] = p
-			}
-		}
-		return nil
-	})
-}
-
-func (a *admin) InUse(ctx context.Context, user string) (used bool, err error) {
-	err = a.do(ctx, "in use", func() error {
-		used = slices.ContainsFunc(a.sessions, func(s *session) bool { return s.slot != "" && names.User(s.slot) == user })
-		return nil
-	})
-	return used, err
-}
-
-func (a *admin) SetPassword(ctx context.Context, user string, p dbserver.Password) error {
-	return a.do(ctx, "admin sets password", func() error {
-		a.change(a.proc, tenant.Slot(strings.TrimPrefix(user, names.Database)), p)
-		return nil
-	})
-}
-
-func (a *admin) Close() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.session.end()
-}
-
-// store is the world as the store for one process.
-type store struct{ *proc }
-
-func (s store) Load(ctx context.Context) (r *tenant.Record, err error) {
-	err = s.call(ctx, "read record", func() error {
-		if s.apiDown {
-			return errAway
-		}
-		r = s.record.Clone()
-		return nil
-	})
-	return r, err
-}
-
-func (s store) Update(ctx context.Context, fn func(*tenant.Record) (*tenant.Record, error)) (r *tenant.Record, err error) {
-	err = s.call(ctx, "write record", func() error {
-		if s.apiDown {
-			return errAway
-		}
-		if s.rng.IntN(4) == 0 { // a conflict: what it made is thrown away
-			if _, err := fn(s.record.Clone()); err != nil {
-				return err
-			}
-		}
-		next, err := fn(s.record.Clone())
-		if err != nil {
-			return err
-		}
-		s.write(s.proc, next)
-		r = next.Clone()
-		return nil
-	})
-	return r, err
-}
-
-// write is the one place where the record changes. Here its own promises are checked.
-func (w *world) write(by *proc, next *tenant.Record) {
-	old := w.record
+// writes is called for each write of the record. Here its own promises are checked.
+func (w *world) writes(link memory.Link, old, next *tenant.Record) {
+	by := link.(*proc) //nolint:forcetypeassert // all of this world are
 	if _, err := next.Encode(); err != nil {
-		w.violated("%s: a record that nobody could read: %v", by.name, err)
+		w.violated("%s: a record that could not be read: %v", by.name, err)
 	}
 	if old != nil {
 		if old.Equal(next) {
@@ -673,69 +407,34 @@ func (w *world) write(by *proc, next *tenant.Record) {
 		if next.Generation < old.Generation {
 			w.violated("%s: the generation goes back", by.name)
 		}
-		if old.Provisioned() && old.Slots[old.Active].Password == w.users[old.Active] && next.Slots[next.Active].Password != w.users[next.Active] {
+		if old.Provisioned() && old.Slots[old.Active].Password == w.password(old.Active) && next.Slots[next.Active].Password != w.password(next.Active) {
 			w.violated("%s: the active credential does not log in", by.name)
 		}
-		if !old.OtherRetired && next.OtherRetired && w.published[w.users[next.Active.Other()]] {
+		if !old.OtherRetired && next.OtherRetired && w.published[w.password(next.Active.Other())] {
 			w.violated("%s: retired, and yet a password that was handed over is accepted", by.name)
 		}
 		if p := old.Pending; p != nil && next.Pending == nil && next.Slots[p.Slot].Password == p.Password && strings.HasPrefix(by.name, "sidecar") && w.survivor(p.Slot) {
 			w.violated("%s: committed to %s, and a login that began with an older password of slot %s is alive (S5)", by.name, p.Purpose, p.Slot)
 		}
-		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.users[p.Slot] == p.Password && w.refuse == nil && !w.stripped[p.Slot] {
+		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.password(p.Slot) == p.Password && w.refuse == nil && !w.lost(p.Slot) {
 			w.violated("%s: init is called to a change that is done", by.name)
 		}
 	}
 	w.note("%s: record: generation %d, active %s, retired %t, refused %t, pending %t, clients %d", by.name, next.Generation, next.Active, next.OtherRetired, next.OtherRefused, next.Pending != nil, next.Clients)
-	w.record = next.Clone()
 	w.published[next.Slots[next.Active].Password] = true
-	close(w.changed)
-	w.changed = make(chan struct{})
 }
 
-// Follow may be behind, but the last word comes through.
-func (s store) Follow(ctx context.Context) <-chan tenant.News {
-	out := make(chan tenant.News, 1)
-	s.mu.Lock()
-	rng := rand.New(rand.NewPCG(s.rng.Uint64(), 0))
-	s.mu.Unlock()
-	go func() {
-		defer close(out)
-		for {
-			s.mu.Lock()
-			news, changed := tenant.News{Record: s.record.Clone()}, s.changed
-			if s.apiDown {
-				news = tenant.News{Err: errAway}
-			}
-			stalls := s.faults.stall > 0
-			s.mu.Unlock()
-			delay := moment(rng, 100*time.Millisecond)
-			if stalls && rng.IntN(50) == 0 {
-				delay = moment(rng, 20*time.Second)
-			}
-			if !wait(ctx, delay) {
-				return
-			}
-			select {
-			case <-out:
-			default:
-			}
-			out <- news
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return out
+// lost says whether a slot has lost its rights on the database.
+func (w *world) lost(slot tenant.Slot) bool {
+	d := w.server.Databases[names.Database]
+	return d != nil && d.Lost[names.User(slot)]
 }
 
 // workload is the control plane's for one process.
 type workload struct{ *proc }
 
 func (l workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled bool, progress string, err error) {
-	err = l.call(ctx, "workload status", func() error {
+	err = l.Call(ctx, "workload status", nil, func() error {
 		asked, rolled = l.requested == mark(r), l.rolled
 		return nil
 	})
@@ -745,13 +444,13 @@ func (l workload) Status(ctx context.Context, r *tenant.Record) (asked, rolled b
 func (l workload) Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error {
 	for {
 		var had string
-		if err := l.call(ctx, "workload status", func() error { had = l.requested; return nil }); err != nil || had == mark(r) {
+		if err := l.Call(ctx, "workload status", nil, func() error { had = l.requested; return nil }); err != nil || had == mark(r) {
 			return err
 		}
 		if err := current(ctx); err != nil {
 			return err
 		}
-		err := l.call(ctx, "request rollout", func() error {
+		err := l.Call(ctx, "request rollout", nil, func() error {
 			if l.requested != had {
 				return errConflict
 			}
@@ -812,7 +511,7 @@ func (p *pod) proc(ctx context.Context, kind string) (*proc, context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	return &proc{
 		world: p.world, address: p.address, name: fmt.Sprintf("%s %d", kind, p.id), stop: cancel,
-		rng: rand.New(rand.NewPCG(p.rng.Uint64(), 0)),
+		rng: rand.New(rand.NewPCG(p.rng.Uint64(), 0)), news: rand.New(rand.NewPCG(p.rng.Uint64(), 0)),
 	}, ctx
 }
 
@@ -824,7 +523,7 @@ func (p *pod) moment(d time.Duration) time.Duration {
 
 // publish is the hand-over of the pod being written.
 func (p *pod) publish(ctx context.Context, by *proc, r *tenant.Record) error {
-	return by.call(ctx, "publish", func() error {
+	return by.Call(ctx, "publish", nil, func() error {
 		if p.handover == nil || p.handover.Generation != r.Generation {
 			p.note("%s: publishes generation %d", by.name, r.Generation)
 		}
@@ -841,13 +540,13 @@ func (p *pod) init(ctx context.Context) error {
 	defer cancel()
 	_, err := provision.Run(ctx, provision.Init{
 		Namespace: "ns", VCluster: "vc", UID: func(context.Context) (string, error) { return uid, nil },
-		ConnectionLimit: 10, Attempt: 20 * time.Second, Store: store{by}, RecordName: "the record", ForgetCommand: "rm", Log: zap.NewNop(),
+		ConnectionLimit: 1000, Attempt: 20 * time.Second, Store: p.store.For(by), RecordName: "the record", ForgetCommand: "rm", Log: zap.NewNop(),
 		Connector: func(context.Context) (connector.Connector, error) {
 			return connector.Connector{Server: here, User: "admin", Password: "admin", Source: "secret ns/c"}, nil
 		},
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
 		Now:     func() time.Time { return time.Now().Add(p.skew) },
-	}, func(dbserver.Server) engine.Engine { return database{proc: by} })
+	}, func(dbserver.Server) engine.Engine { return p.server.For(by) })
 	return err
 }
 
@@ -861,7 +560,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	}
 	p.mu.Unlock()
 	job := Rotation{
-		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: store{by}, Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
+		Policy: p.Policy, Namespace: "ns", VCluster: "vc", Store: p.store.For(by), Observer: &journal{}, Attempt: 20 * time.Second, Log: zap.NewNop(),
 		Publish: func(r *tenant.Record) error { return p.publish(ctx, by, r) },
 		Replaces: func(r *tenant.Record) bool {
 			p.mu.Lock()
@@ -881,7 +580,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	for _, c := range configure {
 		c(by, &job)
 	}
-	if err := Run(ctx, job, func(dbserver.Server) engine.Engine { return database{proc: by} }); err != nil {
+	if err := Run(ctx, job, func(dbserver.Server) engine.Engine { return p.server.For(by) }); err != nil {
 		p.t.Errorf("the loop ended: %v", err)
 	}
 }
@@ -932,17 +631,17 @@ func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 	ctx, cancel := context.WithTimeout(ctx, lifetime)
 	defer cancel()
 	p.mu.Lock()
-	h, r := p.handover, p.record
+	h, r := p.handover, p.store.Record
 	if h == nil {
 		p.mu.Unlock()
 		return
 	}
 	c := &process{slot: h.Active, password: h.Slots[h.Active].Password}
-	c.counts = p.users[c.slot] == c.password && (h.Generation == r.Generation || time.Since(r.RotatedAt) < p.Grace/2)
+	c.counts = p.password(c.slot) == c.password && (h.Generation == r.Generation || time.Since(r.RotatedAt) < p.Grace/2)
 	p.processes[c] = true
 	p.note("control plane %s: starts with slot %s (generation %d)", address, c.slot, h.Generation)
 	p.mu.Unlock()
-	var s *session
+	var s *memory.Session
 	defer func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -950,7 +649,7 @@ func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 		p.ready = false
 		delete(p.processes, c)
 		if s != nil {
-			s.end()
+			s.End()
 		}
 	}()
 	if !wait(ctx, moment(rng, 2*time.Second)) {
@@ -959,9 +658,9 @@ func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 	for {
 		p.mu.Lock()
 		switch {
-		case p.down:
+		case p.server.Down:
 			s = nil
-		case p.users[c.slot] != c.password:
+		case p.password(c.slot) != c.password:
 			p.mu.Unlock()
 			return // it began with a hand-over that was out of date; the promises are checked elsewhere
 		default:
@@ -971,7 +670,7 @@ func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 		p.mu.Unlock()
 		if s != nil {
 			select {
-			case <-s.ended:
+			case <-s.Ended:
 			case <-ctx.Done():
 				return
 			}
