@@ -34,9 +34,11 @@ type Server struct {
 	Connector connector.Connector
 	Engine    engine.Engine
 
-	// Open opens a pool for any login, in the way the connector says.
+	// Open opens a pool for any login, in the way the connector says; nil where the server speaks no SQL.
 	Open func(user, password, database string) (*sql.DB, error)
-	// Exec runs statements as a superuser, whichever admin is under test. Without a database it is the engine's usual one.
+	// Connect opens a session of a login as a control plane does; nil: by Open.
+	Connect func(ctx context.Context, login tenant.Login) (Connection, error)
+	// Exec runs statements, in the server's own language, as a superuser, whichever admin is under test. Without a database it is the engine's usual one.
 	Exec func(ctx context.Context, database string, statements ...string) error
 	// Snapshot renders all that the server says of a tenant's objects, but no passwords.
 	Snapshot func(ctx context.Context, names tenant.Names) (string, error)
@@ -268,6 +270,26 @@ func (t *Tenant) Session(tb testing.TB, login tenant.Login) *sql.DB {
 		tb.Fatal(err)
 	}
 	return db
+}
+
+// Connection is a session of a control plane.
+type Connection interface {
+	PingContext(ctx context.Context) error
+	Close() error
+}
+
+// Hold opens a session of a login, as a control plane does, until the test ends or it is closed.
+func (t *Tenant) Hold(tb testing.TB, login tenant.Login) Connection {
+	tb.Helper()
+	if t.Connect == nil {
+		return t.Session(tb, login)
+	}
+	c, err := t.Connect(tb.Context(), login)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = c.Close() })
+	return c
 }
 
 // Look is a snapshot.

@@ -5,7 +5,6 @@ package enginetest
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"slices"
 	"strings"
 	"sync"
@@ -18,35 +17,53 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
+// part is one case of the suite.
+type part struct {
+	name string
+	run  func(*testing.T, *Server)
+}
+
+// behaviour is what every engine must do, whatever language its server speaks.
+var behaviour = []part{
+	{"create", create},
+	{"race", race},
+	{"race without lock", raceWithoutLock},
+	{"lock", lock},
+	{"database gone", gone},
+	{"classes of a login", logins},
+	{"sessions and passwords", passwords},
+	{"own password", own},
+	{"own sessions", expel},
+	{"connection limit", limit},
+}
+
+// RunBehaviour runs the part of the suite that needs no SQL.
+func RunBehaviour(t *testing.T, s *Server) {
+	t.Helper()
+	for _, p := range behaviour {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			p.run(t, s)
+		})
+	}
+}
+
 // Run runs the suite on one server, once for each kind of admin.
 func Run(t *testing.T, admins map[string]*Server) {
 	t.Helper()
 	t.Run("together", func(t *testing.T) {
 		for name, s := range admins {
-			for _, c := range []struct {
-				name string
-				run  func(*testing.T, *Server)
-			}{
-				{"create", create},
+			for _, p := range append(slices.Clone(behaviour), []part{
 				{"repair", func(t *testing.T, s *Server) { repair(t, s, false) }},
 				{"findings", func(t *testing.T, s *Server) { findings(t, s, false) }},
 				{"ownership", ownership},
 				{"privileges", privileges},
-				{"race", race},
-				{"race without lock", raceWithoutLock},
-				{"lock", lock},
-				{"database gone", gone},
-				{"classes of a login", logins},
-				{"sessions and passwords", passwords},
-				{"own password", own},
-				{"own sessions", expel},
-				{"connection limit", limit},
 				{"weak admins", weakAdmins},
 				{"isolation", isolation},
-			} {
-				t.Run(c.name+" as "+name, func(t *testing.T) {
+			}...) {
+				t.Run(p.name+" as "+name, func(t *testing.T) {
 					t.Parallel()
-					c.run(t, s)
+					p.run(t, s)
 				})
 			}
 		}
@@ -434,7 +451,7 @@ func own(t *testing.T, s *Server) {
 		return sessions
 	}
 	Eventually(t, "the end of earlier sessions", func() bool { return count() == engine.Sessions{} })
-	session := x.Session(t, login)
+	session := x.Hold(t, login)
 	if got, want := count(), (engine.Sessions{Count: 1, Addresses: 1, Here: 1}); got != want {
 		t.Errorf("beside a control plane's session: got %+v, want %+v", got, want)
 	}
@@ -485,7 +502,7 @@ func expel(t *testing.T, s *Server) {
 		}
 		return left
 	}
-	other, intruder := x.Session(t, x.Login(tenant.A)), x.Session(t, x.Login(tenant.B))
+	other, intruder := x.Hold(t, x.Login(tenant.A)), x.Hold(t, x.Login(tenant.B))
 	rival := open()
 	self := open()
 	later := open()
@@ -502,7 +519,7 @@ func expel(t *testing.T, s *Server) {
 	if err := other.PingContext(t.Context()); err != nil {
 		t.Errorf("the other login's session: %v", err)
 	}
-	if err := intruder.QueryRowContext(t.Context(), "SELECT 1").Scan(new(int)); err == nil {
+	if err := intruder.PingContext(t.Context()); err == nil {
 		if left := ends(open()); left.Sessions == 0 { // the pool has opened another one
 			t.Error("the intruder's session is not found")
 		}
@@ -523,7 +540,7 @@ func passwords(t *testing.T, s *Server) {
 		if inUse() {
 			Eventually(t, "the end of earlier sessions", func() bool { return !inUse() })
 		}
-		session := x.Session(t, x.Login(tenant.A))
+		session := x.Hold(t, x.Login(tenant.A))
 		if !inUse() {
 			t.Error("a session is not seen")
 		}
@@ -567,9 +584,9 @@ func limit(t *testing.T, s *Server) {
 	x, other := s.NewTenant(), s.NewTenant()
 	x.Ensure(t)
 	other.Ensure(t)
-	var sessions []*sql.DB
+	var sessions []Connection
 	for range Limit {
-		sessions = append(sessions, x.Session(t, x.Login(tenant.A)))
+		sessions = append(sessions, x.Hold(t, x.Login(tenant.A)))
 	}
 	wantClass(t, x.Engine.Login(t.Context(), x.Login(tenant.A)), fault.Unavailable)
 	err := x.Engine.Login(t.Context(), x.Login(tenant.B))

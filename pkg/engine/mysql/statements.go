@@ -168,7 +168,13 @@ func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 // lendable are the rights that a login can give away, once it has given itself GRANT OPTION, and how the columns of mysql.db begin
 // and the sets of mysql.tables_priv name them.
 var lendable = [][2]string{
-	{"Select", "SELECT"}, {"Insert", "INSERT"}, {"Update", "UPDATE"}, {"Delete", "DELETE"}, {"Create", "CREATE"}, {"Alter", "ALTER"}, {"Index", "INDEX"},
+	{"Select", "SELECT"},
+	{"Insert", "INSERT"},
+	{"Update", "UPDATE"},
+	{"Delete", "DELETE"},
+	{"Create", "CREATE"},
+	{"Alter", "ALTER"},
+	{"Index", "INDEX"},
 	{"Grant", "GRANT OPTION"},
 }
 
