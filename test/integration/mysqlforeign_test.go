@@ -447,9 +447,20 @@ func TestGrantOption(t *testing.T) {
 				victim.MustExec(t, victim.Database, "CREATE TABLE kine (id INTEGER)", "CREATE USER "+app+" IDENTIFIED BY '"+password+"'")
 				whole := [2]string{victim.Look(t), attacker.Look(t)}
 				grants := func(x *enginetest.Tenant, slot tenant.Slot, statements ...string) {
-					x.ExecAs(t, x.User(slot), x.Passwords[slot], "", victim.SQL(statements, "{other}", attacker.Database,
-						"{othera}", attacker.User(tenant.A), "{otherb}", attacker.User(tenant.B), "{app}", app)...)
+					t.Helper()
+					db, err := s.Open(x.User(slot), x.Passwords[slot].Reveal(), "")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer db.Close()
+					for _, statement := range victim.SQL(statements, "{other}", attacker.Database,
+						"{othera}", attacker.User(tenant.A), "{otherb}", attacker.User(tenant.B), "{app}", app) {
+						if _, err := db.ExecContext(t.Context(), statement); err != nil {
+							t.Fatalf("%s: %v", statement, err)
+						}
+					}
 				}
+				everyone := everyone(t, server)
 				plant := func() {
 					// The attacker has the password of the victim's login for a moment.
 					grants(victim, tenant.A, "GRANT PROXY ON {a} TO {a} WITH GRANT OPTION")
@@ -458,7 +469,12 @@ func TestGrantOption(t *testing.T) {
 					// And forces rights on it.
 					grants(attacker, tenant.A, "GRANT PROXY ON CURRENT_USER() TO {otherb} WITH GRANT OPTION")
 					grants(attacker, tenant.B, "GRANT SELECT ON {other}.* TO {a}, {b}", "GRANT GRANT OPTION ON *.* TO {b}", "GRANT GRANT OPTION ON mysql.* TO {b}",
-						"GRANT GRANT OPTION ON {db}.* TO {a}")
+						"GRANT GRANT OPTION ON {db}.* TO {a}", "GRANT GRANT OPTION ON PROCEDURE "+routine(t, server)+" TO {a}")
+					if everyone != "" {
+						for _, grant := range []string{"GRANT SELECT ON {other}.*", "GRANT GRANT OPTION ON mysql.*", "GRANT GRANT OPTION ON *.*", "GRANT GRANT OPTION ON PROCEDURE " + routine(t, server)} {
+							grants(attacker, tenant.B, grant+" TO "+everyone)
+						}
+					}
 					if v.Engine == bed.MariaDB {
 						grants(attacker, tenant.B, "GRANT USAGE ON *.* TO {otherb} REQUIRE NONE WITH MAX_USER_CONNECTIONS 0")
 					}
@@ -476,6 +492,14 @@ func TestGrantOption(t *testing.T) {
 					return warnings
 				}
 				plant()
+				reads := func(db *sql.DB) error {
+					_, err := db.ExecContext(t.Context(), "SELECT * FROM "+victim.Database+".kine")
+					return err
+				}
+				open := s.Pool(t, attacker.User(tenant.B), attacker.Passwords[tenant.B], victim.Database)
+				if err := reads(open); err != nil {
+					t.Fatalf("what was planted does not work: %v", err)
+				}
 				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 					if err := s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names); err != nil {
 						t.Errorf("before any repair, slot %s: %v", slot, err)
@@ -484,10 +508,19 @@ func TestGrantOption(t *testing.T) {
 				warnings := heal()
 				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 					db := s.Pool(t, attacker.User(slot), attacker.Passwords[slot], "")
-					if _, err := db.ExecContext(t.Context(), "SELECT * FROM "+victim.Database+".kine"); err == nil {
+					if reads(db) == nil {
 						t.Errorf("login %s of the attacker still reads the victim's table", slot)
 					}
 				}
+				// An open session does, and is ended as the warning says.
+				ids, err := lines(t.Context(), server, "", printed(t, warnings, `SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '`+attacker.User(tenant.B)+`' AND DB = '[a-z0-9]*'`))
+				if err != nil || len(ids) == 0 {
+					t.Fatalf("%q, %v", ids, err)
+				}
+				for _, id := range ids {
+					exec(t, server, "KILL "+id)
+				}
+				enginetest.Eventually(t, "the end of the open session", func() bool { return reads(open) != nil })
 				said := regexp.MustCompile("REVOKE [^;\n]*").FindAllString(warnings, -1)
 				if !strings.Contains(warnings, "account '"+app+"'@'%' has rights in the tenant's database") {
 					t.Errorf("no word of the account that may be an admin's own: %s", warnings)
@@ -518,6 +551,30 @@ func TestGrantOption(t *testing.T) {
 	})
 }
 
+// everyone is a role that every login has; "" where the server knows none.
+func everyone(t *testing.T, server *bed.Server) string {
+	t.Helper()
+	switch {
+	case server.Engine == bed.MySQL:
+		exec(t, server, "CREATE ROLE IF NOT EXISTS everyone", "SET GLOBAL mandatory_roles = 'everyone'")
+		return "everyone"
+	case server.Version != "10.5":
+		exec(t, server, "GRANT SELECT ON app.* TO PUBLIC")
+		return "PUBLIC"
+	}
+	return ""
+}
+
+// routine is a routine that the server came with.
+func routine(t *testing.T, server *bed.Server) string {
+	t.Helper()
+	found, err := lines(t.Context(), server, "", "SELECT CONCAT(ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_TYPE = 'PROCEDURE' ORDER BY 1 LIMIT 1")
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no routine: %v", err)
+	}
+	return found[0]
+}
+
 // S17: a tenant's login that has given itself GRANT OPTION takes it away from the admin, too. init then says what the admin lacks, and
 // it is enough. On MySQL an admin with SYSTEM_USER is out of a login's reach.
 func TestGrantOptionOfTheAdmin(t *testing.T) {
@@ -546,6 +603,25 @@ func TestGrantOptionOfTheAdmin(t *testing.T) {
 				t.Error("an admin with SYSTEM_USER lost GRANT OPTION")
 			}
 			newJob(t, s).run(t)
+		}
+		if v.Engine == bed.MariaDB { // even from a superuser, who takes it back in the attacker's way
+			from := "REVOKE GRANT OPTION ON *.* FROM '" + server.AdminUser + "'"
+			attacker.ExecAs(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "", from)
+			as := func(statement string) error { // in a session of its own
+				db := s.Pool(t, server.AdminUser, dbserver.Password(server.AdminPassword), "")
+				_, err := db.ExecContext(t.Context(), statement)
+				return err
+			}
+			grant := "GRANT SELECT ON *.* TO '" + s.Connector.User + "' WITH GRANT OPTION"
+			if as(grant) == nil {
+				t.Error("the superuser still has GRANT OPTION: docs/operate.md says too much")
+			}
+			if err := as(fmt.Sprintf("GRANT PROXY ON '%s'@'%%' TO '%[1]s'@'%%' WITH GRANT OPTION", server.AdminUser)); err != nil {
+				t.Error(err)
+			}
+			if err := as(grant); err != nil {
+				t.Errorf("the superuser has not got GRANT OPTION back: %v", err)
+			}
 		}
 		attacker.Ensure(t)
 		if takes() == nil {

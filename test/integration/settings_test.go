@@ -133,6 +133,20 @@ func postgresWide(t *testing.T, server *bed.Server) {
 						t.Error("the stranger is still there")
 					}
 				}
+				if name == "superuser" && closes != "" { // a role that is dropped leaves its session
+					gone := "gone" + strings.ToLower(rand.Text()[:8])
+					x.MustExec(t, "", x.SQL([]string{"CREATE ROLE {gone} LOGIN PASSWORD 'Gone-1~password'", "GRANT CONNECT ON DATABASE {db} TO {gone}"}, "{gone}", gone)...)
+					ghost := x.Session(t, tenant.Login{User: gone, Password: "Gone-1~password", Database: x.Database})
+					conn, err := ghost.Conn(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					x.MustExec(t, "", x.SQL([]string{"REVOKE CONNECT ON DATABASE {db} FROM {gone}", "DROP ROLE {gone}"}, "{gone}", gone)...)
+					x.Ensure(t)
+					if _, err := conn.ExecContext(t.Context(), "SELECT 1"); err == nil {
+						t.Error("the session of a role that is gone is still there")
+					}
+				}
 				for who, db := range map[string]*sql.DB{"the tenant": own, "who was let in by name": named} {
 					if _, err := db.ExecContext(t.Context(), "SELECT 1"); err != nil {
 						t.Errorf("the session of %s: %v", who, err)

@@ -379,8 +379,11 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		}
 		outcome.Changes = append(outcome.Changes, s.name)
 	}
+	if len(seen.loans) == maxLoans {
+		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("at least %d rights were given to or by the tenant's logins: the next run of init takes back what is left of them", maxLoans))
+	}
 	for _, l := range seen.loans {
-		if l.foreign() && l.database != "" {
+		if l.foreign() && l.rights != "PROXY" {
 			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights in the tenant's database %s; if the admin of the server did not grant them: %s",
 				l.user, l.host, quote(l.database), l.revoke()))
 			continue
@@ -388,7 +391,13 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		_, err := a.session.conn.ExecContext(ctx, l.revoke())
 		switch {
 		case err == nil:
-			outcome.Changes = append(outcome.Changes, "revoke what a login gave away")
+			if change := "revoke what a login gave away"; !slices.Contains(outcome.Changes, change) {
+				outcome.Changes = append(outcome.Changes, change)
+			}
+			if l.database == spec.Database {
+				outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' had rights in the tenant's database, which are revoked now. A session that has selected the database keeps them: "+
+					"KILL each of SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '%[1]s' AND DB = '%[3]s'", l.user, l.host, l.database))
+			}
 		case numberOf(err) == noSuchGrant || numberOf(err) == noSuchTableGrant:
 		case numberOf(err) == proxyDenied || fault.Is(classify(err), fault.NoAccess): // few admins have PROXY on all accounts WITH GRANT OPTION
 			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights that a tenant's login gave away, and the admin may not revoke them (%v). As root: %s",
@@ -475,12 +484,8 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 
 // loans are the rights that others have in the tenant's database, those that its logins have elsewhere, and PROXY to and from its logins.
 func (a *Admin) loans(ctx context.Context, names tenant.Names) ([]loan, error) {
-	const where = " WHERE (Db = ? AND NOT (User IN (?, ?) AND Host = '%') OR Db <> ? AND User IN (?, ?))"
-	whose := []any{names.Database, names.User(tenant.A), names.User(tenant.B), names.Database, names.User(tenant.A), names.User(tenant.B)}
-	rows, err := a.session.conn.QueryContext(ctx, "SELECT User, Host, Proxied_user, Proxied_host, '', '', 'PROXY' FROM mysql.proxies_priv WHERE User IN (?, ?) OR Proxied_user IN (?, ?)"+
-		" UNION ALL SELECT User, Host, '', '', Db, '', "+lentDatabase+" FROM mysql.db"+where+
-		" UNION ALL SELECT User, Host, '', '', Db, Table_name, "+lentTable+" FROM mysql.tables_priv"+where,
-		slices.Concat([]any{names.User(tenant.A), names.User(tenant.B), names.User(tenant.A), names.User(tenant.B)}, whose, whose)...)
+	query, args := a.dialect.loans(names)
+	rows, err := a.session.conn.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
 	}
@@ -488,7 +493,7 @@ func (a *Admin) loans(ctx context.Context, names tenant.Names) ([]loan, error) {
 	var out []loan
 	for rows.Next() {
 		var l loan
-		if err := rows.Scan(&l.user, &l.host, &l.onUser, &l.onHost, &l.database, &l.table, &l.rights); err != nil {
+		if err := rows.Scan(&l.user, &l.host, &l.onUser, &l.onHost, &l.rights, &l.level, &l.database, &l.table, &l.everyone); err != nil {
 			return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
 		}
 		if l.rights != "" { // others, such as DROP, no login of ours can give

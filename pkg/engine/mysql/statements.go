@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"dbconnector/pkg/dbserver"
@@ -36,6 +37,8 @@ type dialect struct {
 	// policies are expressions: whether the server blocks accounts for refused passwords, whether FLUSH PRIVILEGES alone ends that,
 	// whether it has accounts work as others (PROXY), and which plugins accounts may have.
 	policies string
+	// everyone says of a row of the privilege tables that it holds for all logins: PUBLIC, or a role that is mandatory.
+	everyone string
 	// roleHost is the Host under which mysql.user keeps a role.
 	roleHost string
 	// identified is the clause that sets a password, and secret what goes into its placeholder. MySQL writes <secret> into
@@ -58,11 +61,11 @@ var (
 		readOnlyName:     "read_only, super_read_only, innodb_read_only, transaction_read_only",
 		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
 		policies:         "FALSE, FALSE, @@global.check_proxy_users, CONCAT('' /*!80027 , @@global.authentication_policy */)",
-		roleHost:         "%",
-		identified:       "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
+		roleHost:         "%", everyone: "User <> '' AND LOCATE(User, @@global.mandatory_roles) > 0",
+		identified: "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
 	dialectMariaDB = dialect{
-		name: "MariaDB", readOnlyName: "read_only, innodb_read_only, tx_read_only", roleHost: "",
+		name: "MariaDB", readOnlyName: "read_only, innodb_read_only, tx_read_only", roleHost: "", everyone: "User = 'PUBLIC' AND Host = ''",
 		readOnly: "@@global.read_only OR @@global.innodb_read_only OR " + // 11.1 renamed the variable, and keeps the old name for now
 			"(SELECT MAX(VARIABLE_VALUE = 'ON') FROM information_schema.SESSION_VARIABLES WHERE VARIABLE_NAME IN ('TX_READ_ONLY', 'TRANSACTION_READ_ONLY'))",
 		databaseReadOnly: "FALSE",
@@ -103,9 +106,14 @@ type account struct {
 type loan struct {
 	user, host      string // who has it
 	onUser, onHost  string // PROXY: on which account; two empty ones stand for all
-	database, table string // else in what; a table may be empty
-	rights          string // a list as REVOKE takes it; PROXY has none
+	rights          string // else a list as REVOKE takes it
+	level           string // what the rights are on: "" is a database or a table, or FUNCTION, PROCEDURE and the like
+	database, table string // the database "" stands for the whole server; a table may be empty
+	everyone        bool   // all logins have it
 }
+
+// maxLoans is how many of them one run takes back. A tenant can make any number of tables, and give each away.
+const maxLoans = 10_000
 
 // catalog is what the server says of a tenant.
 type catalog struct {
@@ -195,6 +203,36 @@ var (
 	})
 )
 
+// loans is the query for what the tenant's logins gave away or got. Of what all logins have in databases that are no tenant's, a login
+// can have given GRANT OPTION alone.
+func (d dialect) loans(names tenant.Names) (query string, args []any) {
+	a, b := names.User(tenant.A), names.User(tenant.B)
+	const (
+		ours   = "User IN (?, ?)"
+		theirs = "(Db = ? AND NOT (User IN (?, ?) AND Host = '%') OR Db <> ? AND User IN (?, ?))"
+	)
+	rights := func(list, grant string) string {
+		return "IF(Db REGEXP ? OR " + ours + " OR NOT (" + d.everyone + "), " + list + ", IF(" + grant + ", 'GRANT OPTION', ''))"
+	}
+	both := []any{a, b}
+	pattern := append([]any{tenant.NamePattern}, both...)
+	where := []any{names.Database, a, b, names.Database, a, b}
+	for _, part := range []struct {
+		sql  string
+		args [][]any
+	}{
+		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv WHERE " + ours + " OR Proxied_user IN (?, ?)", [][]any{both, both}},
+		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', '', '', '', TRUE FROM mysql.user WHERE Grant_priv = 'Y' AND " + d.everyone, nil},
+		{" UNION ALL SELECT User, Host, '', '', " + rights(lentDatabase, "Grant_priv = 'Y'") + ", '', Db, '', " + d.everyone + " FROM mysql.db WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
+		{" UNION ALL SELECT User, Host, '', '', " + rights(lentTable, "FIND_IN_SET('Grant', Table_priv)") + ", '', Db, Table_name, " + d.everyone + " FROM mysql.tables_priv WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
+		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', Routine_type, Db, Routine_name, " + d.everyone + " FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + ")", [][]any{both}},
+	} {
+		query += part.sql
+		args = append(args, slices.Concat(part.args...)...)
+	}
+	return query + " LIMIT " + strconv.Itoa(maxLoans), args
+}
+
 // grantee renders an account, or a role of MariaDB, which has no host.
 func grantee(user, host string) string {
 	if host == "" && user != "" {
@@ -205,18 +243,23 @@ func grantee(user, host string) string {
 
 // revoke is the statement that ends a loan.
 func (l loan) revoke() string {
-	what, on := l.rights, quote(l.database)+".*"
+	what, on := l.rights, "*.*"
 	switch {
-	case l.database == "":
-		what, on = "PROXY", grantee(l.onUser, l.onHost)
+	case what == "PROXY":
+		on = grantee(l.onUser, l.onHost)
 	case l.table != "":
-		on = quote(l.database) + "." + quote(l.table)
+		on = strings.TrimSpace(l.level + " " + quote(l.database) + "." + quote(l.table))
+	case l.database != "":
+		on = quote(l.database) + ".*"
 	}
 	return "REVOKE " + what + " ON " + on + " FROM " + grantee(l.user, l.host)
 }
 
-// foreign says whether an account is none of a tenant: an admin may have given it what it has.
-func (l loan) foreign() bool { return len(l.user) == 0 || !tenant.IsDatabase(l.user[:len(l.user)-1]) }
+// foreign says whether an account is none of a tenant: an admin may have given it what it has. None gives all logins rights in a
+// tenant's database.
+func (l loan) foreign() bool {
+	return !l.everyone && (l.user == "" || !tenant.IsDatabase(l.user[:len(l.user)-1]))
+}
 
 // without is what is in a and not in b.
 func without(a, b []string) []string {

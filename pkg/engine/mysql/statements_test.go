@@ -158,6 +158,8 @@ func TestLoan(t *testing.T) {
 		"the account without a name": {loan{host: "%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM ``@`%`", true},
 		"another account":            {loan{user: "backup", host: "10.%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM `backup`@`10.%`", true},
 		"PROXY":                      {loan{user: neighbour, host: "%", onUser: "vcxa", onHost: "%", rights: "PROXY"}, "REVOKE PROXY ON `vcxa`@`%` FROM `" + neighbour + "`@`%`", false},
+		"all of the server":          {loan{user: "PUBLIC", rights: "GRANT OPTION", everyone: true}, "REVOKE GRANT OPTION ON *.* FROM `PUBLIC`", false},
+		"a routine":                  {loan{user: neighbour, host: "%", database: "sys", table: "f", level: "FUNCTION", rights: "GRANT OPTION"}, "REVOKE GRANT OPTION ON FUNCTION `sys`.`f` FROM `" + neighbour + "`@`%`", false},
 		"PROXY on all":               {loan{user: neighbour, host: "%", rights: "PROXY"}, "REVOKE PROXY ON ``@`` FROM `" + neighbour + "`@`%`", false},
 	}
 	for name, tt := range tests {

@@ -564,7 +564,7 @@ func (a *Admin) transaction(ctx context.Context, conn *pgx.Conn, plan []statemen
 // expel ends the sessions of logins that may not connect any more: a REVOKE does not, and an init that was killed between the two
 // has left them (docs/failures.md B25).
 func (a *Admin) expel(ctx context.Context, names tenant.Names, outcome *engine.Outcome) error {
-	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usesysid IS NOT NULL AND usename <> session_user
+	const foreign = `FROM pg_catalog.pg_stat_activity WHERE datname = $1 AND usesysid IS NOT NULL AND usename IS DISTINCT FROM session_user
 		AND NOT pg_catalog.has_database_privilege(usesysid, datid, 'CONNECT')`
 	var n int
 	err := a.conn.QueryRow(ctx, "SELECT count(pg_catalog.pg_terminate_backend(pid)) "+foreign, names.Database).Scan(&n)
