@@ -323,9 +323,8 @@ func (a *Admin) introduce(ctx context.Context) error {
 	}
 	a.server.strict.Store(strict)
 	a.dialect, a.account = a.dialect.under(policy), quote(user)+"@"+quote(host)
-	if proxies && a.dialect.identified != dialectMySQL.identified {
-		// The old plugins follow PROXY by themselves, and any login may grant that (docs/threat-model.md T28).
-		return fault.New(fault.Refused, "authentication_policy is %q and check_proxy_users is ON: a tenant's login could work as another's; SET PERSIST check_proxy_users = OFF, or have the policy allow caching_sha2_password", policy)
+	if proxies { // any login may grant PROXY, and MySQL 9.7 lets it do so on all accounts (docs/failures.md S17)
+		return fault.New(fault.Refused, "check_proxy_users is ON: an account could work as another one, by the will of any tenant; SET PERSIST check_proxy_users = OFF")
 	}
 	if readOnly {
 		return fault.New(fault.Refused, "the server is read-only (%s): point the connector at the primary", a.dialect.readOnlyName)
@@ -383,9 +382,15 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("at least %d rights were given to or by the tenant's logins: the next run of init takes back what is left of them", maxLoans))
 	}
 	for _, l := range seen.loans {
-		if l.foreign() && l.rights != "PROXY" {
+		switch {
+		case !l.foreign() || l.rights == "PROXY":
+		case l.database == "":
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has GRANT OPTION on the whole server and no other right there, as a tenant's login may give it; if the admin of the server did not: %s",
+				l.user, l.host, l.advice()))
+			continue
+		default:
 			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights in the tenant's database %s; if the admin of the server did not grant them: %s",
-				l.user, l.host, quote(l.database), l.revoke()))
+				l.user, l.host, quote(l.database), l.advice()))
 			continue
 		}
 		_, err := a.session.conn.ExecContext(ctx, l.revoke())
@@ -401,7 +406,7 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		case numberOf(err) == noSuchGrant || numberOf(err) == noSuchTableGrant:
 		case numberOf(err) == proxyDenied || fault.Is(classify(err), fault.NoAccess): // few admins have PROXY on all accounts WITH GRANT OPTION
 			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights that a tenant's login gave away, and the admin may not revoke them (%v). As root: %s",
-				l.user, l.host, classify(err), l.revoke()))
+				l.user, l.host, classify(err), l.advice()))
 		default:
 			return outcome, fmt.Errorf("ensuring the tenant's database: revoking what a login gave away: %w", a.explain(err))
 		}
@@ -439,7 +444,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 
 	slots := map[string]tenant.Slot{names.User(tenant.A): tenant.A, names.User(tenant.B): tenant.B}
 	// An account without a name (old installations have one) matters where it matches the host that the server sees us from.
-	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections, Grant_priv = 'Y' FROM mysql.user
+	rows, err := a.session.conn.QueryContext(ctx, `SELECT User, Host, ssl_type <> '', max_user_connections FROM mysql.user
 		WHERE User IN (?, ?, ?) OR User = '' AND Host <> '%' AND SUBSTRING_INDEX(USER(), '@', -1) LIKE Host`,
 		names.Owner, names.User(tenant.A), names.User(tenant.B))
 	if err != nil {
@@ -449,7 +454,7 @@ func (a *Admin) catalog(ctx context.Context, names tenant.Names) (catalog, error
 	for rows.Next() {
 		var user, host string
 		var have account
-		if err := rows.Scan(&user, &host, &have.tls, &have.limit, &have.grants); err != nil {
+		if err := rows.Scan(&user, &host, &have.tls, &have.limit); err != nil {
 			return seen, fmt.Errorf("reading the accounts: %w", classify(err))
 		}
 		slot, login := slots[user]

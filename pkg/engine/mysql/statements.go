@@ -6,6 +6,7 @@ import (
 	"crypto/sha1" //nolint:gosec // mysql_native_password is made of it; our passwords carry 241 bits
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,7 +98,6 @@ var privileges = []string{"SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "ALT
 type account struct {
 	tls        bool // REQUIRE SSL or stricter
 	limit      int  // MAX_USER_CONNECTIONS
-	grants     bool // GRANT OPTION on the whole server
 	privileges []string
 }
 
@@ -153,11 +153,6 @@ func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 				fmt.Sprintf("ALTER USER ?@'%%' %s WITH MAX_USER_CONNECTIONS %d", require, w.ConnectionLimit), user)
 		}
 	}
-	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if c.accounts[slot].grants {
-			add("revoke GRANT OPTION from login "+string(slot), "REVOKE GRANT OPTION ON *.* FROM ?@'%'", w.User(slot))
-		}
-	}
 	if !c.database {
 		add(engine.CreateDatabase, fmt.Sprintf("CREATE DATABASE IF NOT EXISTS %s CHARACTER SET utf8mb4", quote(w.Database)))
 	}
@@ -203,10 +198,12 @@ var (
 	})
 )
 
-// loans is the query for what the tenant's logins gave away or got. Of what all logins have in databases that are no tenant's, a login
-// can have given GRANT OPTION alone.
+// loans is the query for what the tenant's logins gave away or got, for PROXY that any tenant gave, and for accounts that have GRANT
+// OPTION on the whole server and nothing else. Of what all logins have in databases that are no tenant's, a login can have given
+// GRANT OPTION alone.
 func (d dialect) loans(names tenant.Names) (query string, args []any) {
 	a, b := names.User(tenant.A), names.User(tenant.B)
+	login := strings.TrimSuffix(tenant.NamePattern, "$") + "[ab]"
 	const (
 		ours   = "User IN (?, ?)"
 		theirs = "(Db = ? AND NOT (User IN (?, ?) AND Host = '%') OR Db <> ? AND User IN (?, ?))"
@@ -221,8 +218,9 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		sql  string
 		args [][]any
 	}{
-		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv WHERE " + ours + " OR Proxied_user IN (?, ?)", [][]any{both, both}},
-		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', '', '', '', TRUE FROM mysql.user WHERE Grant_priv = 'Y' AND " + d.everyone, nil},
+		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv WHERE " + ours + " OR Proxied_user IN (?, ?) OR Grantor REGEXP ?", [][]any{both, both, {login + "@"}}},
+		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', '', '', '', " + d.everyone + " FROM mysql.user WHERE Grant_priv = 'Y'" +
+			" AND 'Y' NOT IN (Select_priv, Insert_priv, Update_priv, Delete_priv, Create_priv, Drop_priv, Alter_priv, Index_priv, Create_user_priv, Super_priv)", nil},
 		{" UNION ALL SELECT User, Host, '', '', " + rights(lentDatabase, "Grant_priv = 'Y'") + ", '', Db, '', " + d.everyone + " FROM mysql.db WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
 		{" UNION ALL SELECT User, Host, '', '', " + rights(lentTable, "FIND_IN_SET('Grant', Table_priv)") + ", '', Db, Table_name, " + d.everyone + " FROM mysql.tables_priv WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
 		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', Routine_type, Db, Routine_name, " + d.everyone + " FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + ")", [][]any{both}},
@@ -231,6 +229,17 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		args = append(args, slices.Concat(part.args...)...)
 	}
 	return query + " LIMIT " + strconv.Itoa(maxLoans), args
+}
+
+// plain are names that a person can copy from a log into a client.
+var plain = regexp.MustCompile("^[A-Za-z0-9_$.%@-]*$")
+
+// advice is the statement that ends a loan, for a person to run. A tenant chooses the names of its tables.
+func (l loan) advice() string {
+	if plain.MatchString(l.user + l.host + l.onUser + l.onHost + l.database + l.table) {
+		return l.revoke()
+	}
+	return "REVOKE what mysql.db, mysql.tables_priv and mysql.proxies_priv show of it (a name there is not safe to copy)"
 }
 
 // grantee renders an account, or a role of MariaDB, which has no host.
