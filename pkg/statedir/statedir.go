@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"dbconnector/pkg/atomicfile"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
@@ -164,38 +166,22 @@ func (s *Store) writeFacts(facts tenant.Facts) error {
 	return nil
 }
 
-// The wait between two attempts to get the lock: short, since no program holds it for longer than a few writes to the disk.
-const (
-	firstWait = time.Millisecond
-	longWait  = 50 * time.Millisecond
-)
+// lockWait is about the time between two attempts to get the lock: short, because no program holds it for longer than a few writes to
+// the disk.
+const lockWait = 20 * time.Millisecond
 
 // lock waits for the lock until ctx ends. It asks again and again instead of waiting in the kernel, because a wait in the
 // kernel cannot be given up.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	file, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_CLOEXEC, 0o600) //nolint:gosec // the directory is the operator's setting
-	if err != nil {
+	l := flock.New(filepath.Join(s.dir, lockFile), flock.SetFlag(os.O_CREATE|os.O_RDWR)) // NFS gives no exclusive lock on what was opened to be read
+	got, err := l.TryLockContext(ctx, lockWait/2+rand.N(lockWait))                       //nolint:gosec // jitter, no secret
+	switch {
+	case got:
+		return func() { _ = l.Unlock() }, nil
+	case ctx.Err() == nil:
 		return nil, classify(s.dir, "locking the tenant's record", err)
 	}
-	for wait := firstWait; ; wait = min(2*wait, longWait) {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { _ = file.Close() }, nil // closing lets go of the lock
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			_ = file.Close()
-			return nil, classify(s.dir, "locking the tenant's record", err)
-		}
-		timer := time.NewTimer(wait/2 + rand.N(wait)) //nolint:gosec // jitter, no secret
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			_ = file.Close()
-			return nil, fault.New(fault.Unavailable, "locking the tenant's record: another process holds the lock %q: %w",
-				filepath.Join(s.dir, lockFile), context.Cause(ctx))
-		}
-	}
+	return nil, fault.New(fault.Unavailable, "locking the tenant's record: another process holds the lock %q: %w", l.Path(), context.Cause(ctx))
 }
 
 // classify names the setting and says which errors a repetition cannot repair.
