@@ -79,7 +79,8 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 func announce(ctx context.Context, events *app.Events, result provision.Result, failure error) {
 	switch {
 	case failure == nil && result.NotApplied != nil:
-		events.Record(ctx, kube.Warning, "NotApplied", "the connector was not applied, and the control plane starts with the settings that it had: "+result.NotApplied.Error())
+		events.Record(ctx, kube.Warning, "NotApplied",
+			"the connector was not applied, and the control plane starts with the settings that it had: "+result.NotApplied.Error())
 	case failure == nil && result.Restarted:
 	case failure == nil:
 		events.Record(ctx, kube.Normal, "Provisioned", result.String())

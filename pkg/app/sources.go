@@ -80,7 +80,8 @@ func Connector(ctx context.Context, cfg config.Common, client *kube.Client, vclu
 		}
 	}
 	if name == "" {
-		return connector.Connector{}, fault.New(fault.Refused, "no connector is named: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config")
+		return connector.Connector{}, fault.New(fault.Refused, "no connector is named: set DBCONNECTOR_CONNECTOR, or "+
+			"controlPlane.backingStore.database.external.connector in the vCluster's config")
 	}
 	data, err := client.Connector(ctx, cfg.ConnectorNamespace, name)
 	if err != nil {

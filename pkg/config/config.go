@@ -5,7 +5,8 @@
 // Our variables, DBCONNECTOR_…, are read here and nowhere else, by their full names, so that a search for one finds it; messages
 // elsewhere repeat a name where they say what to correct. An operator who corrects a manifest wants to know all that is wrong with
 // it at once, so nothing is parsed by envconfig itself, which ends at the first value that it cannot convert: it only collects
-// strings, and validate says what they mean. No variable holds a secret (a variable is seen in the pod's spec), so an error may repeat its value. A variable that is set to nothing counts as not set.
+// strings, and validate says what they mean. No variable holds a secret (a variable is seen in the pod's spec), so an error may
+// repeat its value. A variable that is set to nothing counts as not set.
 package config
 
 import (
@@ -307,7 +308,8 @@ func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes 
 // plane's init containers and not its label, from which the shipped values take the name. Nor do they read the hand-over, so
 // that what they restored would not be in the tenant's database.
 const restoreRule = "must be the name of the vCluster (its Helm release); the shipped values take it from the pod's label release. " +
-	"If this pod has app=vcluster-snapshot: `vcluster restore` is not supported, for it would not reach the tenant's database; restore that with the server's own means"
+	"If this pod has app=vcluster-snapshot: `vcluster restore` is not supported, for it would not reach the tenant's database; " +
+	"restore that with the server's own means"
 
 // tenant checks and completes what says which tenant this is.
 func (v *validator) tenant(c *Common, namespaceFile string, kubernetes bool) {
@@ -318,7 +320,8 @@ func (v *validator) tenant(c *Common, namespaceFile string, kubernetes bool) {
 		v.missing("DBCONNECTOR_VCLUSTER_NAME", restoreRule)
 	case c.RecordSecret == "" && c.StateDir == "":
 		if c.RecordSecret = "dbconnector-" + c.VCluster; len(c.RecordSecret) > maxSubdomain && len(c.VCluster) <= maxSubdomain {
-			v.refuse("DBCONNECTOR_VCLUSTER_NAME", c.VCluster, "is too long for the record's name made of it (dbconnector-…, at most 253 characters): set DBCONNECTOR_RECORD_SECRET")
+			v.refuse("DBCONNECTOR_VCLUSTER_NAME", c.VCluster, "is too long for the record's name made of it (dbconnector-…, at most 253 characters): "+
+				"set DBCONNECTOR_RECORD_SECRET")
 		}
 	}
 	if c.TenantUID != "" {
@@ -391,7 +394,8 @@ func (v *validator) unknown() {
 		near := slices.IndexFunc(known, func(k string) bool { return distance(strings.ToUpper(name), k) <= typo })
 		switch {
 		case near >= 0:
-			v.refusals = append(v.refusals, fmt.Sprintf("%s is not a variable of this program: %s is meant, or the name has to be another one", fault.Show(name), known[near]))
+			v.refusals = append(v.refusals, fmt.Sprintf("%s is not a variable of this program: %s is meant, or the name has to be another one",
+				fault.Show(name), known[near]))
 		case strings.HasPrefix(name, prefix):
 			v.warn(fault.Show(name), "is not a variable of this program and is ignored")
 		}

@@ -34,5 +34,6 @@ func Unresolved(err error) error {
 	if !dns.IsNotFound {
 		why = "the name service says: " + Words(dns.Err)
 	}
-	return &Error{Class: Unavailable, err: fmt.Errorf(`the server's name %s (the connector's key "endpoint") does not resolve: %s`, strconv.QuoteToASCII(dns.Name), why)}
+	return &Error{Class: Unavailable, err: fmt.Errorf(`the server's name %s (the connector's key "endpoint") does not resolve: %s`,
+		strconv.QuoteToASCII(dns.Name), why)}
 }

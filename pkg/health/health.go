@@ -73,12 +73,30 @@ func New() *Metrics {
 	m.Failing = gauge("consecutive_failures", "Failures in a row; 0 when all that was to be done succeeded.")
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
 	m.Retirements = counter("retirements_total", "Old credentials that this replica made invalid.")
-	m.Postponements = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "postponements_total", Help: "How often a step that was due was postponed, by reason."}, []string{"reason"})
-	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "postponed", Help: "1 while a step that is due is postponed, by reason; 0 while steps fail."}, []string{"reason"})
-	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: "failures_total", Help: "Steps that failed, by step."}, []string{"step"})
-	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "locked_out", Help: "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: the next run of init repairs it."}, []string{"login"})
-	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "adopt_info", Help: "1 for the mode of adoption that is set: none or rollout."}, []string{"mode"})
-	m.BuildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: "build_info", Help: "1 for the version of the program and that of its compiler."}, []string{"version", "goversion"})
+	m.Postponements = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "dbconnector", Name: "postponements_total",
+		Help: "How often a step that was due was postponed, by reason.",
+	}, []string{"reason"})
+	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "dbconnector", Name: "postponed",
+		Help: "1 while a step that is due is postponed, by reason; 0 while steps fail.",
+	}, []string{"reason"})
+	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "dbconnector", Name: "failures_total",
+		Help: "Steps that failed, by step.",
+	}, []string{"step"})
+	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "dbconnector", Name: "locked_out",
+		Help: "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: the next run of init repairs it.",
+	}, []string{"login"})
+	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "dbconnector", Name: "adopt_info",
+		Help: "1 for the mode of adoption that is set: none or rollout.",
+	}, []string{"mode"})
+	m.BuildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: "dbconnector", Name: "build_info",
+		Help: "1 for the version of the program and that of its compiler.",
+	}, []string{"version", "goversion"})
 	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo, m.BuildInfo)
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)

@@ -171,7 +171,8 @@ func classifyStatus(err error, status metav1.Status, call call) error {
 	case apierrors.HasStatusCause(err, namespaceTerminating):
 		return fault.New(fault.Refused, "%s: the namespace %q is being deleted", call.doing, call.namespace)
 	case status.Code == http.StatusUnauthorized:
-		return fault.Translate(fault.Refused, err, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %s", call.doing, said)
+		return fault.Translate(fault.Refused, err, "%s: the API server does not accept this program's credential (in a pod, the ServiceAccount's token): %s",
+			call.doing, said)
 	case status.Code == http.StatusForbidden && strings.Contains(status.Message, "cannot "+call.verb):
 		hint := ""
 		if call.hint != "" {
@@ -191,7 +192,8 @@ func classifyStatus(err error, status metav1.Status, call call) error {
 			causes = append(causes, fmt.Sprintf("%s: %s", cause.Field, cause.Type))
 		}
 	}
-	return fault.New(fault.Refused, "%s: the API server answers %d %s [%s]", call.doing, status.Code, fault.Words(string(status.Reason)), fault.Words(strings.Join(causes, ", ")))
+	return fault.New(fault.Refused, "%s: the API server answers %d %s [%s]", call.doing, status.Code, fault.Words(string(status.Reason)),
+		fault.Words(strings.Join(causes, ", ")))
 }
 
 func isTLS(err error) bool {

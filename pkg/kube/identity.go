@@ -96,7 +96,8 @@ func (s *Records) identify(ctx context.Context, secret *apiSecret, r *tenant.Rec
 	if !own && s.owner.tenantUID == "" {
 		variable = "; and set DBCONNECTOR_TENANT_UID=" + r.UID + ", without which nothing can be repaired"
 	}
-	return fault.New(fault.Refused, "%s was written for another namespace %q, not for this one (whose UID is %s): it is a copy, or the namespace was made again, and two control planes must not share a database; "+
+	return fault.New(fault.Refused, "%s was written for another namespace %q, not for this one (whose UID is %s): it is a copy, or the namespace was made "+
+		"again, and two control planes must not share a database; "+
 		"if the other one is gone for good, take its database over: kubectl --namespace %s annotate --overwrite secret %s %s=%s%s; if not, delete this copy",
 		s.source(), s.namespace, uid, s.namespace, s.name, factPrefix+tenant.NamespaceUIDFact, uid, variable)
 }

@@ -79,7 +79,8 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig == "" {
 		config, err := rest.InClusterConfig()
 		if err != nil {
-			return nil, fault.New(fault.Refused, "finding the API server: %w: KUBECONFIG must be set outside of a pod; in a pod, a ServiceAccount token must be mounted", err)
+			return nil, fault.New(fault.Refused, "finding the API server: %w: KUBECONFIG must be set outside of a pod; in a pod, a ServiceAccount token must be "+
+				"mounted", err)
 		}
 		return config, nil
 	}
@@ -127,7 +128,8 @@ func Source(namespace, name string) string { return "secret " + namespace + "/" 
 func (c *Client) Connector(ctx context.Context, namespace, name string) (map[string][]byte, error) {
 	source := Source(namespace, name)
 	if rules := validation.IsDNS1123Subdomain(name); len(rules) > 0 {
-		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config", fault.Show(name))
+		return nil, fault.New(fault.Refused, "reading the connector: %s is not the name of a Secret: set DBCONNECTOR_CONNECTOR, or "+
+			"controlPlane.backingStore.database.external.connector in the vCluster's config", fault.Show(name))
 	}
 	var secret apiSecret
 	call := call{
@@ -139,7 +141,8 @@ func (c *Client) Connector(ctx context.Context, namespace, name string) (map[str
 	})
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, fault.New(fault.Refused, "reading the connector: %s does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR, or controlPlane.backingStore.database.external.connector in the vCluster's config) or its namespace (DBCONNECTOR_CONNECTOR_NAMESPACE)", source)
+		return nil, fault.New(fault.Refused, "reading the connector: %s does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR, or "+
+			"controlPlane.backingStore.database.external.connector in the vCluster's config) or its namespace (DBCONNECTOR_CONNECTOR_NAMESPACE)", source)
 	case err != nil:
 		return nil, err
 	}

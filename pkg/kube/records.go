@@ -164,11 +164,13 @@ func (s *Records) decode(ctx context.Context, secret *apiSecret) (*tenant.Record
 	}
 	data, ok := secret.Data[recordKey]
 	if !ok {
-		return nil, nil, fault.New(fault.Refused, "%s has no key %q, so it is not a tenant's record, or a damaged one: restore it from a backup, or set DBCONNECTOR_RECORD_SECRET to another name, or delete it if nothing needs it", s.source(), recordKey)
+		return nil, nil, fault.New(fault.Refused, "%s has no key %q, so it is not a tenant's record, or a damaged one: restore it from a backup, or set "+
+			"DBCONNECTOR_RECORD_SECRET to another name, or delete it if nothing needs it", s.source(), recordKey)
 	}
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
-		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is set again", s.source(), recordKey, err)
+		return nil, nil, fault.New(fault.Refused, "%s: key %q: %w; restore it from a backup, or delete the Secret: then the password of the tenant's database is "+
+			"set again", s.source(), recordKey, err)
 	}
 	r.Facts = factsOf(secret)
 	if err := s.identify(ctx, secret, r); err != nil {

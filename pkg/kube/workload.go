@@ -66,7 +66,8 @@ func (w *Workload) path(resource string) string {
 
 func (w *Workload) call(doing, verb, resource string) call {
 	return call{
-		doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, resource, w.namespace, w.name), verb: verb, resource: resource + ".apps", namespace: w.namespace, name: w.name,
+		doing: fmt.Sprintf("%s the workload, %s %s/%s", doing, resource, w.namespace, w.name),
+		verb:  verb, resource: resource + ".apps", namespace: w.namespace, name: w.name,
 		hint: "deploy/kustomize/rbac has it",
 	}
 }
@@ -88,7 +89,8 @@ func (w *Workload) get(ctx context.Context) (*workload, error) {
 			return o, err
 		}
 	}
-	return nil, fault.New(fault.Refused, "there is neither a StatefulSet nor a Deployment %s/%s to restart: set DBCONNECTOR_ADOPT=none, or correct DBCONNECTOR_VCLUSTER_NAME", w.namespace, w.name)
+	return nil, fault.New(fault.Refused, "there is neither a StatefulSet nor a Deployment %s/%s to restart: set DBCONNECTOR_ADOPT=none, or correct "+
+		"DBCONNECTOR_VCLUSTER_NAME", w.namespace, w.name)
 }
 
 // marks are the annotations for a record's active credential.

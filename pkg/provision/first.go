@@ -46,15 +46,19 @@ const allowNew = "if a new, empty database is meant, set DBCONNECTOR_ALLOW_NEW=t
 func (f *FirstStart) Check(ctx context.Context, begun bool) (ran string, err error) {
 	switch {
 	case f.AllowNew == NewNever:
-		return "", fault.New(fault.Refused, "there is no record of a database that was complete, and DBCONNECTOR_ALLOW_NEW=false forbids to begin with a new one: if there was a record, restore it from a backup; if it is lost and the database is there, or if a new one is meant, set DBCONNECTOR_ALLOW_NEW=true for one start")
+		return "", fault.New(fault.Refused, "there is no record of a database that was complete, and DBCONNECTOR_ALLOW_NEW=false forbids to begin with a new one: "+
+			"if there was a record, restore it from a backup; if it is lost and the database is there, or if a new one is meant, set DBCONNECTOR_ALLOW_NEW=true for "+
+			"one start")
 	case f.AllowNew == NewAlways:
 		return "", nil
 	case begun:
 		return f.ranBefore(ctx)
 	case f.Pod != "" && !podOf(f.Pod, f.VCluster):
-		return "", fault.New(fault.Refused, "there is no record for vCluster %q, and the pod %q is not one of that name's: DBCONNECTOR_VCLUSTER_NAME must be the name of the Helm release; %s", f.VCluster, f.Pod, allowNew)
+		return "", fault.New(fault.Refused, "there is no record for vCluster %q, and the pod %q is not one of that name's: DBCONNECTOR_VCLUSTER_NAME must be the "+
+			"name of the Helm release; %s", f.VCluster, f.Pod, allowNew)
 	case strings.HasPrefix(f.ServiceAccount, "vc-") && f.ServiceAccount != "vc-"+f.VCluster:
-		return "", fault.New(fault.Refused, "there is no record for vCluster %q, and the ServiceAccount %q is that of another one: DBCONNECTOR_VCLUSTER_NAME must be the name of the Helm release; %s", f.VCluster, f.ServiceAccount, allowNew)
+		return "", fault.New(fault.Refused, "there is no record for vCluster %q, and the ServiceAccount %q is that of another one: DBCONNECTOR_VCLUSTER_NAME must "+
+			"be the name of the Helm release; %s", f.VCluster, f.ServiceAccount, allowNew)
 	}
 	if err := f.renamed(ctx); err != nil {
 		return "", err
@@ -92,7 +96,9 @@ func (f *FirstStart) renamed(ctx context.Context) error {
 	case err != nil || secret == "":
 		return err
 	}
-	return fault.New(fault.Refused, "there is no record for vCluster %q, and secret %s/%s is that of vCluster %q, which has data and is not there any more: was the release renamed? To go on with its data set DBCONNECTOR_VCLUSTER_NAME back, or DBCONNECTOR_RECORD_SECRET=%s and DBCONNECTOR_TENANT_UID to its tenantUID; %s",
+	return fault.New(fault.Refused, "there is no record for vCluster %q, and secret %s/%s is that of vCluster %q, which has data and is not there any more: "+
+		"was the release renamed? To go on with its data set DBCONNECTOR_VCLUSTER_NAME back, or DBCONNECTOR_RECORD_SECRET=%s and DBCONNECTOR_TENANT_UID to its "+
+		"tenantUID; %s",
 		f.VCluster, f.Namespace, secret, vcluster, secret, allowNew)
 }
 

@@ -21,7 +21,9 @@ func (r *run) uid(ctx context.Context, record *tenant.Record) (string, error) {
 		}
 	}
 	if record != nil && record.UID != uid {
-		return "", fault.New(fault.Refused, "%s names another tenant than this namespace and vCluster are, and with the admin's credential only the own one may be touched: if its database was moved here for good, set DBCONNECTOR_TENANT_UID=%s; if not, it was edited by hand: restore it from a backup, or delete it: %s",
+		return "", fault.New(fault.Refused, "%s names another tenant than this namespace and vCluster are, and with the admin's credential only the own one may "+
+			"be touched: if its database was moved here for good, set DBCONNECTOR_TENANT_UID=%s; if not, it was edited by hand: restore it from a backup, or delete "+
+			"it: %s",
 			r.RecordName, fault.Show(record.UID), r.ForgetCommand)
 	}
 	return uid, nil
@@ -43,10 +45,12 @@ func (r *run) belongs(record *tenant.Record) error {
 	switch {
 	case record == nil || record.Of(r.Namespace, r.VCluster, r.TenantUID):
 	case r.TenantUID != "":
-		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the record out of the way: %s",
+		return fault.New(fault.Refused, "%s belongs to tenant UID %s, and DBCONNECTOR_TENANT_UID=%s: set the variable to the former to keep its data, or move the "+
+			"record out of the way: %s",
 			r.RecordName, fault.Show(record.UID), fault.Show(r.TenantUID), r.ForgetCommand)
 	default:
-		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s to go on with its data; if it was copied, delete it: %s",
+		return fault.New(fault.Refused, "%s was made for vCluster %q in namespace %q: if it was moved here and the old one is gone, set DBCONNECTOR_TENANT_UID=%s "+
+			"to go on with its data; if it was copied, delete it: %s",
 			r.RecordName, record.VCluster, record.Namespace, record.UID, r.ForgetCommand)
 	}
 	return nil
@@ -59,14 +63,17 @@ func (r *run) guard(record *tenant.Record, at dbserver.Server, err error) error 
 	case !fault.Is(err, fault.NoDatabase):
 		return err
 	case !record.Provisioned() && r.ranBefore != "" && !r.createdDatabase:
-		return fault.New(fault.Refused, "this control plane has run before (%s), and neither is there a record of its database nor is database %q on %s: refusing to start on an empty one; "+
-			"if its data is in another store (SQLite, etcd, another database), it has to stay there; if the data is to be given up, set DBCONNECTOR_ALLOW_NEW=true for one start",
+		return fault.New(fault.Refused, "this control plane has run before (%s), and neither is there a record of its database nor is database %q on %s: refusing "+
+			"to start on an empty one; "+
+			"if its data is in another store (SQLite, etcd, another database), it has to stay there; if the data is to be given up, set DBCONNECTOR_ALLOW_NEW=true "+
+			"for one start",
 			r.ranBefore, record.Database, at.Address())
 	case !record.Provisioned():
 		return fault.New(fault.Unavailable, "database %q vanished while it was set up: %w", record.Database, err)
 	}
 	return fault.New(fault.Refused, "%s says that database %q was provisioned on %s, and it is not on %s: refusing to start on an empty one; "+
-		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin again, set DBCONNECTOR_ALLOW_NEW=true for one start, and: %s",
+		"bring the database back (restore it, or let the connector point at the server that has it); to give its data up and begin again, set "+
+		"DBCONNECTOR_ALLOW_NEW=true for one start, and: %s",
 		r.RecordName, record.Database, record.Server.Address(), at.Address(), r.ForgetCommand)
 }
 

@@ -174,7 +174,8 @@ func (l *loop) turn(ctx context.Context) time.Duration {
 			}
 		}
 		if !l.record.Of(l.Namespace, l.VCluster, l.TenantUID) {
-			return l.fail(readRecord, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q: a copy must not change the original's password; the next start of init says what to do",
+			return l.fail(readRecord, fault.New(fault.Refused, "the record was made for vCluster %q in namespace %q: a copy must not change the original's password; "+
+				"the next start of init says what to do",
 				l.record.VCluster, l.record.Namespace))
 		}
 		now := l.Now()

@@ -66,7 +66,8 @@ func (l *loop) project(ctx context.Context) error {
 	if !l.trusted && l.Replaces(l.record) {
 		err := l.open(l.record.Server).Login(ctx, l.record.Login(l.record.Active))
 		if fault.Is(err, fault.WrongPassword) {
-			return fmt.Errorf("the record has another active login than the hand-over, and it is locked out: the hand-over stays as it is, the next start of init repairs the record: %w", err)
+			return fmt.Errorf("the record has another active login than the hand-over, and it is locked out: the hand-over stays as it is, the next start of init "+
+				"repairs the record: %w", err)
 		}
 		if err != nil {
 			return err

@@ -124,11 +124,13 @@ func (s *Store) read() (*tenant.Record, []byte, error) {
 	case err != nil:
 		return nil, nil, classify(s.dir, "reading the tenant's record", err)
 	case len(data) > maxRecord:
-		return nil, nil, fault.New(fault.Refused, "file %q has more than %d bytes, so it is not a tenant's record: restore it from a backup, or move it away", path, maxRecord)
+		return nil, nil, fault.New(fault.Refused, "file %q has more than %d bytes, so it is not a tenant's record: restore it from a backup, or move it away",
+			path, maxRecord)
 	}
 	r, err := tenant.DecodeRecord(data)
 	if err != nil {
-		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set again", path, err)
+		return nil, nil, fault.New(fault.Refused, "file %q: %w; restore it from a backup, or move it away: then the password of the tenant's database is set "+
+			"again", path, err)
 	}
 	r.Facts = s.readFacts()
 	return r, data, nil

@@ -211,7 +211,8 @@ func DecodeRecord(data []byte) (*Record, error) {
 		return nil, fault.New(fault.Refused, "reading the tenant's record: it is not JSON")
 	}
 	if version.Version != RecordVersion {
-		return nil, fault.New(fault.Refused, "reading the tenant's record: it has format version %d, this program knows version %d: use the dbconnector release that wrote it, or a later one",
+		return nil, fault.New(fault.Refused, "reading the tenant's record: it has format version %d, this program knows version %d: use the dbconnector release "+
+			"that wrote it, or a later one",
 			version.Version, RecordVersion)
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))

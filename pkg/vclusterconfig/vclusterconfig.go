@@ -156,12 +156,14 @@ func (c *Config) Warnings() []string {
 	}
 	var list []string
 	if c.open {
-		list = append(list, fmt.Sprintf("vCluster config: %s.dataSource is empty: a control plane that misses the hand-over would start on an empty SQLite; write %q", c.path, Placeholder))
+		list = append(list, fmt.Sprintf("vCluster config: %s.dataSource is empty: a control plane that misses the hand-over would start on an empty SQLite; write "+
+			"%q", c.path, Placeholder))
 	}
 	// vCluster logs kine's arguments (docs/failures.md F28). What is not a boolean here is vCluster's to refuse.
 	if node, err := walk(c.doc, logFile); err == nil {
 		if on, _ := boolean(node); on {
-			list = append(list, "vCluster config: "+logFile+" is true: vCluster writes kine's arguments, the tenant's password among them, to a log file that outlives its rotation; switch it off, or keep the file where only admins read it")
+			list = append(list, "vCluster config: "+logFile+" is true: vCluster writes kine's arguments, the tenant's password among them, to a log file that "+
+				"outlives its rotation; switch it off, or keep the file where only admins read it")
 		}
 	}
 	return list
@@ -192,7 +194,8 @@ func checkStore(store *yaml.Node, path string) error {
 		case value.Kind != yaml.ScalarNode:
 			return refuse("%s.dataSource: must be a string", path)
 		case value.Value != "" && value.Value != Placeholder: // which may be a DSN with a password
-			return refuse("%s.dataSource: names a store of its own: a control plane with data there would start on an empty database; if this is what you want, write %q", path, Placeholder)
+			return refuse("%s.dataSource: names a store of its own: a control plane with data there would start on an empty database; if this is what you want, "+
+				"write %q", path, Placeholder)
 		}
 	}
 	if value := find(store, "identityProvider"); value != nil && !isNull(value) && (value.Kind != yaml.ScalarNode || value.Value != "") {

@@ -42,7 +42,8 @@ func Asked(arguments []string) (bool, error) {
 		if end := strings.IndexAny(argument, "=:"); end >= 0 {
 			argument = argument[:end]
 		}
-		return false, fault.New(fault.Refused, "the argument %s is not known: settings are environment variables, and the only argument is -version", fault.Show(argument))
+		return false, fault.New(fault.Refused, "the argument %s is not known: settings are environment variables, and the only argument is -version",
+			fault.Show(argument))
 	}
 	return len(arguments) > 0, nil
 }

@@ -195,7 +195,8 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	case readOnly:
 		return false, fault.New(fault.Refused, "login %q finds the server read-only: point the connector at the primary (%s)", login.User, d.readOnlyName)
 	case closed:
-		return false, fault.New(fault.Refused, "database %q is read-only, and a control plane cannot work on it: ALTER DATABASE %s READ ONLY = 0", login.Database, quote(login.Database))
+		return false, fault.New(fault.Refused, "database %q is read-only, and a control plane cannot work on it: ALTER DATABASE %s READ ONLY = 0", login.Database,
+			quote(login.Database))
 	case n == 0:
 		return false, nil
 	}
@@ -203,7 +204,8 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	err = session.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&data)
 	switch {
 	case err != nil && (ctx.Err() != nil || numberOf(err) == lockWaitTimeout):
-		return false, fault.New(fault.Unavailable, "table kine of database %q does not answer: if the server does else, a session has locked the table; SHOW FULL PROCESSLIST shows what works on it, and KILL ends it", login.Database)
+		return false, fault.New(fault.Unavailable, "table kine of database %q does not answer: if the server does else, a session has locked the table; SHOW FULL "+
+			"PROCESSLIST shows what works on it, and KILL ends it", login.Database)
 	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
@@ -261,7 +263,8 @@ func overreach(ctx context.Context, conn *sql.Conn, login tenant.Login) (warning
 		return nil, fault.New(fault.Refused, "login %q has privileges on the whole server (%s): revoke them", login.User, strings.Join(global, ", "))
 	}
 	// SCHEMATA holds just the databases on which a login has any right, by whatever grant, wildcard, role or anonymous account.
-	others, err := column(ctx, conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database)
+	others, err := column(ctx, conn, "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME "+
+		"NOT IN (?, 'information_schema', 'performance_schema') ORDER BY 1", login.Database)
 	if err != nil {
 		return nil, fmt.Errorf("asking which databases login %q sees: %w", login.User, err)
 	}
@@ -318,13 +321,15 @@ func (a *Admin) introduce(ctx context.Context) error {
 	var readOnly, strict, proxies bool
 	var policy, user, host string
 	if err := a.session.conn.QueryRowContext(ctx, "SELECT "+a.dialect.readOnly+", "+a.dialect.policies+
-		", LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - LOCATE('@', REVERSE(CURRENT_USER()))), SUBSTRING_INDEX(CURRENT_USER(), '@', -1)").Scan(&readOnly, &strict, &a.flushes, &proxies, &policy, &user, &host); err != nil {
+		", LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - LOCATE('@', REVERSE(CURRENT_USER()))), SUBSTRING_INDEX(CURRENT_USER(), '@', -1)").
+		Scan(&readOnly, &strict, &a.flushes, &proxies, &policy, &user, &host); err != nil {
 		return fmt.Errorf("asking whether the server is read-only: %w", classify(err))
 	}
 	a.server.strict.Store(strict)
 	a.dialect, a.account = a.dialect.under(policy), quote(user)+"@"+quote(host)
 	if proxies { // any login may grant PROXY, and MySQL 9.7 lets it do so on all accounts (docs/failures.md S17)
-		return fault.New(fault.Refused, "check_proxy_users is ON: an account could work as another one, by the will of any tenant; SET PERSIST check_proxy_users = OFF")
+		return fault.New(fault.Refused, "check_proxy_users is ON: an account could work as another one, by the will of any tenant; "+
+			"SET PERSIST check_proxy_users = OFF")
 	}
 	if readOnly {
 		return fault.New(fault.Refused, "the server is read-only (%s): point the connector at the primary", a.dialect.readOnlyName)
@@ -369,7 +374,8 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 	case !seen.database && (spec.Provisioned || spec.Existing):
 		return outcome, fault.New(fault.NoDatabase, "database %q is not on this server", spec.Database)
 	case seen.database && !seen.ours(spec):
-		return outcome, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: CREATE ROLE %s",
+		return outcome, fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), "+
+			"mark it: CREATE ROLE %s",
 			spec.Database, quote(spec.Owner))
 	}
 	for _, s := range plan(a.dialect, seen, spec, a.server.server.SSLMode != dbserver.Disable) {
@@ -379,17 +385,20 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		outcome.Changes = append(outcome.Changes, s.name)
 	}
 	if len(seen.loans) == maxLoans {
-		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("at least %d rights were given to or by the tenant's logins: the next run of init takes back what is left of them", maxLoans))
+		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("at least %d rights were given to or by the tenant's logins: the next run of init takes back what "+
+			"is left of them", maxLoans))
 	}
 	for _, l := range seen.loans {
 		switch {
 		case !l.foreign() || l.rights == "PROXY":
 		case l.database == "":
-			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has GRANT OPTION on the whole server and no other right there, as a tenant's login may give it; if the admin of the server did not: %s",
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has GRANT OPTION on the whole server and no other right there, as a tenant's "+
+				"login may give it; if the admin of the server did not: %s",
 				l.user, l.host, l.advice()))
 			continue
 		default:
-			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights in the tenant's database %s; if the admin of the server did not grant them: %s",
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights in the tenant's database %s; if the admin of the server did not "+
+				"grant them: %s",
 				l.user, l.host, quote(l.database), l.advice()))
 			continue
 		}
@@ -400,12 +409,14 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 				outcome.Changes = append(outcome.Changes, change)
 			}
 			if l.database == spec.Database {
-				outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' had rights in the tenant's database, which are revoked now. A session that has selected the database keeps them: "+
+				outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' had rights in the tenant's database, which are revoked now. A session that "+
+					"has selected the database keeps them: "+
 					"KILL each of SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '%[1]s' AND DB = '%[3]s'", l.user, l.host, l.database))
 			}
 		case numberOf(err) == noSuchGrant || numberOf(err) == noSuchTableGrant:
 		case numberOf(err) == proxyDenied || fault.Is(classify(err), fault.NoAccess): // few admins have PROXY on all accounts WITH GRANT OPTION
-			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights that a tenant's login gave away, and the admin may not revoke them (%v). As root: %s",
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' has rights that a tenant's login gave away, and the admin may not revoke them "+
+				"(%v). As root: %s",
 				l.user, l.host, classify(err), l.advice()))
 		default:
 			return outcome, fmt.Errorf("ensuring the tenant's database: revoking what a login gave away: %w", a.explain(err))
@@ -421,13 +432,15 @@ func (a *Admin) explain(err error) error {
 	if a.dialect.hashes && numberOf(err) == optionPrevents && errors.As(err, &server) && strings.Contains(server.Message, "strict-password-validation") {
 		// In force where a password plugin is loaded, it takes no hash. To send clear text instead would silently put
 		// passwords into the server's logs. The number alone also stands for other options; their names are not translated.
-		return fault.New(fault.Refused, "%w; passwords travel as hashes, so that the server's logs do not show them: SET GLOBAL strict_password_validation = OFF (the passwords have 40 characters of all classes)", err)
+		return fault.New(fault.Refused, "%w; passwords travel as hashes, so that the server's logs do not show them: SET GLOBAL strict_password_validation = OFF "+
+			"(the passwords have 40 characters of all classes)", err)
 	}
 	if numberOf(err) == noPlugin { // at a login this would be for a new password to cure
 		return fault.New(fault.Refused, "%w", err)
 	}
 	if fault.Is(err, fault.NoAccess) || fault.Is(err, fault.WrongPassword) { // a GRANT beyond one's own rights is answered with 1045
-		return fault.New(fault.Refused, "the admin %q may not do this: %w; what it needs: GRANT CREATE USER, PROCESS ON *.* TO %s; GRANT %s ON *.* TO %[3]s WITH GRANT OPTION",
+		return fault.New(fault.Refused, "the admin %q may not do this: %w; what it needs: GRANT CREATE USER, PROCESS ON *.* TO %s; GRANT %s ON *.* TO %[3]s WITH "+
+			"GRANT OPTION",
 			a.user, err, a.account, strings.Join(privileges, ", "))
 	}
 	return err
@@ -577,7 +590,8 @@ func oneNode(ctx context.Context, conn *sql.Conn, user string) error {
 	switch {
 	case err == nil && size != "0" && size != "1":
 		// PROCESSLIST is of one node. A session on another one would count as none.
-		return fault.New(fault.Refused, "the server is one of a Galera cluster of %s nodes: it cannot be told whether login %q is in use on another one, and a password in use must not be changed", size, user)
+		return fault.New(fault.Refused, "the server is one of a Galera cluster of %s nodes: it cannot be told whether login %q is in use on another one, and a "+
+			"password in use must not be changed", size, user)
 	case err != nil && !errors.Is(err, sql.ErrNoRows):
 		return fmt.Errorf("looking for sessions of login %q: %w", user, classify(err))
 	}
@@ -592,7 +606,8 @@ func (a *Admin) InUse(ctx context.Context, user string) (bool, error) {
 		return false, fmt.Errorf("looking for sessions of login %q: %w", user, err)
 	}
 	if len(process) == 0 {
-		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* TO %s", a.user, a.account)
+		return false, fault.New(fault.Refused, "the admin %q sees no sessions of others, and a password in use must not be changed: GRANT PROCESS ON *.* TO %s",
+			a.user, a.account)
 	}
 	if err := oneNode(ctx, a.session.conn, user); err != nil {
 		return false, err

@@ -59,11 +59,13 @@ type dialect struct {
 var (
 	dialectMySQL = dialect{ //nolint:gosec // statements, no passwords
 		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only OR @@transaction_read_only",
-		readOnlyName:     "read_only, super_read_only, innodb_read_only, transaction_read_only",
-		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
-		policies:         "FALSE, FALSE, @@global.check_proxy_users, CONCAT('' /*!80027 , @@global.authentication_policy */)",
-		roleHost:         "%", everyone: "User <> '' AND LOCATE(User, @@global.mandatory_roles) > 0",
-		identified: "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal, ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
+		readOnlyName: "read_only, super_read_only, innodb_read_only, transaction_read_only",
+		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS " +
+			"WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
+		policies: "FALSE, FALSE, @@global.check_proxy_users, CONCAT('' /*!80027 , @@global.authentication_policy */)",
+		roleHost: "%", everyone: "User <> '' AND LOCATE(User, @@global.mandatory_roles) > 0",
+		identified: "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal,
+		ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
 	dialectMariaDB = dialect{
 		name: "MariaDB", readOnlyName: "read_only, innodb_read_only, tx_read_only", roleHost: "", everyone: "User = 'PUBLIC' AND Host = ''",
@@ -218,12 +220,16 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		sql  string
 		args [][]any
 	}{
-		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv WHERE " + ours + " OR Proxied_user IN (?, ?) OR Grantor REGEXP ?", [][]any{both, both, {login + "@"}}},
+		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv" +
+			" WHERE " + ours + " OR Proxied_user IN (?, ?) OR Grantor REGEXP ?", [][]any{both, both, {login + "@"}}},
 		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', '', '', '', " + d.everyone + " FROM mysql.user WHERE Grant_priv = 'Y'" +
 			" AND 'Y' NOT IN (Select_priv, Insert_priv, Update_priv, Delete_priv, Create_priv, Drop_priv, Alter_priv, Index_priv, Create_user_priv, Super_priv)", nil},
-		{" UNION ALL SELECT User, Host, '', '', " + rights(lentDatabase, "Grant_priv = 'Y'") + ", '', Db, '', " + d.everyone + " FROM mysql.db WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
-		{" UNION ALL SELECT User, Host, '', '', " + rights(lentTable, "FIND_IN_SET('Grant', Table_priv)") + ", '', Db, Table_name, " + d.everyone + " FROM mysql.tables_priv WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
-		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', Routine_type, Db, Routine_name, " + d.everyone + " FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + ")", [][]any{both}},
+		{" UNION ALL SELECT User, Host, '', '', " + rights(lentDatabase, "Grant_priv = 'Y'") + ", '', Db, '', " + d.everyone +
+			" FROM mysql.db WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
+		{" UNION ALL SELECT User, Host, '', '', " + rights(lentTable, "FIND_IN_SET('Grant', Table_priv)") + ", '', Db, Table_name, " + d.everyone +
+			" FROM mysql.tables_priv WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
+		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', Routine_type, Db, Routine_name, " + d.everyone +
+			" FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + ")", [][]any{both}},
 	} {
 		query += part.sql
 		args = append(args, slices.Concat(part.args...)...)

@@ -250,7 +250,8 @@ func unmarked(seen catalog, spec engine.Spec) error {
 	if len(seen.admins) > 0 {
 		admins = " (" + strings.Join(shown(seen.admins), ", ") + " may administer it)"
 	}
-	return fault.New(fault.Refused, "role %s exists and carries no mark of this tenant%s, so others may know its password; if it is this tenant's own (restored from a dump, say), mark it: %s",
+	return fault.New(fault.Refused, "role %s exists and carries no mark of this tenant%s, so others may know its password; if it is this tenant's own "+
+		"(restored from a dump, say), mark it: %s",
 		strings.Join(names, ", "), admins, strings.Join(remedy, "; "))
 }
 

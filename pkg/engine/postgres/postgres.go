@@ -106,7 +106,9 @@ func (s *Server) connect(ctx context.Context, user string, password dbserver.Pas
 type attempt struct{}
 
 // dial is one attempt to connect. answered says that the server has said something.
-func (s *Server) dial(ctx context.Context, user string, password dbserver.Password, database string, settings map[string]string) (conn *pgx.Conn, answered bool, err error) {
+func (s *Server) dial(ctx context.Context, user string, password dbserver.Password, database string, settings map[string]string) (
+	conn *pgx.Conn, answered bool, err error,
+) {
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything that
 	// matters is overwritten.
 	config, err := pgx.ParseConfig("sslmode=disable host=localhost")
@@ -219,7 +221,8 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	// there yet leaves no error in the server's log.
 	var table, data bool
 	var readOnly, wait string
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only'), pg_catalog.set_config('lock_timeout', '3s', false)").
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only'), "+
+		"pg_catalog.set_config('lock_timeout', '3s', false)").
 		Scan(&table, &readOnly, &wait); err != nil {
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
@@ -268,7 +271,8 @@ func (s *Server) readOnly(ctx context.Context, conn *pgx.Conn, login tenant.Logi
 	case source == "database":
 		return fault.New(fault.Refused, "database %q is read-only: ALTER DATABASE %s RESET default_transaction_read_only", login.Database, quote(login.Database))
 	}
-	return fault.New(fault.Refused, "the server is read-only (default_transaction_read_only): make room where its disk is full, and switch the setting off where no service does that by itself")
+	return fault.New(fault.Refused, "the server is read-only (default_transaction_read_only): make room where its disk is full, and switch the setting off "+
+		"where no service does that by itself")
 }
 
 // Verify logs in as a tenant and asks the server what it could do there. It asks and does not try, so that nothing but
@@ -313,13 +317,17 @@ func (s *Server) Verify(ctx context.Context, login tenant.Login, names tenant.Na
 	case readOnly:
 		return nil, fault.New(fault.Refused, "login %q finds the server read-only: point the connector at the primary", login.User)
 	case current != names.Owner:
-		return nil, fault.New(fault.Refused, "login %q works as role %q and not as %q: what one slot creates, the other could not use", login.User, current, names.Owner)
+		return nil, fault.New(fault.Refused, "login %q works as role %q and not as %q: what one slot creates, the other could not use", login.User, current,
+			names.Owner)
 	case !creates:
-		return nil, fault.New(fault.Refused, "login %q may not create tables in schema public of database %q: grant USAGE and CREATE on it to %q", login.User, login.Database, names.Owner)
+		return nil, fault.New(fault.Refused, "login %q may not create tables in schema public of database %q: grant USAGE and CREATE on it to %q", login.User,
+			login.Database, names.Owner)
 	case len(mighty) > 0:
-		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User, strings.Join(shown(mighty), ", "))
+		return nil, fault.New(fault.Refused, "login %q has more rights than a tenant may have, through role %s: revoke what was granted to it", login.User,
+			strings.Join(shown(mighty), ", "))
 	case len(open) > 0:
-		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC, or from the role that it was granted to", login.User, strings.Join(open, ", "))
+		return nil, fault.New(fault.Refused, "login %q could connect to another tenant's database %s: revoke CONNECT on it from PUBLIC, or from the role that it "+
+			"was granted to", login.User, strings.Join(open, ", "))
 	}
 	var warnings []string
 	if len(foreign) > 0 {
@@ -395,7 +403,8 @@ func (a *Admin) introduce(ctx context.Context) error {
 	case recovery:
 		return fault.New(fault.Refused, "the server is a standby (pg_is_in_recovery): point the connector at the primary")
 	case readOnly:
-		return fault.New(fault.Refused, "the server is read-only (transaction_read_only): point the connector at the primary, or switch default_transaction_read_only off")
+		return fault.New(fault.Refused, "the server is read-only (transaction_read_only): point the connector at the primary, or switch "+
+			"default_transaction_read_only off")
 	case !a.session.superuser && (!a.session.createDB || !a.session.createRole):
 		return fault.New(fault.Refused, `the admin %q may not create databases and roles: ALTER ROLE %s CREATEDB CREATEROLE`, a.session.user, quote(a.session.user))
 	}
@@ -417,7 +426,8 @@ func (a *Admin) Lock(ctx context.Context, names tenant.Names) error {
 	}
 	// Others may be in a database that has been made since, and that comes before this one.
 	var another string
-	err := a.conn.QueryRow(ctx, `SELECT COALESCE(pg_catalog.min(d.datname::text), '') FROM pg_catalog.pg_database d WHERE d.datname = ANY($1)`, before).Scan(&another)
+	err := a.conn.QueryRow(ctx, `SELECT COALESCE(pg_catalog.min(d.datname::text), '') FROM pg_catalog.pg_database d WHERE d.datname = ANY($1)`,
+		before).Scan(&another)
 	switch {
 	case err != nil:
 		return fmt.Errorf("waiting for the tenant's lock: %w", classify(err))
@@ -509,10 +519,12 @@ func (a *Admin) look(ctx context.Context, spec engine.Spec) (catalog, error) {
 	case seen.database == nil && (spec.Provisioned || spec.Existing):
 		err = fault.New(fault.NoDatabase, "database %q is not on this server", spec.Database)
 	case seen.database != nil && !seen.ours(spec):
-		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: COMMENT ON DATABASE %s IS %s",
+		err = fault.New(fault.Refused, "database %q exists and carries no mark of this tenant; if it is this tenant's own (restored from a dump, say), mark it: "+
+			"COMMENT ON DATABASE %s IS %s",
 			spec.Database, quote(spec.Database), literal(spec.Marker))
 	case seen.database != nil && seen.database.limit == invalid:
-		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and no session can enter it: DROP DATABASE %s, and restore it if it held data",
+		err = fault.New(fault.Refused, "database %q is what an interrupted DROP DATABASE left, and no session can enter it: DROP DATABASE %s, and restore it if "+
+			"it held data",
 			spec.Database, quote(spec.Database))
 	default:
 		err = unmarked(seen, spec)
@@ -571,8 +583,9 @@ func (a *Admin) expel(ctx context.Context, names tenant.Names, outcome *engine.O
 	if code(err) == insufficientPrivilege {
 		err = a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database).Scan(&n)
 		if err == nil && n > 0 {
-			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q has %d foreign sessions, of logins that may not connect to it any more, and the admin may not end them: "+
-				"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND NOT has_database_privilege(usesysid, datid, 'CONNECT')", names.Database, n, literal(names.Database)))
+			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q has %d foreign sessions, of logins that may not connect to it any more, and "+
+				"the admin may not end them: SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s "+
+				"AND NOT has_database_privilege(usesysid, datid, 'CONNECT')", names.Database, n, literal(names.Database)))
 		}
 		n = 0
 	}
