@@ -628,10 +628,11 @@ func TestCasesAreListed(t *testing.T) {
 	}
 }
 
-// TestCasesNameTheirTests: each case names tests, or files of tests, and these cite it.
+// TestCasesNameTheirTests: each case names tests, or files of tests, and these cite it; and each test that cites a case is named there.
 func TestCasesNameTheirTests(t *testing.T) {
 	t.Parallel()
 	sources := map[string]string{} // of the functions that are tests, and of the files that they are in
+	in := map[string]string{}      // the file of a test
 	function := regexp.MustCompile(`(?ms)^(?://[^\n]*\n)*func ((?:Test|Fuzz)\w+)\(.*?^}\n`)
 	for _, path := range files(t, ".go", "cmd", "pkg", "test") {
 		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "pkg/engine/enginetest/") {
@@ -640,12 +641,23 @@ func TestCasesNameTheirTests(t *testing.T) {
 		text := read(t, path)
 		sources[path] = text
 		for _, m := range function.FindAllStringSubmatch(text, -1) {
-			sources[m[1]] += m[0]
+			sources[m[1]], in[m[1]] = sources[m[1]]+m[0], path
 		}
 	}
 	rows := regexp.MustCompile(`(?m)^\| ([BSF][0-9]+) \|.*\| ([^|]*) \|$`).FindAllStringSubmatch(read(t, "docs/failures.md"), -1)
 	if len(rows) < 40 {
 		t.Fatalf("only %d cases found: this test looks in the wrong way", len(rows))
+	}
+	named := map[string]string{}
+	for _, row := range rows {
+		named[row[1]] = row[2]
+	}
+	for name, path := range in {
+		for _, c := range regexp.MustCompile(`\b[BSF][1-9][0-9]?\b`).FindAllString(sources[name], -1) {
+			if !strings.Contains(named[c], "`"+name+"`") && !strings.Contains(named[c], "`"+path+"`") {
+				t.Errorf("%s (%s) cites case %s, whose row in docs/failures.md does not name it", name, path, c)
+			}
+		}
 	}
 	for _, row := range rows {
 		tests := regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1)
