@@ -23,6 +23,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dbconnector/pkg/fault"
@@ -55,16 +56,15 @@ type Metrics struct {
 func New() *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	gauge := func(name, help string) prometheus.Gauge {
-		g := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "dbconnector", Name: name, Help: help})
-		m.registry.MustRegister(g)
-		return g
+	factory := promauto.With(m.registry)
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return factory.NewGaugeVec(prometheus.GaugeOpts{Namespace: "dbconnector", Name: name, Help: help}, labels)
 	}
-	counter := func(name, help string) prometheus.Counter {
-		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "dbconnector", Name: name, Help: help})
-		m.registry.MustRegister(c)
-		return c
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return factory.NewCounterVec(prometheus.CounterOpts{Namespace: "dbconnector", Name: name, Help: help}, labels)
 	}
+	gauge := func(name, help string) prometheus.Gauge { return gauges(name, help).WithLabelValues() }
+	counter := func(name, help string) prometheus.Counter { return counters(name, help).WithLabelValues() }
 	m.Generation = gauge("credential_generation", "Generation of the active credential.")
 	m.RotatedAt = gauge("credential_rotated_timestamp_seconds", "When the active credential became active, in Unix time.")
 	m.DueAt = gauge("rotation_due_timestamp_seconds", "When the next rotation is due, in Unix time.")
@@ -73,31 +73,13 @@ func New() *Metrics {
 	m.Failing = gauge("consecutive_failures", "Failures in a row; 0 when all that was to be done succeeded.")
 	m.Rotations = counter("rotations_total", "Rotations that this replica committed.")
 	m.Retirements = counter("retirements_total", "Old credentials that this replica made invalid.")
-	m.Postponements = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "dbconnector", Name: "postponements_total",
-		Help: "How often a step that was due was postponed, by reason.",
-	}, []string{"reason"})
-	m.Postponed = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "dbconnector", Name: "postponed",
-		Help: "1 while a step that is due is postponed, by reason; 0 while steps fail.",
-	}, []string{"reason"})
-	m.Failures = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "dbconnector", Name: "failures_total",
-		Help: "Steps that failed, by step.",
-	}, []string{"step"})
-	m.LockedOut = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "dbconnector", Name: "locked_out",
-		Help: "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: the next run of init repairs it.",
-	}, []string{"login"})
-	m.AdoptInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "dbconnector", Name: "adopt_info",
-		Help: "1 for the mode of adoption that is set: none or rollout.",
-	}, []string{"mode"})
-	m.BuildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: "dbconnector", Name: "build_info",
-		Help: "1 for the version of the program and that of its compiler.",
-	}, []string{"version", "goversion"})
-	m.registry.MustRegister(m.Postponements, m.Postponed, m.Failures, m.LockedOut, m.AdoptInfo, m.BuildInfo)
+	m.Postponements = counters("postponements_total", "How often a step that was due was postponed, by reason.", "reason")
+	m.Postponed = gauges("postponed", "1 while a step that is due is postponed, by reason; 0 while steps fail.", "reason")
+	m.Failures = counters("failures_total", "Steps that failed, by step.", "step")
+	m.LockedOut = gauges("locked_out", "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: "+
+		"the next run of init repairs it.", "login")
+	m.AdoptInfo = gauges("adopt_info", "1 for the mode of adoption that is set: none or rollout.", "mode")
+	m.BuildInfo = gauges("build_info", "1 for the version of the program and that of its compiler.", "version", "goversion")
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)
 	}
