@@ -109,11 +109,14 @@ func newConflictBackoff() wait.Backoff {
 	return wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: time.Second}
 }
 
-// step is the pause before the next try, at least as long as the server asked for in err.
+// longestDelay is the most that a server may ask for: its word comes over a network on which others may answer in its place.
+const longestDelay = 30 * time.Second
+
+// step is the pause before the next try, at least as long as the server asked for in err, up to longestDelay.
 func step(backoff *wait.Backoff, err error) time.Duration {
 	delay := backoff.Step()
 	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
-		delay = max(delay, time.Duration(seconds)*time.Second)
+		delay = max(delay, time.Duration(min(seconds, int(longestDelay/time.Second)))*time.Second)
 	}
 	return delay
 }
@@ -165,7 +168,13 @@ func refusedHint(err error) string {
 
 func classifyStatus(err error, status metav1.Status, call call) error {
 	said := fault.Words(err.Error()) // an admission policy's prose may be as long as it likes
+	if said == "" {
+		said = strings.TrimSpace(fmt.Sprintf("%d %s", status.Code, status.Reason))
+	}
 	switch {
+	case apierrors.IsNotFound(err) && apierrors.HasStatusCause(err, metav1.CauseTypeUnexpectedServerResponse):
+		// An API server says in its own words what is not there. To believe another one would be to give up a record.
+		return fault.Translate(fault.Unavailable, err, "%s: 404, and not in an API server's words: a proxy may have answered", call.doing)
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
 		return fault.Translate(fault.Unknown, err, "%s: %s", call.doing, said)
 	case apierrors.HasStatusCause(err, namespaceTerminating):

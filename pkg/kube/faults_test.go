@@ -130,6 +130,40 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// An answer that no API server has written gives up no record, and sets no pause beyond reason.
+func TestStrangersAnswers(t *testing.T) {
+	t.Parallel()
+	page := func(code int, header ...string) answer {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			for _, h := range header {
+				w.Header().Set("Retry-After", h)
+			}
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, "<html>no such page</html>")
+		}
+	}
+	record := newRecord()
+	c, s := play(t, page(404), object(stored(t, record, "1")))
+	got, err := c.Records("team-a", "rec", dsn).Load(within(t, 10*time.Second))
+	if err != nil || !got.Equal(record) {
+		t.Errorf("after a proxy's 404: %v, %v", got, err)
+	}
+	s.count(t, "GET", "GET")
+	for _, after := range []string{"3600", "1316133900"} {
+		c, _ := play(t, page(503, after), notFound)
+		var next time.Duration
+		c.OnWaiting(func(_ error, _ int, d time.Duration) { next = d })
+		if _, err := c.Records("team-a", "rec", dsn).Load(within(t, 50*time.Millisecond)); err == nil || next > longestDelay {
+			t.Errorf("Retry-After %s: waits %s, %v", after, next, err)
+		}
+	}
+	c, _ = play(t, status(429, "", ""), notFound)
+	if _, err := c.Records("team-a", "rec", dsn).Load(within(t, 50*time.Millisecond)); err == nil || !strings.Contains(err.Error(), "429") {
+		t.Errorf("without a word: %v", err)
+	}
+}
+
 func TestWhatPassesIsRepeated(t *testing.T) {
 	t.Parallel()
 	c, s := play(t, status(503, metav1.StatusReasonServiceUnavailable, "starting"), hangUp,

@@ -477,7 +477,8 @@ func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.
 // of N replicas that start together one writes it, while the others use what it wrote.
 func (r *run) intent(ctx context.Context, record *tenant.Record, uid string, at dbserver.Server) (*tenant.Record, error) {
 	var err error
-	if record != nil {
+	seen := record != nil
+	if seen {
 		record, err = r.Store.Load(ctx)
 	} else {
 		fresh := tenant.NewRecord(uid, r.Namespace, r.VCluster, at, r.ConnectionLimit)
@@ -495,7 +496,14 @@ func (r *run) intent(ctx context.Context, record *tenant.Record, uid string, at 
 	if err := r.belongs(record); err != nil {
 		return nil, err
 	}
-	return record, r.same(record)
+	if err := r.same(record); err != nil {
+		return nil, err
+	}
+	if !seen && record.Server != at {
+		// The record was away for a moment. Its server comes first: what works there must not be left for the connector's.
+		return nil, fault.New(fault.Unavailable, "the tenant's record was not there, and is there now, with another server than the connector's: looking at it again")
+	}
+	return record, nil
 }
 
 // passwords are for logins that have to be created; a slot whose password is not known gets one that is not kept, until

@@ -1001,6 +1001,36 @@ func TestEmptyDatabaseIsRefused(t *testing.T) {
 	}
 }
 
+// A record that is away for a moment (an answer of a proxy, kubectl replace) is looked at again: the tenant stays where its record says, and
+// is not taken to the connector's server.
+func TestRecordAwayForAMoment(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.must("preparing")
+	w.store.Record.Server = elsewhere
+	before, users := fmt.Sprint(w.store.Record), maps.Clone(w.server.Users)
+	hidden := w.store.Record
+	calls := 0
+	w.turn = func() {
+		switch calls++; calls {
+		case 1:
+			w.store.Record = nil
+		case 2:
+			w.store.Record = hidden
+		}
+	}
+	w.handed = nil
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := w.run(ctx, func(p *Init) { p.Patience = time.Hour })
+	if calls < 3 || !fault.Is(err, fault.Unavailable) || w.handed != nil {
+		t.Errorf("%d calls, %v, a hand-over %v: want to wait for the record's server", calls, err, w.handed)
+	}
+	if fmt.Sprint(w.store.Record) != before || !maps.Equal(w.server.Users, users) {
+		t.Errorf("the record is %v, want %v", w.store.Record, before)
+	}
+}
+
 // An outage of the server that the record names does not move a tenant at once; that it stays away does.
 func TestMoveNeedsPatience(t *testing.T) {
 	t.Parallel()

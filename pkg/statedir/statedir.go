@@ -176,7 +176,10 @@ const lockWait = 20 * time.Millisecond
 // kernel cannot be given up.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	l := flock.New(filepath.Join(s.dir, lockFile), flock.SetFlag(os.O_CREATE|os.O_RDWR)) // NFS gives no exclusive lock on what was opened to be read
-	got, err := l.TryLockContext(ctx, lockWait/2+rand.N(lockWait))                       //nolint:gosec // jitter, no secret
+	got, err := l.TryLock()
+	if !got && err == nil {
+		got, err = l.TryLockContext(ctx, lockWait/2+rand.N(lockWait)) //nolint:gosec // jitter, no secret
+	}
 	switch {
 	case got:
 		return func() { _ = l.Unlock() }, nil

@@ -113,9 +113,13 @@ func StartNode(ctx context.Context) (_ *Node, err error) {
 			err = errors.Join(err, n.cleanUp(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := goBuild(ctx, "", nil, "build", "-trimpath", "-ldflags", "-s -w", "-o", n.file("bin")+"/",
-		"dbconnector/test/bed/nodeinit", "dbconnector/test/bed/pause"); err != nil {
-		return nil, err
+	if err := os.Mkdir(n.file("bin"), 0o755); err != nil {
+		return nil, fmt.Errorf("starting node: %w", err)
+	}
+	for _, program := range []string{"nodeinit", "pause"} {
+		if err := Build(ctx, n.file("bin/"+program), "test/bed/"+program); err != nil {
+			return nil, err
+		}
 	}
 	n.helper = n.file("bin/nodeinit")
 	phase("build")
