@@ -13,8 +13,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestApplyConnector is F3: a connector that is corrected later is applied when the operator asks for it, and one sees whether it
-// was. Until then the record's settings hold, and a restart costs what it costs.
+// TestApplyConnector is F3: a connector that is corrected later is applied when the operator asks for it, and the
+// operator sees whether it was applied. Until then the record's settings hold, and a restart costs no more than before.
 func TestApplyConnector(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {
@@ -85,10 +85,10 @@ func TestApplyConnector(t *testing.T) {
 			}
 			front.take()
 
-			// What does not have this tenant's data is not applied, and nothing is changed by the attempt.
+			// A server without this tenant's data is not applied, and the attempt changes nothing.
 			for what, change := range map[string]map[string]string{
 				"a server without it":  connectorFor(engines[map[string]string{"postgres": "mariadb", "mysql": "postgres", "mariadb": "mysql"}[name]].get(t)),
-				"nobody listens there": with(good, map[string]string{"port": closedPort(t)}),
+				"no listener there":    with(good, map[string]string{"port": closedPort(t)}),
 				"a CA that is not its": with(good, map[string]string{"caCert": string(strangersCA(t))}),
 			} {
 				record, dsn := getSecret(t, v.namespace, v.recordName())["record.json"], read(t, v.outputDir, "dsn")

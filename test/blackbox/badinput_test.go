@@ -26,10 +26,10 @@ const (
 	moment = 1
 )
 
-// badInput is one thing that is wrong, and what the operator is told. The zero code is human.
+// badInput is one fault in the input, and the message that the operator gets. The zero code is human.
 type badInput struct {
 	name   string
-	reason string // why it happens, or why the answer is what it is
+	reason string // why it happens, or the reason for the answer
 	// on is the server of the connector that is made bad; PostgreSQL by default.
 	on     *shared
 	change func(tb testing.TB, s *site)
@@ -37,7 +37,7 @@ type badInput struct {
 	want   []string
 	// waits says that the program is right to try until its time limit.
 	waits bool
-	// late says that it can only be noticed when the work has begun. No hand-over is left even so.
+	// late says that the fault shows only after the work has begun. Even then no hand-over is left.
 	late bool
 }
 
@@ -73,8 +73,8 @@ func admin(user, password string) func(testing.TB, *site) {
 	return all(key("user", user), key("password", password))
 }
 
-// at lets the connector point at something that is not the server: it does not verify it, so that what answers there is
-// what matters.
+// at lets the connector point at something that is not the server. The connector does not verify it, so only the answer
+// from there matters.
 func at(kind string, port func(testing.TB) string) func(testing.TB, *site) {
 	return func(tb testing.TB, s *site) {
 		s.connector["type"], s.connector["port"] = kind, port(tb)
@@ -85,7 +85,7 @@ func at(kind string, port func(testing.TB) string) func(testing.TB, *site) {
 // crossed lets the connector name the type of another engine.
 func crossed(kind string) func(testing.TB, *site) { return all(key("type", kind), unset("caCert")) }
 
-// on lets the connector point at a server that the case starts for itself.
+// on lets the connector point at a server that the case starts on its own.
 func on(start func(tb testing.TB) *bed.Server, changes ...func(testing.TB, *site)) func(testing.TB, *site) {
 	return func(tb testing.TB, s *site) {
 		s.server = start(tb)
@@ -103,7 +103,7 @@ func config(content string) func(testing.TB, *site) {
 	}
 }
 
-// record puts a record in place that is made from a good one of this tenant, which was provisioned.
+// record makes a record from a good one of this provisioned tenant, and puts it in place.
 func record(change func(content string) string) func(testing.TB, *site) {
 	return func(tb testing.TB, s *site) { s.put(tb, change(goodRecord(tb, s))) }
 }
@@ -120,7 +120,7 @@ var model struct {
 	content string
 }
 
-// goodRecord is a record as the program would have written it for this site. Only its tenant's database was never made.
+// goodRecord is a record as the program would have written it for this site. But the tenant's database was never made.
 func goodRecord(tb testing.TB, s *site) string {
 	tb.Helper()
 	model.once.Do(func() {
@@ -140,10 +140,10 @@ func goodRecord(tb testing.TB, s *site) string {
 	return string(data)
 }
 
-// large is more than anything that a person writes, and not large enough to be refused by the kernel or by Kubernetes.
+// large is longer than any input that a person writes, and short enough for the kernel and Kubernetes to accept.
 var large = strings.Repeat("x", 64<<10)
 
-// binary is no text in any encoding, and holds what ends strings and lines.
+// binary is no text in any encoding, and holds the bytes that end strings and lines.
 const binary = "\x00\x01\xff\xfe\x80\n\r\x1b[31m"
 
 const injection = `'; DROP DATABASE postgres; -- "\`
@@ -158,7 +158,7 @@ var badConnectors = []badInput{
 		want: []string{`key "endpoint": is empty`, `key "user": is empty`, `key "password": is empty`},
 	},
 	{
-		name: "everything wrong", reason: "one round of mending must be enough",
+		name: "everything wrong", reason: "one round of fixes must be enough",
 		change: all(key("type", "oracle"), key("endpoint", "http://x"), key("port", "0"), key("user", ""), key("password", "x\n"), key("sslMode", "maybe"), key("caCert", "no")),
 		want:   []string{`key "type": `, `key "endpoint": `, `key "port": `, `key "user": `, `key "password": `, `key "sslMode": `, `key "caCert": `},
 	},
@@ -178,7 +178,7 @@ var badConnectors = []badInput{
 	{name: "brackets around IPv4", reason: "one rule too many remembered", change: key("endpoint", "[127.0.0.1]"), want: []string{`key "endpoint": `, "brackets"}},
 	{name: "address out of range", reason: "a typing error that a resolver would look up as a name", change: key("endpoint", "127.0.0.256"), want: []string{`key "endpoint": `, "neither a host name nor an IP address"}},
 	{name: "endpoint of 64 KiB", reason: "a file in the wrong key; the message must stay short", change: key("endpoint", large), want: []string{`key "endpoint": `, "65536 bytes"}},
-	{name: "binary endpoint", reason: "an encrypted value that nobody decrypted", change: key("endpoint", binary), want: []string{`key "endpoint": `, "not UTF-8"}},
+	{name: "binary endpoint", reason: "an encrypted value that was not decrypted", change: key("endpoint", binary), want: []string{`key "endpoint": `, "not UTF-8"}},
 	{name: "endpoint with a quote", reason: "injection (B29)", change: key("endpoint", injection), want: []string{`key "endpoint": `}},
 	{name: "endpoint with DSN syntax", reason: "must not become a part of the DSN", change: key("endpoint", "127.0.0.1)/mysql?tls=false"), want: []string{`key "endpoint": `}},
 	{name: "two lines in the endpoint", reason: "must not become two lines of a log", change: key("endpoint", "127.0.0.1\n{\"level\":\"info\"}"), want: []string{`key "endpoint": `, "control character"}},
@@ -234,8 +234,8 @@ var badConnectors = []badInput{
 }
 
 var badServers = []badInput{
-	{name: "nobody listens", reason: "the server is starting, or the port is wrong: who knows", change: at("postgres", closedPort), code: moment, waits: true, want: []string{"connection refused", "time limit"}},
-	{name: "nobody listens, mysql", reason: "as above", on: mariadb, change: at("mysql", closedPort), code: moment, waits: true, want: []string{"connection refused", "time limit"}},
+	{name: "no listener", reason: "the server is starting, or the port is wrong: init cannot tell", change: at("postgres", closedPort), code: moment, waits: true, want: []string{"connection refused", "time limit"}},
+	{name: "no listener, mysql", reason: "as above", on: mariadb, change: at("mysql", closedPort), code: moment, waits: true, want: []string{"connection refused", "time limit"}},
 	{name: "no such name", reason: "DNS may be late, too", change: key("endpoint", "no-such-name.invalid"), code: moment, waits: true, want: []string{"no-such-name.invalid"}},
 	{name: "black hole", reason: "a firewall, a load balancer without a backend", change: at("postgres", silent), code: moment, waits: true, want: []string{"no answer"}},
 	{name: "black hole, mysql", reason: "as above", on: mariadb, change: at("mysql", silent), code: moment, waits: true, want: []string{"no answer"}},
@@ -253,7 +253,7 @@ var badServers = []badInput{
 	{name: "HTTP server", reason: "a console's address", change: at("postgres", answers("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")), want: []string{`does not speak PostgreSQL's protocol`, `"port"`}},
 	{name: "HTTP server, mysql", reason: "it waits to be spoken to, and MySQL's client does, too", on: mariadb, change: at("mysql", answers("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")), want: []string{`does not speak MySQL's protocol`, `"port"`}},
 	{name: "patient HTTP server", reason: "it waits for the rest of the request: a black hole for all that can be seen", change: at("postgres", web), code: moment, waits: true, want: []string{"no answer"}},
-	{name: "HTTPS server", reason: "hangs up on whoever does not begin with TLS, as a load balancer does whose backends are down", change: at("postgres", secureWeb), code: moment, waits: true, want: []string{"connection broke"}},
+	{name: "HTTPS server", reason: "hangs up on a client that does not begin with TLS, as a load balancer does whose backends are down", change: at("postgres", secureWeb), code: moment, waits: true, want: []string{"connection broke"}},
 	{name: "TLS alert", reason: "what most other servers that begin with TLS answer", change: at("postgres", answers("\x15\x03\x01\x00\x02\x02\x46")), want: []string{`does not speak PostgreSQL's protocol`}},
 	{name: "TLS alert, mysql", reason: "as above", on: mariadb, change: at("mysql", answers("\x15\x03\x01\x00\x02\x02\x46")), want: []string{`does not speak MySQL's protocol`}},
 	{name: "greeting cut short, mysql", reason: "a protocol version and nothing behind it", on: mariadb, change: at("mysql", greets("\x01\x00\x00\x00\x0a")), want: []string{`does not speak MySQL's protocol`}},
@@ -268,14 +268,14 @@ var badServers = []badInput{
 	{name: "no TLS, mariadb", reason: "promise 6", on: mariadb, change: on(plain(bed.MariaDB, "10.5"), unset("sslMode")), want: []string{"does not offer TLS", `"sslMode"`}},
 	{name: "clear text not allowed", reason: "forced TLS, and the connector switches it off", change: on(strict(bed.Postgres, "17"), unset("caCert"), key("sslMode", "disable")), want: []string{"28000", `"sslMode"`}},
 	{name: "clear text not allowed, mariadb", reason: "B48", on: mariadb, change: on(strict(bed.MariaDB, "10.11"), unset("caCert"), key("sslMode", "disable")), want: []string{`"sslMode"`}},
-	{name: "foreign CA", reason: "another server's CA, or somebody in between", change: foreignCA, want: []string{"certificate is not accepted", "unknown authority", `"caCert"`}},
+	{name: "foreign CA", reason: "another server's CA, or an attacker in between", change: foreignCA, want: []string{"certificate is not accepted", "unknown authority", `"caCert"`}},
 	{name: "foreign CA, mysql", reason: "as above", on: mysql, change: foreignCA, want: []string{"certificate is not accepted", "unknown authority", `"caCert"`}},
 	{name: "foreign CA, mariadb", reason: "as above", on: mariadb, change: foreignCA, want: []string{"certificate is not accepted", "unknown authority", `"caCert"`}},
 	{name: "foreign CA, verify-ca", reason: "the name is not checked, the chain is", change: all(foreignCA, key("sslMode", "verify-ca")), want: []string{"certificate is not accepted", `"caCert"`}},
 	{name: "self-signed without a CA", reason: "verify-full and the system's roots", change: all(unset("caCert"), key("sslMode", "verify-full")), want: []string{"certificate is not accepted", `"caCert"`}},
-	{name: "certificate for another name", reason: "an alias, or somebody in between", change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.Postgres, "17", otherName) }), want: []string{"certificate is not accepted", "127.0.0.1", `"endpoint"`}},
+	{name: "certificate for another name", reason: "an alias, or an attacker in between", change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.Postgres, "17", otherName) }), want: []string{"certificate is not accepted", "127.0.0.1", `"endpoint"`}},
 	{name: "certificate for another name, mariadb", reason: "as above", on: mariadb, change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.MariaDB, "11.8", otherName) }), want: []string{"certificate is not accepted", "127.0.0.1", `"endpoint"`}},
-	{name: "expired certificate", reason: "nobody renewed it", change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.Postgres, "17", outdated) }), want: []string{"certificate is not accepted", "expired"}},
+	{name: "expired certificate", reason: "the operator did not renew it", change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.Postgres, "17", outdated) }), want: []string{"certificate is not accepted", "expired"}},
 	{name: "expired certificate, mariadb", reason: "as above", on: mariadb, change: on(func(tb testing.TB) *bed.Server { return withCert(tb, bed.MariaDB, "11.8", outdated) }), want: []string{"certificate is not accepted", "expired"}},
 
 	{name: "wrong password", reason: "B37", change: key("password", "Wr0ng-"+chosen), want: []string{`keys "user" and "password"`, "28P01"}},
@@ -411,7 +411,7 @@ var badOutputs = []badInput{
 var badEnvironments = []badInput{
 	{name: "no environment", reason: "a container without env", change: func(_ testing.TB, s *site) { clear(s.env) }, want: []string{"DBCONNECTOR_VCLUSTER_NAME is not set", "DBCONNECTOR_NAMESPACE is not set"}},
 	{
-		name: "many variables at once", reason: "one round of mending must be enough", change: all(
+		name: "many variables at once", reason: "one round of fixes must be enough", change: all(
 			variable("DBCONNECTOR_VCLUSTER_NAME", "Demo_1"), variable("DBCONNECTOR_TIMEOUT", "soon"), variable("DBCONNECTOR_FILE_MODE", "rw-"),
 			variable("DBCONNECTOR_CONNECTION_LIMIT", "many"), variable("DBCONNECTOR_LOG_LEVEL", "loud"), variable("DBCONNECTOR_OUTPUT_DIR", "out"), variable("DBCONNECTOR_POD_NAME", "demo-0")),
 		want: []string{`DBCONNECTOR_VCLUSTER_NAME="Demo_1"`, `DBCONNECTOR_TIMEOUT="soon"`, `DBCONNECTOR_FILE_MODE="rw-"`, `DBCONNECTOR_CONNECTION_LIMIT="many"`, `DBCONNECTOR_LOG_LEVEL="loud"`, `DBCONNECTOR_OUTPUT_DIR="out"`, "DBCONNECTOR_POD_UID"},
@@ -427,7 +427,7 @@ var badEnvironments = []badInput{
 	{name: "connector's name", reason: "a path would be another API call", change: all(variable("DBCONNECTOR_CONNECTOR_DIR", ""), variable("DBCONNECTOR_CONNECTOR", "../secrets/other")), want: []string{`DBCONNECTOR_CONNECTOR="../secrets/other"`}},
 	{name: "connector's namespace", reason: "not a name", change: variable("DBCONNECTOR_CONNECTOR_NAMESPACE", "a/b"), want: []string{`DBCONNECTOR_CONNECTOR_NAMESPACE="a/b"`}},
 	{name: "connector twice", reason: "which of the two is meant?", change: variable("DBCONNECTOR_CONNECTOR", "pg"), want: []string{"DBCONNECTOR_CONNECTOR_DIR=", "together with DBCONNECTOR_CONNECTOR"}},
-	{name: "connector directory relative", reason: "depends on a working directory that nobody sees", change: variable("DBCONNECTOR_CONNECTOR_DIR", "connector"), want: []string{`DBCONNECTOR_CONNECTOR_DIR="connector"`, "absolute path"}},
+	{name: "connector directory relative", reason: "depends on a working directory that the operator does not see", change: variable("DBCONNECTOR_CONNECTOR_DIR", "connector"), want: []string{`DBCONNECTOR_CONNECTOR_DIR="connector"`, "absolute path"}},
 	{name: "state directory relative", reason: "as above", change: variable("DBCONNECTOR_STATE_DIR", "./state"), want: []string{`DBCONNECTOR_STATE_DIR="./state"`, "absolute path"}},
 	{name: "state directory is the output directory", reason: "the control plane would read both slots' passwords", change: func(_ testing.TB, s *site) { s.env["DBCONNECTOR_STATE_DIR"] = s.outputDir + "/" }, want: []string{"DBCONNECTOR_STATE_DIR", "DBCONNECTOR_OUTPUT_DIR"}},
 	{name: "output directory is the root", reason: "a variable in a path that was empty", change: variable("DBCONNECTOR_OUTPUT_DIR", "/"), want: []string{`DBCONNECTOR_OUTPUT_DIR="/"`}},
@@ -437,7 +437,7 @@ var badEnvironments = []badInput{
 	{name: "tenant UID with a control character", reason: "it would not be seen", change: variable("DBCONNECTOR_TENANT_UID", "a\nb"), want: []string{"DBCONNECTOR_TENANT_UID", "control character"}},
 	{name: "tenant UID of 64 KiB", reason: "the message must stay short", change: variable("DBCONNECTOR_TENANT_UID", large), want: []string{"DBCONNECTOR_TENANT_UID", "65536 bytes"}},
 	{name: "record's name", reason: "not a name", change: variable("DBCONNECTOR_RECORD_SECRET", "My Record"), want: []string{`DBCONNECTOR_RECORD_SECRET="My Record"`}},
-	{name: "file mode for everybody", reason: "a password that everybody reads", change: variable("DBCONNECTOR_FILE_MODE", "0644"), want: []string{`DBCONNECTOR_FILE_MODE="0644"`, "nothing for others"}},
+	{name: "file mode for all users", reason: "a password that all users can read", change: variable("DBCONNECTOR_FILE_MODE", "0644"), want: []string{`DBCONNECTOR_FILE_MODE="0644"`, "nothing for others"}},
 	{name: "file mode that is decimal", reason: "what a YAML number becomes", change: variable("DBCONNECTOR_FILE_MODE", "416"), want: []string{`DBCONNECTOR_FILE_MODE="416"`, "octal"}},
 	{name: "timeout without a unit", reason: "seconds, or minutes?", change: variable("DBCONNECTOR_TIMEOUT", "30"), want: []string{`DBCONNECTOR_TIMEOUT="30"`, "from 5s to 1h"}},
 	{name: "timeout too short", reason: "no login would fit into it", change: variable("DBCONNECTOR_TIMEOUT", "1ms"), want: []string{`DBCONNECTOR_TIMEOUT="1ms"`}},
@@ -556,7 +556,7 @@ func (s *site) untouchedBut(tb testing.TB, late bool) {
 	s.untouched(tb)
 }
 
-// reachable tells whether a server can be asked: not one that a case has stopped or filled, or that nobody trusts.
+// reachable tells whether a server can be asked: not one that a case has stopped or filled, or that no client trusts.
 func reachable(s *bed.Server) bool {
 	busy.Lock()
 	defer busy.Unlock()
@@ -585,7 +585,8 @@ func stopped(engine bed.Engine, version string) func(testing.TB) *bed.Server {
 	}
 }
 
-// full starts a server and takes all of its connections. The last one that a server keeps for its superuser is taken, too.
+// full starts a server and takes all of its connections. It also takes the last one, which a server keeps for its
+// superuser.
 func full(engine bed.Engine, version string) func(testing.TB) *bed.Server {
 	return func(tb testing.TB) *bed.Server {
 		s := bed.NewServer(tb, engine, version, bed.Options{MaxConnections: 5})
@@ -639,7 +640,7 @@ func mount(tb testing.TB, flags uintptr, options string) string {
 	return target
 }
 
-// fullDisk is a directory that takes names but not a byte.
+// fullDisk is a directory that accepts new names, but no data.
 func fullDisk(tb testing.TB) string {
 	tb.Helper()
 	target := mount(tb, 0, "size=4k,mode=0777")
@@ -717,8 +718,8 @@ func TestLooksBad(t *testing.T) {
 	}
 }
 
-// TestAllVariablesBad: what is wrong with all of them is more than a termination message holds. The last line fits all the
-// same, and the log has the rest.
+// TestAllVariablesBad: the faults of all variables do not fit into a termination message. The last line still fits, and
+// the log has the rest.
 func TestAllVariablesBad(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{}
@@ -731,7 +732,7 @@ func TestAllVariablesBad(t *testing.T) {
 	var all []string
 	for name := range env {
 		switch name {
-		case "DBCONNECTOR_GRACE", "DBCONNECTOR_HTTP_ADDRESS", "DBCONNECTOR_ROTATION_PERIOD": // the other program's
+		case "DBCONNECTOR_GRACE", "DBCONNECTOR_HTTP_ADDRESS", "DBCONNECTOR_ROTATION_PERIOD": // read by the other program
 		default:
 			all = append(all, name)
 		}

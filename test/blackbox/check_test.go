@@ -14,8 +14,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestConnectorCheck runs what the shipped CronJob runs, with its environment and its volumes, every time in a new pod: it succeeds
-// as often as the connector is good, and fails for each thing that may be broken about it (F41).
+// TestConnectorCheck runs what the shipped CronJob runs, with its environment and its volumes, every time in a new pod.
+// It succeeds whenever the connector is good, and fails for each fault that a connector can have (F41).
 func TestConnectorCheck(t *testing.T) {
 	t.Parallel()
 	root, err := bed.Root()
@@ -31,7 +31,7 @@ func TestConnectorCheck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			good := connectorFor(server.get(t))
-			// The test's tenant, which is no other test's. What else the pod has is as it is shipped.
+			// The tenant belongs to this test alone. The rest of the pod is as shipped.
 			uid, limit := "connector-check/"+t.Name(), "30s"
 			check := func(connector map[string]string) *outcome {
 				t.Helper()
@@ -48,7 +48,7 @@ func TestConnectorCheck(t *testing.T) {
 						}
 					}
 				}
-				env["DBCONNECTOR_OUTPUT_DIR"] = s.outputDir // the default is where the pod mounts the volume
+				env["DBCONNECTOR_OUTPUT_DIR"] = s.outputDir // by default the path at which the pod mounts the volume
 				env["DBCONNECTOR_TENANT_UID"] = uid
 				env["DBCONNECTOR_TIMEOUT"] = limit
 				return run(t, env)

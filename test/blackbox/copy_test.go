@@ -10,8 +10,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestCopyInAnotherCluster is F2: a drill copies the record into a cluster with the same names. It is refused, is taken over by
-// one annotation, and is the restart path from then on; the admin path wants the tenant UID as well.
+// TestCopyInAnotherCluster is F2: a drill copies the record into a cluster with the same names. init refuses it. One
+// annotation takes it over, and init takes the restart path from then on. The admin path needs the tenant UID as well.
 func TestCopyInAnotherCluster(t *testing.T) {
 	t.Parallel()
 	server := mariadb.get(t)
@@ -43,7 +43,7 @@ func TestCopyInAnotherCluster(t *testing.T) {
 	if left := names(t, v.outputDir); len(left) > 0 {
 		t.Errorf("left in the output directory: %q", left)
 	}
-	v.env["DBCONNECTOR_TENANT_UID"] = v.tenant() // values are copied as well, and are no answer to it
+	v.env["DBCONNECTOR_TENANT_UID"] = v.tenant() // a drill copies the values as well, so they prove nothing
 	v.run(t).refused(t, human, fact)
 	delete(v.env, "DBCONNECTOR_TENANT_UID")
 
@@ -67,7 +67,7 @@ func TestCopyInAnotherCluster(t *testing.T) {
 	o = v.run(t)
 	o.succeeded(t)
 	if !o.said("could not finish what is left to do (continuing)", "names another tenant") {
-		t.Errorf("the admin worked for a tenant UID that nobody set:\n%s", o.stderr)
+		t.Errorf("the admin worked for a tenant UID that the operator did not set:\n%s", o.stderr)
 	}
 	v.env["DBCONNECTOR_TENANT_UID"] = v.tenant()
 	o = v.run(t)
@@ -77,8 +77,8 @@ func TestCopyInAnotherCluster(t *testing.T) {
 	}
 }
 
-// TestTenantUIDStaysOut is S15: the tenant UID opens a tenant's database to who may set a variable of a pod. It is not told where
-// it is of no use.
+// TestTenantUIDStaysOut is S15: with the tenant UID, an attacker who may set a variable of a pod opens the tenant's
+// database. init does not name it where it is of no use.
 func TestTenantUIDStaysOut(t *testing.T) {
 	t.Parallel()
 	server := mariadb.get(t)
@@ -97,7 +97,7 @@ func TestTenantUIDStaysOut(t *testing.T) {
 	o := v.run(t)
 	o.succeeded(t)
 	if strings.Contains(o.stderr, v.tenant()) || !o.said("starting", "that of "+databaseOf(v.tenant())) {
-		t.Errorf("the log tells the tenant UID, or not that one is set:\n%s", o.stderr)
+		t.Errorf("the log tells the tenant UID, or does not say that one is set:\n%s", o.stderr)
 	}
 	if _, text := v.events(t); strings.Contains(text, v.uid) {
 		t.Errorf("an Event tells it: %s", text)

@@ -78,12 +78,12 @@ func silent(tb testing.TB) string {
 	return listen(tb, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
 }
 
-// rude hangs up on everybody.
+// rude hangs up on every client.
 func rude(tb testing.TB) string {
 	return listen(tb, func(conn net.Conn) { shut(conn) })
 }
 
-// answers makes a server that answers whatever it is told, and only then.
+// answers makes a server that answers every message, and says nothing before.
 func answers(text string) func(testing.TB) string {
 	return func(tb testing.TB) string {
 		return listen(tb, func(conn net.Conn) {
@@ -112,7 +112,7 @@ func portOf(tb testing.TB, server *httptest.Server) string {
 	return port(server.Listener)
 }
 
-// closedPort is a port that nobody listens on and that nobody gets while the test runs: it is bound, without listening.
+// closedPort is a port without a listener. No other process gets it while the test runs, because it is bound.
 func closedPort(tb testing.TB) string {
 	tb.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -134,7 +134,7 @@ func closedPort(tb testing.TB) string {
 	return strconv.Itoa(address.Port)
 }
 
-// selfSigned makes a certificate that vouches for itself, until then.
+// selfSigned makes a self-signed certificate that is valid until then.
 func selfSigned(tb testing.TB, until time.Time) *bed.Cert {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -160,8 +160,8 @@ func selfSigned(tb testing.TB, until time.Time) *bed.Cert {
 	}
 }
 
-// Servers with certificates of which something is wrong. What a client is told when it does not trust them is the same for
-// every server of an engine, so there is one each.
+// Servers with faulty certificates. A client that does not trust a server gets the same error from every version of an
+// engine, so one server each is enough.
 func otherName() (*bed.Cert, error) {
 	return issue(bed.Request{Hosts: []string{"db.elsewhere.example"}})
 }

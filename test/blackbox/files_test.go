@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// Files and directories that other containers of the pod may change. None of them may keep init in the kernel, where it knows
-// neither its time limit nor SIGTERM. (S13)
+// Files and directories that other containers of the pod may change. None of them may block init in the kernel, where
+// neither its time limit nor SIGTERM reaches it. (S13)
 
-// endsWithin waits for a run that has to end by itself; one that does not is asked to, killed, and fails the test.
+// endsWithin waits for a run that must end by itself. It asks a run that does not to end, kills it, and fails the test.
 func (c *child) endsWithin(tb testing.TB, limit time.Duration) *outcome {
 	tb.Helper()
 	end := time.NewTimer(limit)
@@ -54,7 +54,7 @@ func sparse(tb testing.TB, path string) {
 	}
 }
 
-// lockDir takes the lock that `flock -x` takes, until the test ends.
+// lockDir holds the lock that `flock -x` takes until the test ends.
 func lockDir(tb testing.TB, path string) {
 	tb.Helper()
 	d, err := os.Open(path)
@@ -67,7 +67,7 @@ func lockDir(tb testing.TB, path string) {
 	}
 }
 
-// TestFilesOfOthers: whatever another container makes of the output directory, init hands over in its time. (S13)
+// TestFilesOfOthers: init hands over in time, whatever another container does to the output directory. (S13)
 func TestFilesOfOthers(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(tb testing.TB, s *site){
@@ -114,7 +114,7 @@ func TestFilesOfOthers(t *testing.T) {
 	}
 }
 
-// TestInputsOfOthers: what init reads is no file to read. It says so at once. (S13)
+// TestInputsOfOthers: an input of init is not a regular file. init says so at once. (S13)
 func TestInputsOfOthers(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestWrongName is F32: a control plane that had data must not come up on a new, empty database because it has got another name.
-// Each case is refused before anything is made on the server or in the API, and goes on where the operator says that a new one
-// is meant.
+// TestWrongName is F32: a control plane with data must not start on a new, empty database because its name changed.
+// init refuses each case before it makes anything on the server or in the API, and goes on when the operator says that
+// a new one is meant.
 func TestWrongName(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)
@@ -67,12 +67,12 @@ func TestWrongName(t *testing.T) {
 				t.Errorf("the hand-over leads to database %q, want %q", name, databaseOf(uid))
 			}
 			delete(v.env, "DBCONNECTOR_ALLOW_NEW")
-			v.run(t).succeeded(t) // it is no first start any more
+			v.run(t).succeeded(t) // it is no longer a first start
 		})
 	}
 }
 
-// renamed provisions a vCluster, and lets its environment be that of another release in the same namespace.
+// renamed provisions a vCluster, and gives it the environment of another release in the same namespace.
 func renamed(tb testing.TB, v *vcluster, name string) {
 	tb.Helper()
 	v.provision(tb)
@@ -104,8 +104,8 @@ func workload(tb testing.TB, v *vcluster, resource, kind, name string) {
 	}, nil)
 }
 
-// TestNeighbours: beside a vCluster that is there, if only scaled to nothing, another one may begin (F32). So it may where the
-// rights to tell are missing.
+// TestNeighbours: another vCluster may begin beside one that exists, even one that is scaled to zero (F32). It may also
+// begin where init lacks the rights to check.
 func TestNeighbours(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)
@@ -127,12 +127,12 @@ func TestNeighbours(t *testing.T) {
 		o := v.run(t)
 		o.succeeded(t)
 		if !o.said("configuration warning", `whether this release was renamed cannot be told`) || !o.said("configuration warning", `verb "list" on resource "secrets"`) {
-			t.Errorf("nothing says that it could not look:\n%s", o.stderr)
+			t.Errorf("no log line says that it could not look:\n%s", o.stderr)
 		}
 	})
 }
 
-// TestFirstStarts: what a first start says of itself, and that it can be forbidden (F32).
+// TestFirstStarts: init says that it is a first start, and the operator can forbid one (F32).
 func TestFirstStarts(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {
@@ -156,7 +156,7 @@ func TestFirstStarts(t *testing.T) {
 			v.run(t).succeeded(t)
 			event("created a new, empty database")
 			put(t, server, v, "mine")
-			v.env["DBCONNECTOR_ALLOW_NEW"] = "false" // a restart is none
+			v.env["DBCONNECTOR_ALLOW_NEW"] = "false" // a restart is not a first start
 			v.run(t).succeeded(t)
 
 			do(t, http.MethodDelete, secretPath(v.namespace, v.recordName()), nil, nil)
@@ -178,9 +178,9 @@ func TestFirstStarts(t *testing.T) {
 	}
 }
 
-// TestRanBefore: a control plane that has run on another store, SQLite or etcd say, does not come up on a new, empty database
-// (F32). Its certificates, which it makes at its first start, show that. A database that is there is taken over, and an operator
-// may give the data up.
+// TestRanBefore: a control plane that has run on another store, such as SQLite or etcd, does not start on a new, empty
+// database (F32). The certificates that it makes at its first start show this. init takes over a database that exists,
+// and an operator may give the data up.
 func TestRanBefore(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {

@@ -8,8 +8,9 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestNeighboursCostNoQuestion: init asks a server with many tenants for as much as one that is empty (F19). How long the
-// server takes for its answers is the server's own; docs/benchmarks.md has it, beside the same statements by its client.
+// TestNeighboursCostNoQuestion: init asks a server with many tenants as many questions as an empty one (F19). This test
+// does not measure how long the server takes to answer; docs/benchmarks.md has that, beside the same statements by its
+// client.
 func TestNeighboursCostNoQuestion(t *testing.T) {
 	t.Parallel()
 	const neighbours = 30

@@ -20,7 +20,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// inode tells one file from its successor of the same name.
+// inode distinguishes a file from its successor of the same name.
 func inode(tb testing.TB, path ...string) uint64 {
 	tb.Helper()
 	info, err := os.Stat(filepath.Join(path...))
@@ -49,7 +49,7 @@ sync:
     pods: {enabled: true}
 `
 
-// TestHandover: what the control plane gets, byte for byte and mode for mode.
+// TestHandover checks each byte and each file mode that the control plane gets.
 func TestHandover(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {
@@ -75,7 +75,7 @@ func TestHandover(t *testing.T) {
 			}
 			checkConfig(t, s, "embedded", dsn, filepath.Join(s.outputDir, "ca.crt"))
 
-			// Unchanged content is not rewritten: who watches the files is not woken for nothing.
+			// init does not rewrite unchanged content, so it does not wake a process that watches the files.
 			before := map[string]uint64{}
 			for _, file := range names(t, s.outputDir) {
 				before[file] = inode(t, s.outputDir, file)
@@ -87,7 +87,7 @@ func TestHandover(t *testing.T) {
 				}
 			}
 
-			// What a killed run left behind is swept; what is somebody else's is not.
+			// init sweeps the files that a killed run left behind, and no file of another program.
 			write(t, filepath.Join(s.outputDir, ".dbconnector-tmp-1"), dsn)
 			write(t, filepath.Join(s.outputDir, "mine"), "")
 			// A repaired password is a new DSN and a new config, and the same CA.
@@ -152,7 +152,7 @@ func TestHandover(t *testing.T) {
 		s.provision(t)
 		checkModes(t, s.outputDir, 0o660)
 		if inode(t, s.outputDir, "dsn") == was {
-			t.Error("the mode was changed in place: whoever had opened the file for reading, or could not, sees something in between")
+			t.Error("the mode was changed in place: a process that had opened the file for reading, or could not, sees something in between")
 		}
 	})
 	t.Run("record's mode", func(t *testing.T) {
@@ -194,8 +194,8 @@ func checkConfig(tb testing.TB, s *site, store, dsn, ca string) {
 	}
 }
 
-// TestStopped: a pod that is deleted while it starts. Being stopped is no success, it is quick, and it leaves whole files or
-// none; the next start finishes the work.
+// TestStopped: a pod that is deleted while it starts. A stopped run is no success. It ends quickly and leaves whole
+// files or none. The next start finishes the work.
 func TestStopped(t *testing.T) {
 	t.Parallel()
 	t.Run("while it waits", func(t *testing.T) {
@@ -219,7 +219,7 @@ func TestStopped(t *testing.T) {
 		}
 		s.untouched(t)
 	})
-	// The program asks the server some dozens of things on its way. It is stopped at some of them, spread over the whole way.
+	// The program asks the server dozens of questions. The test stops it at some of them, spread over the whole run.
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -261,13 +261,13 @@ func TestStopped(t *testing.T) {
 				}
 			}
 			if stopped < 3 {
-				t.Errorf("%d of 5 runs were stopped on their way: this proves too little", stopped)
+				t.Errorf("%d of 5 runs were stopped before their end: this proves too little", stopped)
 			}
 		})
 	}
 }
 
-// flights is how much a whole run says to a server.
+// flights is how many messages a whole run sends to a server.
 func flights(tb testing.TB, server *bed.Server) int {
 	tb.Helper()
 	s := newSite(tb, server)

@@ -99,8 +99,8 @@ func getSecret(tb testing.TB, namespace, name string) map[string]string {
 	return data
 }
 
-// vcluster is a tenant on Kubernetes: namespaces, the connector Secret, the chart's ServiceAccount with what the chart's
-// Role and our manifests grant it, and the environment that our Helm values give its init container.
+// vcluster is a tenant on Kubernetes: namespaces, the connector Secret, the chart's ServiceAccount with the rights that
+// the chart's Role and our manifests grant it, and the environment that our Helm values give its init container.
 type vcluster struct {
 	release, namespace, uid, platform, connector string
 	server                                       *bed.Server
@@ -108,7 +108,7 @@ type vcluster struct {
 	outputDir                                    string
 }
 
-// newVCluster makes all of it. Names hold the characters at which something could split them.
+// newVCluster makes all of it. Names hold the characters at which a parser could split them.
 func newVCluster(tb testing.TB, server *bed.Server, connector map[string]string) *vcluster {
 	tb.Helper()
 	v := prepared(tb, server, connector)
@@ -117,7 +117,7 @@ func newVCluster(tb testing.TB, server *bed.Server, connector map[string]string)
 	return v
 }
 
-// prepared is a vCluster that still acts as the cluster's admin, for tests in which rights play no part.
+// prepared is a vCluster that still acts as the cluster's admin, for tests that do not depend on rights.
 func prepared(tb testing.TB, server *bed.Server, connector map[string]string) *vcluster {
 	tb.Helper()
 	v := &vcluster{
@@ -324,7 +324,7 @@ func newCounter(tb testing.TB) *counter {
 	return c
 }
 
-// take returns what was requested since it was last asked.
+// take returns the requests since it was last called.
 func (c *counter) take() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -333,7 +333,7 @@ func (c *counter) take() []string {
 	return list
 }
 
-// agents are the user agents of all that was requested.
+// agents are the user agents of all requests.
 func (c *counter) agents() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -366,7 +366,7 @@ func setPassword(tb testing.TB, server *bed.Server, user, password string) {
 	}
 }
 
-// dropDatabase drops a tenant's database as somebody would who does not know what it is.
+// dropDatabase drops a tenant's database, as an admin would who does not know its purpose.
 func dropDatabase(tb testing.TB, server *bed.Server, name string) {
 	tb.Helper()
 	statement := "DROP DATABASE " + name

@@ -48,7 +48,7 @@ func TestBadObjects(t *testing.T) {
 		code         int
 		want         []string
 		waits        bool
-		// event says that an operator who looks at the pod must see it: not where nobody can be told.
+		// event says that an operator who looks at the pod must see an Event. It is false where init cannot write one.
 		event bool
 	}{
 		{name: "connector missing", reason: "a typing error in its name", change: env("DBCONNECTOR_CONNECTOR", "pg-2"), want: []string{"/pg-2 does not exist", "DBCONNECTOR_CONNECTOR"}, event: true},
@@ -59,12 +59,12 @@ func TestBadObjects(t *testing.T) {
 		{name: "password with a line break", reason: "made with echo and --from-file", change: connector(func(c map[string]string) { c["password"] += "\n" }), want: []string{"secret ", `key "password": ends in a line break`}, event: true},
 		{name: "binary value", reason: "encoded twice, or not at all", change: connector(func(c map[string]string) { c["endpoint"] = binary }), want: []string{`key "endpoint": `, "is not UTF-8"}, event: true},
 		{name: "1 MiB value", reason: "as much as a Secret holds", change: connector(func(c map[string]string) { c["caCert"] = strings.Repeat(large, 15) }), want: []string{`key "caCert": has more than`}, event: true},
-		{name: "every key wrong", reason: "one round of mending, and an Event that is not too long for the API server", change: connector(func(c map[string]string) {
+		{name: "every key wrong", reason: "one round of fixes, and an Event that is not too long for the API server", change: connector(func(c map[string]string) {
 			for k := range c {
 				c[k] = injection + strings.Repeat("\n<&>", 200)
 			}
 		}), want: []string{`key "endpoint"`, `key "port"`, `key "user"`, `key "password"`, `key "type"`, `key "caCert"`}, event: true},
-		{name: "nobody names a connector", reason: "neither the variable nor the config", change: env("DBCONNECTOR_CONNECTOR", ""), want: []string{"no connector is named", "DBCONNECTOR_CONNECTOR", "external.connector"}, event: true},
+		{name: "no connector named", reason: "neither the variable nor the config", change: env("DBCONNECTOR_CONNECTOR", ""), want: []string{"no connector is named", "DBCONNECTOR_CONNECTOR", "external.connector"}, event: true},
 		{name: "connector's name in the config is a path", reason: "must not become another API call", change: func(tb testing.TB, v *vcluster) {
 			delete(v.env, "DBCONNECTOR_CONNECTOR")
 			s := &site{env: v.env}
@@ -89,7 +89,7 @@ func TestBadObjects(t *testing.T) {
 		{name: "kubeconfig missing", reason: "a mount that was forgotten", change: env("KUBECONFIG", "/nonexistent/kubeconfig"), want: []string{`KUBECONFIG="/nonexistent/kubeconfig"`}},
 		{name: "kubeconfig is rubbish", reason: "it may hold a token, which must not be shown", change: kubeconfig(func(testing.TB, string) string { return "token: " + chosen + "\n\t- {" }), want: []string{"KUBECONFIG="}},
 		{name: "kubeconfig is binary", reason: "as above", change: kubeconfig(func(testing.TB, string) string { return binary + chosen }), want: []string{"KUBECONFIG="}},
-		{name: "foreign API server", reason: "somebody in between", change: kubeconfig(func(tb testing.TB, content string) string {
+		{name: "foreign API server", reason: "an attacker in between", change: kubeconfig(func(tb testing.TB, content string) string {
 			ca, err := bed.NewCA()
 			if err != nil {
 				tb.Fatal(err)
@@ -157,7 +157,7 @@ func TestConnectorSecret(t *testing.T) {
 	if name, err := login(t, v.server, read(t, v.outputDir, "dsn")); err != nil || name != databaseOf(v.tenant()) {
 		t.Errorf("the hand-over leads to database %q, %v; want %q", name, err, databaseOf(v.tenant()))
 	}
-	// What a backup job reads (Service Binding specification).
+	// A backup job reads these keys (Service Binding specification).
 	binding := getSecret(t, v.namespace, v.recordName())
 	user, password := credentialOf(t, read(t, v.outputDir, "dsn"))
 	for key, want := range map[string]string{

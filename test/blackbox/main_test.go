@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func testMain(m *testing.M) int {
 	flag.Parse()
-	// Most runs wait for a time limit or for a server: more of them than cores run side by side.
+	// Most runs wait for a time limit or for a server, so more of them than cores run side by side.
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
 	if !chosen {
@@ -64,7 +64,7 @@ func setUp() error {
 	return bed.Build(context.Background(), program, "cmd/init")
 }
 
-// shared is a server that many tests use, each for a tenant of its own. It starts when the first asks for it.
+// shared is a server that many tests use, each for a tenant of its own. It starts when the first test asks for it.
 type shared struct {
 	engine  bed.Engine
 	version string
@@ -115,7 +115,7 @@ func stopShared() {
 	wg.Wait()
 }
 
-// The shared servers. All log statements, which is how tests see what was asked of them.
+// The shared servers. Each logs all statements, so that tests see what a program asked of it.
 var (
 	postgres = &shared{engine: bed.Postgres, version: "17", options: bed.Options{LogStatements: true, IPv6: true}, prepare: preparePostgres}
 	mysql    = &shared{engine: bed.MySQL, version: "9.7", options: bed.Options{LogStatements: true, IPv6: true}, prepare: prepareMySQL}

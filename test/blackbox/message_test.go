@@ -19,7 +19,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestUnresolvedName: a name that nobody knows is waited for, and said with the key that it comes from. (F17)
+// TestUnresolvedName: init waits for a name that does not resolve, and names the key that it comes from. (F17)
 func TestUnresolvedName(t *testing.T) {
 	t.Parallel()
 	for _, engine := range []string{"postgres", "mysql"} {
@@ -31,7 +31,7 @@ func TestUnresolvedName(t *testing.T) {
 			o := s.run(t)
 			o.refused(t, 1, `the server's name "no-such-name.invalid" (the connector's key "endpoint") does not resolve: `)
 			if !o.said("waiting", "no-such-name.invalid") {
-				t.Errorf("it was not waited for:\n%s", o.stderr)
+				t.Errorf("init did not wait for it:\n%s", o.stderr)
 			}
 		})
 	}
@@ -74,9 +74,10 @@ func TestTerminationMessage(t *testing.T) {
 	}
 }
 
-// TestWaitingIsSaid: the server is down. The operator who looks at the pod sees what is waited for and until when, once, however often the
-// kubelet starts the container, and with the number of times; a run that is served at once says nothing of the kind. Without the
-// right to patch Events, the one of an older Role, there is one for each run. (F35)
+// TestWaitingIsSaid: the server is down. An operator who looks at the pod sees what init waits for and until when. One
+// Event says so, with the number of times, however often the kubelet starts the container. A run that the server
+// answers at once makes no such Event. With an older Role, which lacks the right to patch Events, there is one Event
+// for each run. (F35)
 func TestWaitingIsSaid(t *testing.T) {
 	t.Parallel()
 	c := connectorFor(postgres.get(t))
@@ -133,8 +134,8 @@ func TestWaitingIsSaid(t *testing.T) {
 	}
 }
 
-// TestProxyInThePod: the endpoint is a proxy in the pod itself, which does not run yet. Event and log say what that means, and init
-// goes on as soon as the proxy is up (F23).
+// TestProxyInThePod: the endpoint is a proxy in the pod itself, which does not run yet. The Event and the log explain
+// it, and init goes on as soon as the proxy is up (F23).
 func TestProxyInThePod(t *testing.T) {
 	t.Parallel()
 	for name, server := range map[string]*shared{"PostgreSQL": postgres, "MySQL": mysql} {
@@ -149,7 +150,7 @@ func TestProxyInThePod(t *testing.T) {
 			init := start(t, v.env)
 			const hint = "connection refused: the address is this pod itself, and a proxy that runs as an ordinary container starts after init: run it as a native sidecar"
 			bed.Eventually(t, 30*time.Second, func(context.Context) error {
-				if _, text := v.events(t); !strings.Contains(text, hint) { //nolint:contextcheck // it has one of its own
+				if _, text := v.events(t); !strings.Contains(text, hint) { //nolint:contextcheck // it has a context of its own
 					return fmt.Errorf("no Event says %q:\n%s", hint, text)
 				}
 				return nil
@@ -166,7 +167,7 @@ func TestProxyInThePod(t *testing.T) {
 	}
 }
 
-// TestLogFileIsToldOf: vCluster's log file would hold the password, and init says so before anything else (F28).
+// TestLogFileIsToldOf: vCluster's log file would hold the password. init says so before anything else (F28).
 func TestLogFileIsToldOf(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, nil)

@@ -17,8 +17,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// intruder is a tenant whose connector is a directory, out of reach of who may write Secrets in its namespace. Its admin is
-// its own, so that a log tells what it did.
+// intruder is a tenant whose connector is a directory, out of reach of an attacker who may write Secrets in its
+// namespace. It has an admin of its own, so that a log shows what that admin did.
 type intruder struct {
 	*vcluster
 	admin string
@@ -39,7 +39,7 @@ func newIntruder(tb testing.TB, server *bed.Server) *intruder {
 	return &intruder{v, user}
 }
 
-// plant replaces the record by what change makes of it.
+// plant replaces the record by the result of change.
 func (v *vcluster) plant(tb testing.TB, change func(record map[string]any)) {
 	tb.Helper()
 	record := v.record(tb)
@@ -51,8 +51,9 @@ func (v *vcluster) plant(tb testing.TB, change func(record map[string]any)) {
 	do(tb, http.MethodPatch, secretPath(v.namespace, v.recordName()), object{"data": object{"record.json": base64.StdEncoding.EncodeToString(content)}}, nil)
 }
 
-// TestRecordNamesAnother is S2: who may write Secrets in one namespace writes another tenant's UID and passwords of its own
-// into the record there. The admin, whose credential is out of its reach, does nothing for it.
+// TestRecordNamesAnother is S2: an attacker who may write Secrets in one namespace writes another tenant's UID and
+// passwords of its own into the record there. The admin's credential is out of its reach, and the admin does nothing
+// for the attacker.
 func TestRecordNamesAnother(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {
@@ -96,8 +97,8 @@ func TestRecordNamesAnother(t *testing.T) {
 	}
 }
 
-// TestAddressInTheRecord: the record may say any address. What is sent there is the tenant's own login and never the admin's, and
-// nothing is provisioned there (S2).
+// TestAddressInTheRecord: the record may name any address. init sends the tenant's own login there and never the
+// admin's, and provisions nothing there (S2).
 func TestAddressInTheRecord(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {

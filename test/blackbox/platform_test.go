@@ -28,7 +28,7 @@ func TestConnectorOfThePlatform(t *testing.T) {
 			if _, err := login(t, s.server, read(t, s.outputDir, "dsn")); err != nil {
 				t.Errorf("%s: %v", filepath.Join(s.outputDir, "dsn"), err)
 			}
-			// A restart finds it as it is.
+			// A restart accepts it as it is.
 			if o := s.run(t); !o.said("ready", "restart:true") {
 				t.Errorf("no restart:\n%s", o.stderr)
 			}

@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// TestRBAC: with the token of the chart's ServiceAccount, the chart's own Role and the shipped manifests the program does its
-// work, and the token opens nothing else in the platform's namespace. The API server says so, not the manifests.
+// TestRBAC: with the token of the chart's ServiceAccount, the chart's own Role and the shipped manifests, the program
+// does its work. The token opens nothing else in the platform's namespace. The test asks the API server for this, and
+// does not trust the manifests.
 func TestRBAC(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)
@@ -88,7 +89,7 @@ func TestRBAC(t *testing.T) {
 	}
 }
 
-// TestMissingRights: without a RoleBinding the message has all that an admin needs to write one.
+// TestMissingRights: without a RoleBinding the message holds everything that an admin needs to write one.
 func TestMissingRights(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)
@@ -139,7 +140,7 @@ func TestMissingRights(t *testing.T) {
 			if left := names(t, v.outputDir); len(left) > 0 {
 				t.Errorf("left in the output directory: %q", left)
 			}
-			// The way out of the last one needs no more rights: Events are nice to have.
+			// The way out of the last case needs no more rights, because Events are optional.
 			if strings.Contains(o.message(), "set DBCONNECTOR_TENANT_UID") {
 				v.env["DBCONNECTOR_TENANT_UID"] = v.tenant()
 				v.provision(t)

@@ -11,7 +11,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestRestartPath is promise 7: a control plane comes up again on the day that the admin's password was rotated, the
+// TestRestartPath is promise 7: a control plane starts again on the day that the admin's password was rotated, the
 // connector deleted and the right to read it withdrawn. One API request, one database connection, no admin.
 func TestRestartPath(t *testing.T) {
 	t.Parallel()
@@ -81,7 +81,7 @@ func TestRestartPath(t *testing.T) {
 // login lines of PostgreSQL's log, and of the general log of the others.
 var loginLine = regexp.MustCompile(`(?m)connection authorized: user=(\S+)|\sConnect\t([^@\s]+)@`)
 
-// logins are those that a log tells of, in order. What ended in that time is not among them.
+// logins are the logins in a log, in order. A login that ended in that time is not among them.
 func logins(log string) (users []string) {
 	for _, match := range loginLine.FindAllStringSubmatch(log, -1) {
 		users = append(users, match[1]+match[2])
@@ -99,7 +99,7 @@ func handOver(tb testing.TB, dir string) map[string]string {
 	return files
 }
 
-// TestIdentityOfATenant: which record is whose, and what it takes to move one.
+// TestIdentityOfATenant: each record belongs to one tenant, and only an operator can move it.
 func TestIdentityOfATenant(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)
@@ -127,7 +127,7 @@ func TestIdentityOfATenant(t *testing.T) {
 		w := newVCluster(t, server, connectorFor(server))
 		w.provision(t)
 		if w.release != v.release || databaseOf(w.tenant()) == n {
-			t.Fatal("not what is to be tested")
+			t.Fatal("this is not the case that the test needs")
 		}
 		if name, err := login(t, server, read(t, w.outputDir, "dsn")); err != nil || name != databaseOf(w.tenant()) {
 			t.Errorf("the hand-over leads to database %q, %v; want %q", name, err, databaseOf(w.tenant()))

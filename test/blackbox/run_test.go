@@ -25,10 +25,11 @@ import (
 	"dbconnector/test/bed"
 )
 
-// user is who the image runs as.
+// user is the user of the image.
 const user = 65532
 
-// credential is that of the image's user where the tests run as root, and else nobody's: ourselves.
+// credential is that of the image's user where the tests run as root, and else nil: the program then runs as the user
+// of the tests.
 func credential() *syscall.Credential {
 	if os.Geteuid() != 0 {
 		return nil
@@ -39,7 +40,7 @@ func credential() *syscall.Credential {
 // dir makes a directory that belongs to the program's user.
 func dir(tb testing.TB) string {
 	tb.Helper()
-	name, err := os.MkdirTemp(scratch, "") //nolint:usetesting // nobody else may look into TempDir
+	name, err := os.MkdirTemp(scratch, "") //nolint:usetesting // other users may not look into TempDir
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func write(tb testing.TB, path, content string) {
 	give(tb, path)
 }
 
-// shut closes what nothing depends on any more.
+// shut closes a file or connection that is no longer needed.
 func shut(c io.Closer) { _ = c.Close() }
 
 func read(tb testing.TB, path ...string) string {
@@ -94,7 +95,7 @@ func names(tb testing.TB, dir string) []string {
 type child struct {
 	cmd            *exec.Cmd
 	stdout, stderr bytes.Buffer
-	// argv and environ are what anybody on the node sees of it.
+	// argv and environ are visible to every user of the node.
 	argv, environ string
 	began         time.Time
 	done          chan struct{} // is closed when it has ended
@@ -122,7 +123,7 @@ func start(tb testing.TB, env map[string]string) *child {
 	return c
 }
 
-// outcome is what is left of a run.
+// outcome is the result of a run.
 type outcome struct {
 	code           int
 	stdout, stderr string
@@ -154,7 +155,7 @@ func run(tb testing.TB, env map[string]string) *outcome {
 	return start(tb, env).wait(tb)
 }
 
-// message is what is wrong: the last line says it or, where it is too long for that, the line before.
+// message describes the fault: the last line does or, where the text is too long for it, the line before.
 func (o *outcome) message() string {
 	if len(o.lines) == 0 {
 		return ""
@@ -183,10 +184,10 @@ func (o *outcome) said(message, text string) bool {
 	return false
 }
 
-// trace matches what belongs into a stack trace and not into a log for operators.
+// trace matches text that belongs in a stack trace and not in a log for operators.
 var trace = regexp.MustCompile(`goroutine |panic:|\.go:[0-9]|runtime error|0x[0-9a-f]{8}`)
 
-// wellBehaved checks what holds for every run, however it ends.
+// wellBehaved checks the rules for every run, however it ends.
 func (o *outcome) wellBehaved(tb testing.TB) {
 	tb.Helper()
 	if o.stdout != "" {
@@ -220,7 +221,7 @@ func (o *outcome) succeeded(tb testing.TB) {
 	}
 }
 
-// refused checks a run that ended with this code and a last line that says all of this.
+// refused checks that a run ended with this code, and that its last line holds all of these texts.
 func (o *outcome) refused(tb testing.TB, code int, want ...string) {
 	tb.Helper()
 	if o.code != code {
@@ -253,7 +254,7 @@ func (o *outcome) within(tb testing.TB, limit time.Duration) {
 	}
 }
 
-// hides checks that no secret is in a text, in any form in which it could be read from it.
+// hides checks that no secret is in a text, in any form from which a reader could recover it.
 func hides(tb testing.TB, where, text string, secrets ...string) {
 	tb.Helper()
 	for _, secret := range secrets {
@@ -265,7 +266,7 @@ func hides(tb testing.TB, where, text string, secrets ...string) {
 	}
 }
 
-// hides checks everything that a run leaves behind for others to see.
+// hides checks everything that a run leaves where others can see it.
 func (o *outcome) hides(tb testing.TB, secrets ...string) {
 	tb.Helper()
 	hides(tb, "stdout", o.stdout, secrets...)

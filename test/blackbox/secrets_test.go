@@ -10,8 +10,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestSecretsOfInit is promise 5, over a tenant's life: whatever becomes of a run, with the most talkative log, the passwords of
-// admin and tenant are in nothing that anybody but the record's and the hand-over's readers gets to see (B18 to B21).
+// TestSecretsOfInit is promise 5, over a tenant's life: however a run ends, and with the most detailed log, only
+// readers of the record and of the hand-over see the passwords of admin and tenant (B18 to B21).
 func TestSecretsOfInit(t *testing.T) {
 	t.Parallel()
 	for name, on := range engines {

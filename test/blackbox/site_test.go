@@ -47,7 +47,7 @@ func newSite(tb testing.TB, server *bed.Server) *site {
 	s.env = map[string]string{
 		"DBCONNECTOR_VCLUSTER_NAME": "demo", "DBCONNECTOR_TENANT_UID": s.uid,
 		"DBCONNECTOR_CONNECTOR_DIR": s.connectorDir, "DBCONNECTOR_STATE_DIR": s.stateDir, "DBCONNECTOR_OUTPUT_DIR": s.outputDir,
-		// More than any run needs that does not wait for its end, even on a machine with more work than cores.
+		// Longer than any run needs that does not use up its time limit, even on a machine with more work than cores.
 		"DBCONNECTOR_TIMEOUT": "60s", "DBCONNECTOR_LOG_LEVEL": "debug",
 	}
 	s.connector = connectorFor(server)
@@ -104,7 +104,7 @@ func (s *site) provision(tb testing.TB) {
 
 func (s *site) recordFile() string { return filepath.Join(s.stateDir, "record.json") }
 
-// record reads the tenant's record as anybody would: as JSON.
+// record reads the tenant's record as any reader would: as JSON.
 func (s *site) record(tb testing.TB) map[string]any {
 	tb.Helper()
 	return decodeRecord(tb, []byte(read(tb, s.recordFile())))
@@ -170,7 +170,7 @@ func part(record map[string]any, path ...string) map[string]any {
 	return record
 }
 
-// databaseOf derives a tenant's database name anew, from the design and not from the code.
+// databaseOf derives a tenant's database name again, from the design and not from the code.
 func databaseOf(uid string) string {
 	sum := sha256.Sum256([]byte(uid))
 	return "vc" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:24]
@@ -194,8 +194,7 @@ func objects(tb testing.TB, server *bed.Server, uid string) []string {
 	return strings.Split(list, ",")
 }
 
-// untouched checks that a run which was refused left nothing behind. What it may have made of a record is the caller's
-// business.
+// untouched checks that a run which was refused left nothing behind. The caller checks the record.
 func (s *site) untouched(tb testing.TB) {
 	tb.Helper()
 	if _, err := os.Stat(s.outputDir); err == nil {
@@ -249,7 +248,8 @@ func credentialOf(tb testing.TB, dsn string) (user, password string) {
 	return user, password
 }
 
-// preparePostgres makes the admins that a test can be refused as. They are of one server, so that not every case needs one.
+// preparePostgres makes the admins that a test can be refused as. They share one server, so that not every case needs
+// its own.
 func preparePostgres(ctx context.Context, s *bed.Server) error {
 	for _, statement := range []string{
 		"CREATE ROLE expired SUPERUSER LOGIN VALID UNTIL '2020-01-01' PASSWORD '" + chosen + "'",
@@ -286,7 +286,8 @@ func prepareMySQL(ctx context.Context, s *bed.Server) error {
 		"GRANT ALL ON *.* TO marked@'%' WITH GRANT OPTION")
 }
 
-// Passwords of admins. odd has what has to be escaped in an SQL string, a URL, JSON and a DSN, and has to work all the same.
+// Passwords of admins. odd holds characters that must be escaped in an SQL string, a URL, JSON and a DSN. It must still
+// work.
 const (
 	chosen = "Chosen-Admin.7~Password_to-look-for"
 	odd    = `Odd:Admin@7/Pass?wo#rd%20&"quo\ted"=[x]{y}'; ü`

@@ -16,8 +16,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestVersion: both programs, built as `make build` builds them, say which build they are, and without any setting; so does one that
-// was built without a word about it. Another argument ends the run and is named. (F30)
+// TestVersion: both programs, built as `make build` builds them, name their build without any setting. So does a
+// program that was built without version flags. Another argument ends the run, and the message names it. (F30)
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	root, err := bed.Root()
@@ -73,7 +73,7 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestVersionOfInit: the first line of a run has the version, and so has what the API server sees of it. (F30)
+// TestVersionOfInit: the first line of a run has the version, and so has the user agent that the API server sees. (F30)
 func TestVersionOfInit(t *testing.T) {
 	t.Parallel()
 	server := postgres.get(t)

@@ -18,8 +18,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// Managed services give out their admin's rights through a role (rds_superuser_role, cloudsqlsuperuser). B36: what counts is
-// what is in force, not how it was granted.
+// Managed services give out their admin's rights through a role (rds_superuser_role, cloudsqlsuperuser). B36: init
+// looks at the rights in force, not at how they were granted.
 func TestAdminByRole(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -56,7 +56,8 @@ func TestAdminByRole(t *testing.T) {
 	}
 }
 
-// People log in as themselves and work as the role of their team, so that what one makes belongs to all.
+// People log in as themselves and work as the role of their team, so that the objects that one of them makes belong to
+// all.
 func TestAdminWithSetRole(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -80,9 +81,9 @@ func TestAdminWithSetRole(t *testing.T) {
 	}
 }
 
-// CVE-2018-1058: a tenant owns what is in its database, and up to 14 every login may create in the database postgres. What it
-// leaves there must never run with the admin's rights. So it shadows every operator that there is, for every pair of types
-// that our statements could mean, with a function that tells who called it.
+// CVE-2018-1058: a tenant owns what is in its database, and up to 14 every login may create in the database postgres.
+// Code that a tenant leaves there must never run with the admin's rights. So the test's tenant shadows every operator
+// that exists, for every pair of types that our statements could mean, with a function that records its caller.
 func TestAdminRunsNoCodeOfTenants(t *testing.T) {
 	t.Parallel()
 	const trap = `
@@ -102,7 +103,7 @@ func TestAdminRunsNoCodeOfTenants(t *testing.T) {
 		END $do$`
 	for _, v := range bed.Versions {
 		if v.Engine != bed.Postgres {
-			continue // without CREATE ROUTINE and CREATE VIEW there is nothing that a tenant could leave
+			continue // without CREATE ROUTINE and CREATE VIEW a tenant can leave no code
 		}
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
@@ -125,9 +126,9 @@ func trapped(t *testing.T, server *bed.Server, s *enginetest.Server, everywhere 
 		x.ExecAs(t, x.User(tenant.A), x.Passwords[tenant.A], database, trap)
 		x.ExecAs(t, x.User(tenant.A), x.Passwords[tenant.A], database, "GRANT ALL ON SEQUENCE public.trapped TO PUBLIC")
 	}
-	// Something to repair, on every path, and a neighbour.
+	// The test sets up damage to repair on every path, and a neighbour.
 	x.MustExec(t, "", x.SQL([]string{"ALTER DATABASE {db} CONNECTION LIMIT 3", "ALTER ROLE {b} RESET role"})...)
-	if s.Connector.User == server.AdminUser || !everywhere { // who may grant on the schema
+	if s.Connector.User == server.AdminUser || !everywhere { // this admin may grant on the schema
 		x.MustExec(t, x.Database, x.SQL([]string{"GRANT ALL ON SCHEMA public TO PUBLIC"})...)
 	}
 	x.Ensure(t)
@@ -152,8 +153,8 @@ func trapped(t *testing.T, server *bed.Server, s *enginetest.Server, everywhere 
 	}
 }
 
-// A neighbour's database is locked down and opened in one transaction. Whoever asks at that moment sees it before or after,
-// and never a mixture of both, which would be a database that is open to everybody.
+// A neighbour's database is locked down and opened in one transaction. A client that asks at that moment sees the state
+// before or after, and never a mixture, which would be a database that is open to every login.
 func TestNeighbourIsBeingMade(t *testing.T) {
 	t.Parallel()
 	const times = 800
@@ -167,7 +168,7 @@ func TestNeighbourIsBeingMade(t *testing.T) {
 			neighbour := s.NewTenant()
 			neighbour.Ensure(t)
 			unmade := []string{
-				"ALTER DATABASE {db} ALLOW_CONNECTIONS false", // first: a closed database is nobody's finding
+				"ALTER DATABASE {db} ALLOW_CONNECTIONS false", // first: no check reports a closed database
 				"REVOKE ALL ON DATABASE {db} FROM {a}, {b}; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO PUBLIC",
 			}
 			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {a}, {b}; ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
@@ -200,8 +201,8 @@ func TestNeighbourIsBeingMade(t *testing.T) {
 	}
 }
 
-// What a rival has begun on the tenant's logins when init comes to them: a sidecar, or a person. PostgreSQL refuses the later
-// of two changes, and that is the moment's fault: it is tried again. (docs/failures.md B41)
+// A rival, which is a sidecar or a person, has begun to change the tenant's logins when init comes to them. PostgreSQL
+// refuses the later of two changes. This passes, so init tries again. (docs/failures.md B41)
 func TestRivals(t *testing.T) {
 	t.Parallel()
 	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})
@@ -210,7 +211,7 @@ func TestRivals(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := admins(t, server)["cloud admin"]
-	// beside lets a rival begin, act run into him, and him end.
+	// beside lets a rival begin, lets act run into the rival's change, and lets the rival end.
 	beside := func(t *testing.T, rival string, act func() error) error {
 		t.Helper()
 		tx, err := db.BeginTx(t.Context(), nil)
@@ -248,7 +249,7 @@ func TestRivals(t *testing.T) {
 			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], set); !fault.Is(err, fault.Unavailable) {
 				t.Errorf("dropped: got class %d: %v", fault.Of(err), err)
 			}
-			// And an admin who may not do it is told what he lacks.
+			// An admin who may not do it is told which right is missing.
 			if err := admin.SetPassword(t.Context(), server.AdminUser, login.Password); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "may not do this") {
 				t.Errorf("without the right: got class %d: %v", fault.Of(err), err)
 			}
@@ -269,7 +270,7 @@ func TestRivals(t *testing.T) {
 		})
 		x.Works(t)
 	})
-	t.Run("was interrupted while he dropped the database", func(t *testing.T) {
+	t.Run("was interrupted while it dropped the database", func(t *testing.T) {
 		x := s.NewTenant()
 		x.Ensure(t)
 		x.MustExec(t, "", "UPDATE pg_database SET datconnlimit = -2 WHERE datname = '"+x.Database+"'")

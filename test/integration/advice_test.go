@@ -15,8 +15,8 @@ import (
 )
 
 // F33: each statement that a message about PostgreSQL recommends is run as it is printed, in the state in which it is
-// recommended, and the next init succeeds. What waits for locks recommends is in TestShut, what a database that an interrupted
-// DROP DATABASE left needs in TestRivals, and the warnings about open databases are in TestServerWide.
+// recommended, and the next init succeeds. TestShut runs the advice of waits for locks, TestRivals the advice for a
+// database that an interrupted DROP DATABASE left, and TestServerWide the warnings about open databases.
 func TestAdvice(t *testing.T) {
 	t.Parallel()
 	cases := []struct {
@@ -82,7 +82,7 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
-// F4: some services have no database postgres. All inits of a server come to the same one all the same.
+// F4: some services have no database postgres. All inits of a server still choose the same database.
 func TestMaintenanceDatabase(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -92,7 +92,8 @@ func TestMaintenanceDatabase(t *testing.T) {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			server := newServer(t, v)
-			// Nobody may be in the database that is renamed, and so the superuser's pool of the other tests is not used.
+			// PostgreSQL renames only a database without sessions, so this test does not use the superuser's pool of the other
+			// tests.
 			must := func(t *testing.T, in string, statements ...string) {
 				t.Helper()
 				if err := server.ExecIn(t.Context(), in, statements...); err != nil {
@@ -105,16 +106,16 @@ func TestMaintenanceDatabase(t *testing.T) {
 			}
 			s := describe(server, user, password)
 			for _, next := range []struct{ old, name, in string }{{"postgres", "defaultdb", "defaultdb"}, {"defaultdb", "rdb", "template1"}} {
-				enginetest.Eventually(t, "nobody to be in the database", func() bool {
+				enginetest.Eventually(t, "the database to have no sessions", func() bool {
 					return server.ExecIn(t.Context(), "template1", `ALTER DATABASE "`+next.old+`" RENAME TO "`+next.name+`"`) == nil
 				})
 				newJob(t, s).run(t)
 				oneLock(t, server, s.NewTenant(), next.in)
 			}
-			// One that is there and not open is not passed by: others may be in it.
+			// init does not skip a database that exists and is not open, because other inits may be in it.
 			must(t, "template1", `CREATE DATABASE defaultdb`, `CREATE DATABASE postgres`, `REVOKE CONNECT ON DATABASE postgres FROM PUBLIC`)
 			newJob(t, s).refused(t, `GRANT CONNECT ON DATABASE "postgres" TO "cloud"`)
-			// And one that is made while an init is in the next one is noticed, once it has its lock.
+			// An init that is in the next database notices one that is made meanwhile, once it has its lock.
 			must(t, "template1", `DROP DATABASE postgres`)
 			x := s.NewTenant()
 			x.WithAdmin(t, func(admin engine.Admin) {
@@ -147,7 +148,8 @@ func oneLock(t *testing.T, server *bed.Server, x *enginetest.Tenant, in string) 
 	})
 }
 
-// F18: what the server itself, or somebody's code in it, answers to our statements, where it can be brought about on demand.
+// F18: the answers of the server itself, or of a user's code in it, to our statements, where the test can cause them on
+// demand.
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})

@@ -58,8 +58,8 @@ func asLogin(t *testing.T, x *enginetest.Tenant, slot tenant.Slot, statements ..
 	}
 }
 
-// S1: up to 14 a login may grant itself to any other. What that forces on a neighbour changes nothing for him, and neither
-// his provisioning nor his repair notices more than a warning, however often it is done.
+// S1: up to 14 a login may grant itself to any other. A membership that is forced on a neighbour changes nothing for
+// the neighbour. Its provisioning and its repair report a warning and no more, however often the attacker does it.
 func TestMembershipForcedOnNeighbour(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		attacker, victim := s.NewTenant(), s.NewTenant()
@@ -98,13 +98,13 @@ func TestMembershipForcedOnNeighbour(t *testing.T) {
 	})
 }
 
-// S1: after an upgrade from 14 or older to 16 or later a membership that was forced on a neighbour is the superuser's, and is
-// inherited. An admin who is none cannot take it back. It is no refusal, and what takes it back is named, works, and is all that
-// is needed.
+// S1: after an upgrade from 14 or older to 16 or later a membership that was forced on a neighbour is the superuser's,
+// and is inherited. An admin who is no superuser cannot take it back. init does not refuse. It names the statement that
+// takes the membership back; the statement works and is enough.
 func TestMembershipOfTheSuperuser(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		if server.Version < "16" || s.Connector.User == server.AdminUser {
-			return // who may change a role may revoke its memberships
+			return // an admin who may change a role may revoke its memberships
 		}
 		attacker, victim := s.NewTenant(), s.NewTenant()
 		attacker.Ensure(t)
@@ -126,8 +126,9 @@ func TestMembershipOfTheSuperuser(t *testing.T) {
 	})
 }
 
-// S1, S11: who had a login's password once has made his own login a member of it. He does not get into its database by that, the
-// sidecar sees it and sends init, init takes it back, and what is left of an open session is said, with the way to end it.
+// S1, S11: an attacker who once had a login's password has made its own login a member of that login. The membership
+// does not open the database to the attacker. The sidecar sees it and sends init, and init takes it back. init also
+// reports an open session that is left, with the way to end it.
 func TestMembershipOutlivesNoPassword(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		attacker, victim := s.NewTenant(), s.NewTenant()
@@ -182,8 +183,8 @@ func TestMembershipOutlivesNoPassword(t *testing.T) {
 	})
 }
 
-// S1, S6: what the old password's owner left behind goes with the password, without an admin: settings on every version, and
-// members where a login grants itself.
+// S1, S6: settings and memberships that the owner of the old password left behind go with the password, without an
+// admin: settings on every version, and members where a login grants itself.
 func TestPasswordTakesAllWithIt(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		x, other := s.NewTenant(), s.NewTenant()
@@ -228,7 +229,7 @@ func TestPasswordTakesAllWithIt(t *testing.T) {
 		if err := s.Engine.Ready(t.Context(), x.Login(tenant.B), x.Names); err != nil {
 			t.Error(err)
 		}
-		// What is of one transaction cannot be reset from 16 on, and does nothing.
+		// From 16 on, a setting of one transaction cannot be reset, and does nothing.
 		exec(t, server, x.SQL([]string{
 			"UPDATE pg_db_role_setting SET setconfig = (SELECT array_agg(e) FROM unnest(setconfig) e WHERE e !~ '^transaction_read_only') WHERE setrole = '{b}'::regrole",
 		})...)
@@ -239,7 +240,8 @@ func TestPasswordTakesAllWithIt(t *testing.T) {
 	})
 }
 
-// S6: whatever a login can set for itself, to whatever value, a sidecar gets in, sees its sessions, and takes it back.
+// S6: a login may set any parameter for itself, to any value. A sidecar still gets in, sees its sessions, and takes the
+// setting back.
 func TestEveryOwnSetting(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"13", "18"} {
@@ -251,7 +253,7 @@ func TestEveryOwnSetting(t *testing.T) {
 			x.Ensure(t)
 			tried := 0
 			for _, v := range extremes(t, server, "name NOT LIKE 'transaction\\_%' OR name = 'transaction_timeout'") {
-				// By the superuser, who is never kept out by the value before.
+				// The superuser sets it, because no value before keeps the superuser out.
 				if err := server.Exec(t.Context(), fmt.Sprintf(`ALTER ROLE %s SET "%s" = '%s'`, x.User(tenant.B), v.name, v.value)); err != nil {
 					continue // no such value
 				}
@@ -283,7 +285,7 @@ func TestEveryOwnSetting(t *testing.T) {
 
 type parameter struct{ name, value string }
 
-// extremes are the parameters that everybody may set, each with values at the ends of its range.
+// extremes are the parameters that every login may set, each with values at the ends of its range.
 func extremes(t *testing.T, server *bed.Server, which string) []parameter {
 	t.Helper()
 	db, err := superuser(server)
@@ -317,14 +319,15 @@ func extremes(t *testing.T, server *bed.Server, which string) []parameter {
 	return out
 }
 
-// F11: a server's defaults must not keep a control plane from working. Each parameter that everybody may set is tried at the
-// ends of its range on what kine does; what breaks it is set for the tenant's database, or is left visible on purpose.
+// F11: a server's defaults must not keep a control plane from working. The test runs kine's work with each parameter
+// that every login may set, at the ends of its range. init sets a parameter that breaks kine for the tenant's database,
+// or leaves it visible on purpose.
 func TestSettingsThatKineDependsOn(t *testing.T) {
 	t.Parallel()
 	visible := []string{
-		"default_transaction_read_only", "transaction_read_only", // who sets it means it
-		"transaction_isolation",                                       // of one transaction, and no server's default
-		"idle_session_timeout", "idle_in_transaction_session_timeout", // they protect the server, and kine feels milliseconds only
+		"default_transaction_read_only", "transaction_read_only", // an admin who sets it means it
+		"transaction_isolation",                                       // of one transaction, and not a default of a server
+		"idle_session_timeout", "idle_in_transaction_session_timeout", // they protect the server, and kine notices only values of milliseconds
 	}
 	for _, version := range []string{"13", "18"} {
 		t.Run(version, func(t *testing.T) {
@@ -358,7 +361,7 @@ func TestSettingsThatKineDependsOn(t *testing.T) {
 	}
 }
 
-// kine does what kine does, in a session with one parameter set; nil where it cannot be set.
+// kine does the work of kine in a session with one parameter set. It returns nil where the parameter cannot be set.
 func kine(ctx context.Context, server *bed.Server, x *enginetest.Tenant, v parameter) error {
 	db, err := server.Open(x.User(tenant.A), x.Passwords[tenant.A].Reveal(), x.Database)
 	if err != nil {
@@ -407,7 +410,7 @@ func kine(ctx context.Context, server *bed.Server, x *enginetest.Tenant, v param
 	return compactions(ctx, conns)
 }
 
-// compactions are two that meet, as those of two replicas do.
+// compactions runs two compactions that meet, as those of two replicas do.
 func compactions(ctx context.Context, conns [2]*sql.Conn) error {
 	var txs [2]*sql.Tx
 	for i, conn := range conns {
@@ -435,7 +438,7 @@ func compactions(ctx context.Context, conns [2]*sql.Conn) error {
 	return nil
 }
 
-// tablespace is a directory for one.
+// tablespace is a directory for a tablespace.
 func tablespace(t *testing.T, server *bed.Server) string {
 	t.Helper()
 	info, err := os.Stat(server.DataDir)
@@ -450,7 +453,7 @@ func tablespace(t *testing.T, server *bed.Server) string {
 	return dir
 }
 
-// S4: the connection limit of a tenant holds in every database, for each of its logins; a limit that was changed is applied.
+// S4: the connection limit of a tenant holds in every database, for each of its logins; init applies a changed limit.
 func TestLimitHoldsElsewhere(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, _ *bed.Server, s *enginetest.Server) {
 		x := s.NewTenant()
@@ -473,11 +476,12 @@ func TestLimitHoldsElsewhere(t *testing.T) {
 	})
 }
 
-// S10: operators and functions of a login's own do not answer for the server when the login is checked.
+// S10: operators and functions that a login made do not answer in place of the server's when the sidecar or init checks
+// the login.
 func TestVerifyAsksTheServer(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		if s.Connector.User != server.AdminUser {
-			return // a database that is open is every tenant's finding, so one at a time
+			return // every tenant's run reports an open database, so one at a time
 		}
 		x, other := s.NewTenant(), s.NewTenant()
 		x.Ensure(t)
@@ -496,8 +500,8 @@ func TestVerifyAsksTheServer(t *testing.T) {
 	})
 }
 
-// S11: roles of the tenant's names without its mark are others' until a record or a person says that they are not: who made
-// them may know their passwords. The way out that the message names works.
+// S11: roles with the tenant's names and without its mark belong to others until a record or a person says otherwise,
+// because their maker may know their passwords. The way out that the message names works.
 func TestUnmarkedRolesAreNotAdopted(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, _ *bed.Server, s *enginetest.Server) {
 		x := s.NewTenant()
@@ -520,8 +524,8 @@ func TestUnmarkedRolesAreNotAdopted(t *testing.T) {
 	})
 }
 
-// F14: the admin has lost ADMIN OPTION on the tenant's roles, as after a dump and restore. What gives it back is named, works,
-// and is all that is needed.
+// F14: the admin has lost ADMIN OPTION on the tenant's roles, as after a dump and restore. init names the statement
+// that gives it back; the statement works and is enough.
 func TestAdminLostAdminOption(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		if server.Version < "16" || s.Connector.User == server.AdminUser {
@@ -566,8 +570,9 @@ func TestAdminLostAdminOption(t *testing.T) {
 	})
 }
 
-// S6: what runs a tenant's code answers with any code and any words. Neither decides what init takes it for, and the words do
-// not get into its log. What a login cannot load keeps it out with the server's words; init repairs that.
+// S6: a statement that runs a tenant's code can fail with any code and any words. Neither decides how init classifies
+// the error, and the words do not get into the log. A library that a login cannot load keeps the login out with the
+// server's words; init repairs that.
 func TestTenantAnswersForTheServer(t *testing.T) {
 	eachPostgres(t, func(t *testing.T, server *bed.Server, s *enginetest.Server) {
 		x := s.NewTenant()
@@ -579,7 +584,7 @@ func TestTenantAnswersForTheServer(t *testing.T) {
 				fmt.Sprintf(`CREATE OR REPLACE FUNCTION public.lie() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION E'their words \x1b[2J' USING ERRCODE = '%s'; END $$`, code),
 				"CREATE VIEW public.kine AS SELECT public.lie() AS id")
 			data, err := s.Engine.HasData(t.Context(), x.Login(tenant.A))
-			if code == "42501" { // not to be told from a table of somebody else
+			if code == "42501" { // looks the same as another role's table
 				if err != nil || !data {
 					t.Errorf("%s: %t, %v", code, data, err)
 				}
@@ -602,7 +607,8 @@ func TestTenantAnswersForTheServer(t *testing.T) {
 	})
 }
 
-// F11: servers that were hardened, or are run for other programs: a tenant's sessions have what kine needs all the same.
+// F11: on servers that were hardened, or serve other programs, a tenant's sessions still have the settings that kine
+// needs.
 func TestHardenedServer(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"13", "18"} {

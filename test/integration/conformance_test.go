@@ -9,7 +9,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestConformance is everything that can share a server, for every version and both kinds of admin.
+// TestConformance runs every case that can share a server, for every version and both kinds of admin.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {

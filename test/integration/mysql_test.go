@@ -62,8 +62,8 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 	}
 
 	d.Breaks = []enginetest.Break{
-		{Name: "login a gone", Reason: "somebody dropped it", SQL: []string{`DROP USER {a}`}},
-		{Name: "login b gone", Reason: "somebody dropped it", SQL: []string{`DROP USER {b}`}},
+		{Name: "login a gone", Reason: "an admin dropped it", SQL: []string{`DROP USER {a}`}},
+		{Name: "login b gone", Reason: "an admin dropped it", SQL: []string{`DROP USER {b}`}},
 		{Name: "both logins gone", Reason: "a dump holds no accounts", SQL: []string{`DROP USER {a}, {b}`}},
 		{Name: "mark gone", Reason: "the record proves whose it is", SQL: []string{`DROP ROLE {owner}`}},
 		{Name: "TLS not required of a", Reason: "promise 6", SQL: []string{`ALTER USER {a} REQUIRE NONE`}},
@@ -84,7 +84,7 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 		}
 	}
 	if !cloud {
-		// A cloud admin cannot take away what he has not got himself.
+		// A cloud admin cannot take away a right that it does not have.
 		d.Breaks = append(d.Breaks, enginetest.Break{Name: "ALL for a", Reason: "the seven and no more", SQL: []string{`GRANT ALL ON {db}.* TO {a} WITH GRANT OPTION`}})
 	}
 
@@ -112,7 +112,7 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 		{Name: "no CREATE USER", Reason: "the rights are named", SQL: []string{login, `GRANT ` + seven + ` ON {db}.* TO {user} WITH GRANT OPTION`, `GRANT SELECT ON mysql.* TO {user}`}, Want: "CREATE USER"},
 		{Name: "no look at mysql.user", Reason: "the rights are named", SQL: []string{login, `GRANT CREATE USER, CREATE` + roles + ` ON *.* TO {user}`}, Want: "GRANT SELECT"},
 		{Name: "no GRANT OPTION", Reason: "the rights are named", SQL: []string{login, `GRANT CREATE USER` + roles + `, ` + seven + ` ON *.* TO {user}`}, Want: "WITH GRANT OPTION"},
-		{Name: "no INDEX", Reason: "nobody grants what he has not", SQL: []string{login, `GRANT CREATE USER` + roles + `, SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON *.* TO {user} WITH GRANT OPTION`}, Want: "INDEX"},
+		{Name: "no INDEX", Reason: "an admin cannot grant a right that it does not have", SQL: []string{login, `GRANT CREATE USER` + roles + `, SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON *.* TO {user} WITH GRANT OPTION`}, Want: "INDEX"},
 		{Name: "no PROCESS", Reason: "what he does not see, he must not take for nothing", SQL: []string{login, `GRANT CREATE USER` + roles + `, ` + seven + ` ON *.* TO {user} WITH GRANT OPTION`}, Want: "GRANT PROCESS"},
 	}
 	d.Foreign = []string{`CREATE DATABASE {db}`}
@@ -127,7 +127,7 @@ func describeMySQL(d *enginetest.Server, s *bed.Server) {
 // account is a login as information_schema names it.
 func account(n tenant.Names, slot tenant.Slot) string { return fmt.Sprintf("'%s'@'%%'", n.User(slot)) }
 
-// mysqlAttempts are what a tenant tries on MySQL and MariaDB.
+// mysqlAttempts are the attempts of a tenant on MySQL and MariaDB.
 func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 	const (
 		db    = "1044" // access to a database denied
@@ -161,7 +161,7 @@ func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 		{Name: "lift its connection limit", Reason: "B45", SQL: []string{"ALTER USER {a} WITH MAX_USER_CONNECTIONS 0"}, Codes: []string{need}},
 		{Name: "drop the need for TLS", Reason: "promise 6", SQL: []string{"ALTER USER {a} REQUIRE NONE"}, Codes: []string{need}},
 		{Name: "raise the limit by GRANT", Reason: "B45", SQL: []string{"GRANT USAGE ON *.* TO {a} WITH MAX_USER_CONNECTIONS 0"}, Codes: []string{file, "1064", need}},
-		{Name: "raise everybody's limit", Reason: "B45", SQL: []string{"SET GLOBAL max_user_connections = 0"}, Codes: []string{need}},
+		{Name: "raise the limit of all accounts", Reason: "B45", SQL: []string{"SET GLOBAL max_user_connections = 0"}, Codes: []string{need}},
 		{Name: "change the neighbour's password", Reason: "promise 1", SQL: []string{"ALTER USER {othera} IDENTIFIED BY 'x'"}, Codes: []string{need}},
 		{Name: "change the neighbour's password by SET", Reason: "promise 1", SQL: []string{"SET PASSWORD FOR {othera} = 'x'"}, Codes: []string{db, need, "1372"}},
 		{Name: "change the admin's password", Reason: "promise 1", SQL: []string{fmt.Sprintf("ALTER USER '%s' IDENTIFIED BY 'x'", admin)}, Codes: []string{need}},
@@ -172,7 +172,7 @@ func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 		{Name: "share by wildcard", Reason: "B26", SQL: []string{"GRANT SELECT ON `vc%`.* TO {a}"}, Codes: []string{db}},
 		{Name: "share by single wildcards", Reason: "B26", SQL: []string{"GRANT SELECT ON `vc________________________`.* TO {a}"}, Codes: []string{db}},
 		{Name: "take everything", Reason: "promise 1", SQL: []string{"GRANT ALL ON *.* TO {a}"}, Codes: []string{file}},
-		{Name: "become its own mark", Reason: "the role marks, and nobody has it", SQL: []string{"SET ROLE {owner}"}, Codes: []string{role}},
+		{Name: "become its own mark", Reason: "the role is a mark, and no login has it", SQL: []string{"SET ROLE {owner}"}, Codes: []string{role}},
 		{Name: "become the neighbour's mark", Reason: "as above", SQL: []string{"SET ROLE {otherowner}"}, Codes: []string{role}},
 		{Name: "log in as its mark", Reason: "a role is locked", SQL: []string{"SELECT CURRENT_ROLE()"}, Rows: ptr(1)},
 		{Name: "write a file", Reason: "the server's files are not the tenant's", SQL: []string{"SELECT 1 INTO OUTFILE '/tmp/loot'"}, Codes: []string{file, need}},
@@ -187,17 +187,17 @@ func mysqlAttempts(mariadb bool, admin string) []enginetest.Attempt {
 		{Name: "stop the server", Reason: "promise 1", SQL: []string{"SHUTDOWN"}, Codes: []string{need}},
 		{Name: "switch the log off", Reason: "the admin's evidence", SQL: []string{"SET GLOBAL general_log = OFF"}, Codes: []string{need}},
 		{Name: "hide from the log", Reason: "the admin's evidence", SQL: []string{"SET SESSION sql_log_bin = 0"}, Codes: []string{need}},
-		{Name: "flush", Reason: "it is everybody's", SQL: []string{"FLUSH PRIVILEGES"}, Codes: []string{need}},
-		{Name: "let its password expire", Reason: "its login would be nobody's", SQL: []string{"ALTER USER CURRENT_USER() PASSWORD EXPIRE"}, Codes: []string{need}},
+		{Name: "flush", Reason: "all tenants share it", SQL: []string{"FLUSH PRIVILEGES"}, Codes: []string{need}},
+		{Name: "let its password expire", Reason: "no client could use its login", SQL: []string{"ALTER USER CURRENT_USER() PASSWORD EXPIRE"}, Codes: []string{need}},
 		{Name: "lock its login", Reason: "as above", SQL: []string{"ALTER USER CURRENT_USER() ACCOUNT LOCK"}, Codes: []string{need}},
 		{Name: "keep its password beside the next one", Reason: "what is rotated away must be dead", SQL: []string{"ALTER USER USER() IDENTIFIED BY 'Kept-1~password' RETAIN CURRENT PASSWORD"}, Codes: []string{need, "1064"}},
-		{Name: "have wrong passwords block its login", Reason: "F13: whoever reaches the port could", SQL: []string{"ALTER USER {a} FAILED_LOGIN_ATTEMPTS 1 PASSWORD_LOCK_TIME UNBOUNDED"}, Codes: []string{need, "1064"}},
-		{Name: "lock the server for a backup", Reason: "it is everybody's", SQL: []string{"LOCK INSTANCE FOR BACKUP"}, Codes: []string{need, "1064"}},
+		{Name: "have wrong passwords block its login", Reason: "F13: any client that reaches the port could", SQL: []string{"ALTER USER {a} FAILED_LOGIN_ATTEMPTS 1 PASSWORD_LOCK_TIME UNBOUNDED"}, Codes: []string{need, "1064"}},
+		{Name: "lock the server for a backup", Reason: "all tenants share it", SQL: []string{"LOCK INSTANCE FOR BACKUP"}, Codes: []string{need, "1064"}},
 		{Name: "lock a table for a backup", Reason: "as above", SQL: []string{"BACKUP LOCK {db}.t"}, Codes: []string{need, "1064"}},
 		{Name: "set what outlives a restart", Reason: "as above", SQL: []string{"SET PERSIST sql_mode = ''"}, Codes: []string{need, "1064"}},
 		{Name: "read accounts through a table of its own", Reason: "B33", SQL: []string{"CREATE TABLE loot (i INTEGER) ENGINE = MERGE UNION = (mysql.user)"}, Codes: []string{table}},
 		{Name: "read accounts by their handler", Reason: "B33", SQL: []string{"HANDLER mysql.user OPEN"}, Codes: []string{table}},
-		{Name: "write to a read-only server", Reason: "it is everybody's", SQL: []string{"SET GLOBAL read_only = ON"}, Codes: []string{need}},
+		{Name: "write to a read-only server", Reason: "all tenants share it", SQL: []string{"SET GLOBAL read_only = ON"}, Codes: []string{need}},
 	}
 	return out
 }

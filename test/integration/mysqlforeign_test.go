@@ -44,8 +44,9 @@ func eachMySQL(t *testing.T, test func(t *testing.T, v bed.Version)) {
 	}
 }
 
-// (F9, F10) Settings of a server that kine cannot live with, all at once: its revisions would have gaps, its lists would end early,
-// what it writes would never be committed. The DSN sets what counts for kine's own sessions, and init works under them, too.
+// (F9, F10) Server settings under which kine fails, all at once: its revisions would have gaps, its lists would end
+// early, its writes would never be committed. The DSN sets the ones that matter for kine's own sessions, and init works
+// under them, too.
 func TestHostileSettings(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -118,8 +119,8 @@ func kineOnHostile(t *testing.T, server *bed.Server, j *job, dsn string, db *sql
 	}
 }
 
-// snapshots does what kine's compaction does beside another writer: it deletes a row that was changed since its transaction began to
-// read. MariaDB from 11.6.2 on answers error 1020 to a session that is left as it comes.
+// snapshots repeats kine's compaction beside another writer: it deletes a row that was changed since its transaction
+// began to read. MariaDB from 11.6.2 on answers error 1020 to a session with default settings.
 func snapshots(t *testing.T, v bed.Version, db, plain, other *sql.DB) {
 	t.Helper()
 	exec := func(db interface {
@@ -181,7 +182,7 @@ func TestNoWrites(t *testing.T) {
 			existing.run(t)
 		}
 		if v.Engine == bed.MySQL {
-			// A tenant can do that to itself, for it may ALTER; an admin, to move it.
+			// A tenant can do that to itself, because it may ALTER. An admin can do it to move the tenant.
 			existing.ExecAs(t, r.Login(r.Active).User, r.Login(r.Active).Password, r.Database, "ALTER DATABASE "+r.Database+" READ ONLY = 1")
 			way := printed(t, existing.refused(t, r.Database), `ALTER DATABASE .* READ ONLY = 0`) // (F33)
 			existing.ExecAs(t, existing.Tenant.Connector.User, existing.Tenant.Connector.Password, "", way)
@@ -199,8 +200,8 @@ func off(ctx context.Context, server *bed.Server, setting string) error {
 	return err
 }
 
-// (F6, F13) Accounts that cannot log in, whatever the password: their plugin is gone, or takes none, or the server has blocked them
-// for wrong passwords. A new password cures them all, so init goes and sets one.
+// (F6, F13) Accounts that cannot log in, whatever the password: their plugin is gone, or takes none, or the server has
+// blocked them for wrong passwords. A new password repairs them all, so init sets one.
 func TestAccountsPutRight(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -208,7 +209,7 @@ func TestAccountsPutRight(t *testing.T) {
 		type broken struct {
 			name  string
 			sql   []string
-			wrong int // so many wrong passwords
+			wrong int // number of wrong passwords
 		}
 		cases := []broken{
 			{"(F6) a plugin that is gone", []string{
@@ -223,7 +224,7 @@ func TestAccountsPutRight(t *testing.T) {
 					`UPDATE mysql.global_priv SET Priv = JSON_SET(Priv, '$.plugin', 'ed25519') WHERE User IN ('{a}', '{b}')`, "FLUSH PRIVILEGES",
 				}, 0},
 				{"(F6) a plugin that takes no password", []string{"ALTER USER {a} IDENTIFIED VIA unix_socket"}, 0},
-				{"(F13) blocked until somebody does something", nil, 4},
+				{"(F13) blocked until an admin unlocks it", nil, 4},
 			}
 		}
 		for who, s := range admins(t, server) {
@@ -253,8 +254,8 @@ func TestAccountsPutRight(t *testing.T) {
 	})
 }
 
-// (F13) A record that is older than the server, on a server that blocks accounts for wrong passwords: while init waits for a login that
-// is free, it does not block those that control planes use.
+// (F13) A record that is older than the server, on a server that blocks accounts for wrong passwords: while init waits
+// for a free login, it does not block the logins that control planes use.
 func TestInitBlocksNobody(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -298,8 +299,8 @@ func TestInitBlocksNobody(t *testing.T) {
 	})
 }
 
-// (F5) A server that forbids GET_LOCK, as Percona XtraDB Cluster does with pxc_strict_mode=ENFORCING: init goes on without and says
-// so. Of twenty that come at once for one tenant each hands the same credential over.
+// (F5) A server that forbids GET_LOCK, as Percona XtraDB Cluster does with pxc_strict_mode=ENFORCING: init goes on
+// without it and says so. Twenty inits start at once for one tenant, and each hands over the same credential.
 func TestLocksForbidden(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -330,7 +331,7 @@ func TestLocksForbidden(t *testing.T) {
 		}
 		all.Wait()
 		if warned.Load() == 0 {
-			t.Error("nobody was told")
+			t.Error("no run warned of it")
 		}
 		for _, r := range j.published {
 			if r.Login(r.Active) != j.published[0].Login(tenant.A) {
@@ -340,7 +341,7 @@ func TestLocksForbidden(t *testing.T) {
 		j.known(t, j.published[0], tenant.A, true)
 		j.known(t, j.published[0], tenant.B, true)
 		j.verified(t)
-		// A repair, by as many.
+		// As many inits repair it.
 		j.byHand(t, tenant.A)
 		j.idle(t)
 		for range 20 {
@@ -356,15 +357,16 @@ func TestLocksForbidden(t *testing.T) {
 	})
 }
 
-// (F33) What a message tells to run is run, in the state in which it is told, and then init comes to its end. The statements of other
-// messages are run in TestServerWide (DROP USER), in the conformance suite (CREATE ROLE) and in TestNoWrites (ALTER DATABASE).
+// (F33) The test runs the statement that a message recommends, in the state in which init recommends it. Then init
+// finishes. The statements of other messages are run in TestServerWide (DROP USER), in the conformance suite (CREATE
+// ROLE) and in TestNoWrites (ALTER DATABASE).
 func TestAdviceOfMySQL(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
 		server := newServer(t, v)
 		root := describe(server, server.AdminUser, server.AdminPassword)
 		t.Run("init_connect", func(t *testing.T) {
-			j := newJob(t, root) // a superuser, whom it does not concern
+			j := newJob(t, root) // a superuser, which has all rights
 			j.run(t)
 			exec(t, server, "SET GLOBAL init_connect = 'SELEC 1'")
 			way := printed(t, j.refused(t, "init_connect"), `SET GLOBAL init_connect = ''`)
@@ -388,7 +390,7 @@ func TestAdviceOfMySQL(t *testing.T) {
 	})
 }
 
-// S3: a session that has locked kine's table keeps a control plane from starting. init says that it is the table.
+// S3: a session that has locked kine's table keeps a control plane from starting. init names the table.
 func TestTableLocked(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -413,7 +415,7 @@ func TestTableLocked(t *testing.T) {
 	})
 }
 
-// root runs statements as the account that the server came with, which is let in at its socket only.
+// root runs statements as the account that the server came with. The server accepts it at its socket only.
 func root(t *testing.T, server *bed.Server, statements ...string) {
 	t.Helper()
 	config := driver.NewConfig()
@@ -431,9 +433,9 @@ func root(t *testing.T, server *bed.Server, statements ...string) {
 	}
 }
 
-// S17: any login may grant PROXY on itself, and by its WITH GRANT OPTION the server gives GRANT OPTION on everything. So a password that
-// leaked once gives rights away that outlive it, and a neighbour forces rights on a tenant. init takes all of it back, or says
-// who can and how; nothing of it is a refusal.
+// S17: any login may grant PROXY on itself, and by its WITH GRANT OPTION the server gives GRANT OPTION on everything.
+// So an attacker with a leaked password can give away rights that outlive the password, and a neighbour can force
+// rights on a tenant. init takes all of them back, or says which account can and how. init refuses none of these cases.
 func TestGrantOption(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -467,7 +469,7 @@ func TestGrantOption(t *testing.T) {
 					grants(victim, tenant.A, "GRANT PROXY ON {a} TO {a} WITH GRANT OPTION")
 					grants(victim, tenant.A, "GRANT SELECT, INSERT ON {db}.* TO {otherb} WITH GRANT OPTION", "GRANT SELECT ON {db}.kine TO {othera}",
 						"GRANT SELECT (id) ON {db}.kine TO {othera}", "GRANT SELECT ON {db}.* TO {app}", "GRANT PROXY ON {a} TO {app}")
-					// And forces rights on it.
+					// And the attacker forces rights on it.
 					grants(attacker, tenant.A, "GRANT PROXY ON CURRENT_USER() TO {otherb} WITH GRANT OPTION")
 					grants(attacker, tenant.B, "GRANT GRANT OPTION ON *.* TO {app}")
 					if v.Engine == bed.MySQL {
@@ -517,7 +519,7 @@ func TestGrantOption(t *testing.T) {
 						t.Errorf("login %s of the attacker still reads the victim's table", slot)
 					}
 				}
-				// An open session does, and is ended as the warning says.
+				// An open session still reads it, and the test ends it as the warning says.
 				ids, err := lines(t.Context(), server, "", printed(t, warnings, `SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '`+attacker.User(tenant.B)+`' AND DB = '[a-z0-9]*'`))
 				if err != nil || len(ids) == 0 {
 					t.Fatalf("%q, %v", ids, err)
@@ -528,9 +530,9 @@ func TestGrantOption(t *testing.T) {
 				enginetest.Eventually(t, "the end of the open session", func() bool { return reads(open) != nil })
 				said := regexp.MustCompile("REVOKE [^;\n]*").FindAllString(warnings, -1)
 				if !strings.Contains(warnings, "account '"+app+"'@'%' has rights in the tenant's database") {
-					t.Errorf("no word of the account that may be an admin's own: %s", warnings)
+					t.Errorf("no warning names the account that may be an admin's own: %s", warnings)
 				}
-				slices.Sort(said) // what both of them found is there twice
+				slices.Sort(said) // a finding of both runs is there twice
 				root(t, server, slices.Compact(said)...)
 				if left := heal(); strings.Contains(left, "REVOKE") {
 					t.Errorf("after the statements that it named: %s", left)
@@ -557,7 +559,7 @@ func TestGrantOption(t *testing.T) {
 	})
 }
 
-// everyone is a role that every login has; "" where the server knows none.
+// everyone returns a role that every login has; "" where the server knows none.
 func everyone(t *testing.T, server *bed.Server) string {
 	t.Helper()
 	switch {
@@ -571,7 +573,7 @@ func everyone(t *testing.T, server *bed.Server) string {
 	return ""
 }
 
-// routine is a routine that the server came with.
+// routine returns a routine that the server came with.
 func routine(t *testing.T, server *bed.Server) string {
 	t.Helper()
 	found, err := lines(t.Context(), server, "", "SELECT CONCAT(ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_TYPE = 'PROCEDURE' ORDER BY 1 LIMIT 1")
@@ -581,8 +583,9 @@ func routine(t *testing.T, server *bed.Server) string {
 	return found[0]
 }
 
-// S17: a tenant's login that has given itself GRANT OPTION takes it away from the admin, too. init then says what the admin lacks, and
-// it is enough. On MySQL an admin with SYSTEM_USER is out of a login's reach.
+// S17: a tenant's login that has given itself GRANT OPTION takes it away from the admin, too. init then names the
+// rights that the admin lacks, and granting them is enough. On MySQL an admin with SYSTEM_USER is out of a login's
+// reach.
 func TestGrantOptionOfTheAdmin(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {
@@ -595,7 +598,7 @@ func TestGrantOptionOfTheAdmin(t *testing.T) {
 			attacker.ExecAs(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "", attacker.SQL([]string{"GRANT PROXY ON {a} TO {a} WITH GRANT OPTION"})...)
 		}
 		plant()
-		takes := func() error { // in a session of its own: what a login may do everywhere is read at its beginning
+		takes := func() error { // in a session of its own: the server reads global rights at the beginning of a session
 			db := s.Pool(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "")
 			_, err := db.ExecContext(t.Context(), take)
 			return err
@@ -614,7 +617,7 @@ func TestGrantOptionOfTheAdmin(t *testing.T) {
 			}
 			newJob(t, s).run(t)
 		}
-		if v.Engine == bed.MariaDB { // even from a superuser, who takes it back in the attacker's way
+		if v.Engine == bed.MariaDB { // even from a superuser, who gets it back in the same way
 			plant()
 			from := "REVOKE GRANT OPTION ON *.* FROM '" + server.AdminUser + "'"
 			attacker.ExecAs(t, attacker.User(tenant.A), attacker.Passwords[tenant.A], "", from)
@@ -635,14 +638,14 @@ func TestGrantOptionOfTheAdmin(t *testing.T) {
 			}
 		}
 		plant()
-		newJob(t, s).run(t) // any tenant's
+		newJob(t, s).run(t) // init of any tenant
 		if takes() == nil {
 			t.Error("the login still has GRANT OPTION when init has run")
 		}
 	})
 }
 
-// S17: a server on which PROXY has an effect for accounts with a password is refused before a tenant is made there.
+// S17: init refuses a server on which PROXY has an effect for accounts with a password, before it makes a tenant there.
 func TestProxyWithOldPlugin(t *testing.T) {
 	t.Parallel()
 	eachMySQL(t, func(t *testing.T, v bed.Version) {

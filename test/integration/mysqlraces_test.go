@@ -23,8 +23,8 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// A login is dropped between what init reads of it and what init does about it. That is a moment like any other: init comes
-// again. In no case does a GRANT make the login anew, as MariaDB lets it: without a password.
+// An admin drops a login after init has read it and before init acts on it. This passes, so init tries again. In no
+// case does a GRANT create the login again without a password, which MariaDB would allow.
 func TestLoginDroppedMeanwhile(t *testing.T) {
 	t.Parallel()
 	cases := []struct{ before, broken string }{
@@ -64,9 +64,9 @@ func TestLoginDroppedMeanwhile(t *testing.T) {
 				if drop.Load() != nil {
 					t.Fatalf("no question with %s", c.before)
 				}
-				nobody := x.Login(tenant.B)
-				nobody.Password = ""
-				if err := x.Engine.Login(t.Context(), nobody); !fault.Is(err, fault.WrongPassword) {
+				passwordless := x.Login(tenant.B)
+				passwordless.Password = ""
+				if err := x.Engine.Login(t.Context(), passwordless); !fault.Is(err, fault.WrongPassword) {
 					t.Errorf("dropped before %s: a login without a password: %v", c.before, err)
 				}
 				x.Ensure(t)
@@ -76,9 +76,8 @@ func TestLoginDroppedMeanwhile(t *testing.T) {
 	}
 }
 
-// MariaDB refuses a right password where somebody has it read the privileges anew at that very moment. What would be done
-// about a wrong password, up to setting another one, is not done because of that. Here the password is another one for the
-// length of one login.
+// MariaDB refuses a right password while an admin reloads the privileges. init must not treat this as a wrong password,
+// and must not set another one because of it. Here the login has another password for the length of one login attempt.
 func TestRefusedForAMoment(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -153,8 +152,9 @@ func TestRefusedForAMoment(t *testing.T) {
 	}
 }
 
-// overheard is a server whose admin, and whose tenants, come through a front that calls heard with each question, and holds the
-// question back so long. It is spoken to in clear text, so that a question can be told from another one.
+// overheard is a server whose admin and tenants come through a front. The front calls heard with each question, and
+// holds the question back until heard returns. The connection is in clear text, so that the front can tell the
+// questions apart.
 func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetest.Server {
 	t.Helper()
 	server := bed.NewServer(t, v.Engine, v.Version, bed.Options{NoTLS: true})
@@ -188,8 +188,8 @@ func overheard(t *testing.T, v bed.Version, heard func(rig.Question)) *enginetes
 	return s
 }
 
-// While somebody has the server read the privileges anew, MariaDB 10.5 tells whoever logs in that his host may not. Nothing
-// is wrong but the moment.
+// While an admin reloads the privileges, MariaDB 10.5 tells a client that its host may not connect. This passes by
+// itself.
 func TestPrivilegesFlushed(t *testing.T) {
 	t.Parallel()
 	const clients, times = 4, 100
@@ -203,7 +203,7 @@ func TestPrivilegesFlushed(t *testing.T) {
 			x := describe(server, server.AdminUser, server.AdminPassword).NewTenant()
 			x.Ensure(t)
 			try := func(_ any, err error) {
-				if fault.Is(err, fault.Refused) { // a right password may be refused, too, if rarely twice: that is the test above
+				if fault.Is(err, fault.Refused) { // the server may also refuse a right password, rarely twice: the test above covers that
 					t.Error(err)
 				}
 			}

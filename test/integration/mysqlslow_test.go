@@ -15,11 +15,12 @@ import (
 	"dbconnector/test/bed"
 )
 
-// (F7) A server that resolves the names of its clients speaks seconds after it was connected to. It is waited for nearly as long as
-// an attempt lasts, over one connection: each that init breaks off counts against the host (max_connect_errors).
+// (F7) A server that resolves the names of its clients speaks seconds after a client has connected. init waits for it
+// nearly as long as an attempt lasts, over one connection, because each connection that init breaks off counts against
+// the host (max_connect_errors).
 func TestSlowGreeting(t *testing.T) {
 	t.Parallel()
-	const attempt, greeting = 10 * time.Second, 6 * time.Second // init's own limit, and what was reported
+	const attempt, greeting = 10 * time.Second, 6 * time.Second // init's own limit, and the delay that was reported
 	for _, v := range bed.Versions {
 		if v.Engine == bed.Postgres {
 			continue
@@ -54,8 +55,8 @@ func TestSlowGreeting(t *testing.T) {
 	}
 }
 
-// (F7) The same silence is what a PostgreSQL server answers that is taken for MySQL; and that is still told, over the one
-// connection as long as it lasts.
+// (F7) A PostgreSQL server that is taken for MySQL is silent in the same way. init still reports it, and asks over the
+// one connection as long as it lasts.
 func TestSilentPostgres(t *testing.T) {
 	t.Parallel()
 	// PostgreSQL hangs up without a word when its authentication_timeout ends, which is usually a minute.

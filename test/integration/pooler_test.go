@@ -14,8 +14,9 @@ import (
 	"dbconnector/test/bed"
 )
 
-// F8: PgBouncer in front of the server. A restart works through it, as kine does. What needs a session of its own says so at
-// once, with what to set; a pool that keeps sessions can then provision, and one that does not is refused.
+// F8: PgBouncer in front of the server. A restart works through it, as kine does. A step that needs a session of its
+// own says so at once, and names the setting. init can then provision through a pool that keeps sessions, and refuses
+// one that does not.
 func TestPooler(t *testing.T) {
 	t.Parallel()
 	server := newServer(t, bed.Version{Engine: bed.Postgres, Version: "17"})

@@ -17,7 +17,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// What the catalogs say of a tenant. Roles by name and never by number, so that what was dropped and made again is the same.
+// The queries read what the catalogs hold of a tenant. They name roles and never use numbers, so that a role that was
+// dropped and made again looks the same.
 const (
 	postgresShared = `
 		SELECT format('role %s %s', r.rolname, (to_jsonb(r) - 'oid' - 'rolname' - 'rolpassword')::text || coalesce(shobj_description(r.oid, 'pg_authid'), ''))
@@ -55,7 +56,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		panic(err)
 	}
 	cloud := d.Connector.User != s.AdminUser
-	// On 13 and 14 schema public belongs to the bootstrap superuser, and an admin who is none cannot grant on it.
+	// On 13 and 14 schema public belongs to the bootstrap superuser, and an admin who is no superuser cannot grant on it.
 	ownsSchema := version >= 15 || !cloud
 
 	d.Snapshot = func(ctx context.Context, n tenant.Names) (string, error) {
@@ -94,7 +95,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 			WHERE pg_has_role($1, r.oid, 'MEMBER') AND a.key IN ('rolsuper', 'rolcreatedb', 'rolcreaterole', 'rolreplication', 'rolbypassrls') AND a.value = 'true'`, n.User(slot), n.Owner)
 	}
 
-	// What was made before the logins had rights of their own.
+	// These objects were made before the logins had rights of their own.
 	older := []string{
 		`GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {owner}`, `REVOKE ALL ON DATABASE {db} FROM {a}, {b}`, `ALTER DATABASE {db} RESET ALL`,
 		`ALTER ROLE {owner} INHERIT`, `ALTER ROLE {a} INHERIT CONNECTION LIMIT -1`, `ALTER ROLE {b} INHERIT CONNECTION LIMIT -1`,
@@ -103,8 +104,8 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		older = append(older, `GRANT {owner} TO {a}, {b} WITH INHERIT TRUE GRANTED BY "{admin}"`)
 	}
 	d.Breaks = []enginetest.Break{
-		{Name: "login a gone", Reason: "somebody dropped it", SQL: []string{`DROP OWNED BY {a}`, `DROP ROLE {a}`}},
-		{Name: "login b gone", Reason: "somebody dropped it", SQL: []string{`DROP OWNED BY {b}`, `DROP ROLE {b}`}},
+		{Name: "login a gone", Reason: "an admin dropped it", SQL: []string{`DROP OWNED BY {a}`, `DROP ROLE {a}`}},
+		{Name: "login b gone", Reason: "an admin dropped it", SQL: []string{`DROP OWNED BY {b}`, `DROP ROLE {b}`}},
 		{Name: "both logins gone", Reason: "a dump holds no roles", SQL: []string{`DROP OWNED BY {a}, {b}`, `DROP ROLE {a}, {b}`}},
 		{Name: "membership of a gone", Reason: "B4", SQL: []string{`REVOKE {owner} FROM {a} GRANTED BY "{admin}"`}},
 		{Name: "membership of b gone", Reason: "B4, B5", SQL: []string{`REVOKE {owner} FROM {b} GRANTED BY "{admin}"`}},
@@ -147,7 +148,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		{Name: "everything for PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT ALL ON DATABASE {db} TO PUBLIC`}},
 		{Name: "limit lifted", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT -1`}},
 		{Name: "limit lowered", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT 1`}},
-		{Name: "database closed", Reason: "nobody gets in", SQL: []string{`ALTER DATABASE {db} ALLOW_CONNECTIONS false`}},
+		{Name: "database closed", Reason: "no login gets in", SQL: []string{`ALTER DATABASE {db} ALLOW_CONNECTIONS false`}},
 		{Name: "everything at once", Alone: true, Reason: "repairs must not depend on each other", SQL: []string{
 			`DROP OWNED BY {b}`, `DROP ROLE {b}`, `ALTER ROLE {a} RESET role`, `COMMENT ON DATABASE {db} IS NULL`, `REVOKE ALL ON DATABASE {db} FROM {a}`,
 			`GRANT ALL ON DATABASE {db} TO PUBLIC`, `ALTER DATABASE {db} CONNECTION LIMIT 1`, `ALTER DATABASE {db} ALLOW_CONNECTIONS false`,
@@ -183,7 +184,7 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		{Name: "read-only", Reason: "B47", SQL: []string{`ALTER ROLE {a} SET default_transaction_read_only = on`}, Undo: []string{`ALTER ROLE {a} RESET default_transaction_read_only`}, Want: "read-only"},
 	}
 
-	if !cloud { // from 16 on the cloud admin is a member of what he made, and there are no circles
+	if !cloud { // from 16 on the cloud admin is a member of the roles that it made, and circles are not allowed
 		d.Findings = append(d.Findings, enginetest.Finding{Name: "a member of the admin", Reason: "promise 1", SQL: []string{`GRANT "{admin}" TO {a}`}, Undo: []string{`REVOKE "{admin}" FROM {a}`}, Want: "{admin}"})
 	}
 
@@ -207,12 +208,12 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 	d.Attempts = postgresAttempts(version, s.AdminUser, d.Connector.User)
 }
 
-// postgresAttempts are what a tenant tries on PostgreSQL.
+// postgresAttempts are the attempts of a tenant on PostgreSQL.
 func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 	no := []string{"42501"} // insufficient_privilege
 	out := []enginetest.Attempt{
 		{Name: "connect to the neighbour", Reason: "B22, B24", Database: "{other}", Codes: no},
-		{Name: "connect to template0", Reason: "it is closed to everybody", Database: "template0", Codes: []string{"55000"}},
+		{Name: "connect to template0", Reason: "it is closed to every login", Database: "template0", Codes: []string{"55000"}},
 		{Name: "create a database", Reason: "promise 1", SQL: []string{`CREATE DATABASE loot`}, Codes: no},
 		{Name: "create a role", Reason: "promise 1", SQL: []string{`CREATE ROLE loot`}, Codes: no},
 		{Name: "create a login", Reason: "promise 1", SQL: []string{`SET ROLE NONE`, `CREATE USER loot PASSWORD 'x'`}, Codes: no},
@@ -222,7 +223,7 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "drop the neighbour's database", Reason: "promise 1", SQL: []string{`DROP DATABASE {other} WITH (FORCE)`}, Codes: no},
 		{Name: "rename its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} RENAME TO loot`}, Codes: no},
 		{Name: "close its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} ALLOW_CONNECTIONS false`}, Codes: no},
-		{Name: "make its database a template", Reason: "anybody with CREATEDB could copy it", SQL: []string{`ALTER DATABASE {db} IS_TEMPLATE true`}, Codes: no},
+		{Name: "make its database a template", Reason: "any login with CREATEDB could copy it", SQL: []string{`ALTER DATABASE {db} IS_TEMPLATE true`}, Codes: no},
 		{Name: "raise its connection limit", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT 1000`}, Codes: no},
 		{Name: "open its database", Reason: "B24: the server only warns that nothing was granted; the snapshot at the end shows it", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`}},
 		{Name: "own its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} OWNER TO {owner}`}, Codes: no},
@@ -252,7 +253,7 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "read a file into a large object", Reason: "as above", SQL: []string{`SELECT lo_import('/etc/passwd')`}, Codes: no},
 		{Name: "list files", Reason: "as above", SQL: []string{`SELECT pg_ls_dir('.')`}, Codes: no},
 		{Name: "load a library", Reason: "as above", SQL: []string{`CREATE FUNCTION loot() RETURNS int LANGUAGE c AS '/tmp/loot.so'`}, Codes: no},
-		{Name: "change the server's settings", Reason: "they are everybody's", SQL: []string{`ALTER SYSTEM SET max_connections = 10`}, Codes: no},
+		{Name: "change the server's settings", Reason: "all tenants share them", SQL: []string{`ALTER SYSTEM SET max_connections = 10`}, Codes: no},
 		{Name: "switch constraints and triggers off", Reason: "a superuser's setting", SQL: []string{`SET session_replication_role = 'replica'`}, Codes: no},
 		{Name: "make a tablespace", Reason: "the server's files are not the tenant's", SQL: []string{`CREATE TABLESPACE loot LOCATION '/tmp'`}, Codes: no},
 		{Name: "switch the log off", Reason: "the admin's evidence", SQL: []string{`SET log_statement = 'none'`}, Codes: no},
@@ -260,7 +261,7 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "subscribe", Reason: "a way to read other servers", SQL: []string{`CREATE SUBSCRIPTION loot CONNECTION 'host=localhost' PUBLICATION p`}, Codes: no},
 		{Name: "replicate", Reason: "it would read every database", SQL: []string{`SELECT pg_create_physical_replication_slot('loot')`}, Codes: no},
 
-		// What PostgreSQL cannot hide, and what the threat model has to say.
+		// PostgreSQL cannot hide these facts, so the threat model must name them.
 		{Name: "possible: list databases", Reason: "the names are hashes, so they tell nothing", SQL: []string{`SELECT 1 FROM pg_database WHERE datname = '{other}'`}, Rows: ptr(1)},
 		{Name: "possible: list roles", Reason: "as above", SQL: []string{`SELECT 1 FROM pg_roles WHERE rolname = '{othera}'`}, Rows: ptr(1)},
 		{Name: "possible: read marks", Reason: "they are hashes of something else than the names", SQL: []string{`SELECT 1 FROM pg_shdescription WHERE description LIKE 'dbconnector:%' LIMIT 1`}, Rows: ptr(1)},

@@ -70,7 +70,7 @@ func newJob(t *testing.T, s *enginetest.Server) *job {
 			return nil
 		},
 	}
-	// Promise 5: nothing of ours says a password, in no case.
+	// Promise 5: our programs never log a password.
 	t.Cleanup(func() {
 		for _, entry := range logs.All() {
 			s.NoSecretIn(t, "our log", fmt.Sprintf("%s %v", entry.Message, entry.ContextMap()))
@@ -98,7 +98,7 @@ func (j *job) try(t *testing.T) (provision.Result, error) {
 	return result, err
 }
 
-// run is try, which must succeed: then what was handed over works.
+// run is try, which must succeed. Then the hand-over works.
 func (j *job) run(t *testing.T) *tenant.Record {
 	t.Helper()
 	before := len(j.published)
@@ -113,10 +113,10 @@ func (j *job) run(t *testing.T) *tenant.Record {
 	}
 	r := j.published[before]
 	if r.Login(r.Active) != result.Record.Login(result.Record.Active) {
-		t.Error("handed over something else than the result")
+		t.Error("handed over another record than the result")
 	}
 	if err := open.Engine(r.Server, program).Login(t.Context(), r.Login(r.Active)); err != nil {
-		t.Errorf("what was handed over: %v", err)
+		t.Errorf("using the hand-over: %v", err)
 	}
 	return r
 }
@@ -144,7 +144,7 @@ func (j *job) refused(t *testing.T, words ...string) string {
 	return err.Error()
 }
 
-// verified checks what the tenant can do with what was handed over, and with the other slot.
+// verified checks what the tenant can do with the hand-over, and with the other slot.
 func (j *job) verified(t *testing.T) {
 	t.Helper()
 	c, err := j.Connector(t.Context())
@@ -159,7 +159,7 @@ func (j *job) verified(t *testing.T) {
 	}
 }
 
-// byHand changes the password of a slot past the record.
+// byHand changes the password of a slot without the record.
 func (j *job) byHand(t *testing.T, slot tenant.Slot) tenant.Login {
 	t.Helper()
 	login := tenant.Login{User: j.User(slot), Password: tenant.NewPassword(), Database: j.Database}
@@ -223,7 +223,8 @@ func (j *job) alive(t *testing.T, session *sql.DB, login tenant.Login) {
 
 func wantActive(t *testing.T, r *tenant.Record, slot tenant.Slot, generation int64) {
 	t.Helper()
-	// What init leaves to the sidecar: to see off those who log in with the password that init has replaced.
+	// init leaves one task to the sidecar: to end sessions of clients that log in with the password that init has
+	// replaced.
 	left := r.Pending == nil || *r.Pending == tenant.Change{Slot: slot.Other(), Password: r.Slots[slot.Other()].Password, Purpose: tenant.Retire}
 	if r.Active != slot || r.Generation != generation || !left {
 		t.Errorf("got slot %s, generation %d, pending %v; want slot %s, generation %d, nothing pending but a retirement", r.Active, r.Generation, r.Pending, slot, generation)
@@ -279,8 +280,8 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j.known(t, j.published[0], tenant.B, true)
 	},
 
-	// Somebody changed the active slot's password by hand (B51).
-	"wrong password, nobody there": func(t *testing.T, s *enginetest.Server) {
+	// An admin changed the active slot's password by hand (B51).
+	"wrong password, no sessions": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		j.run(t)
 		j.byHand(t, tenant.A)
@@ -303,7 +304,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		wantActive(t, r, tenant.B, 2)
 		j.known(t, r, tenant.A, false)
 		j.alive(t, pod, login)
-		// The pod ends: what was left open is finished.
+		// The pod ends, and init finishes the open work.
 		if err := pod.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -312,7 +313,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		wantActive(t, r, tenant.B, 2)
 		j.known(t, r, tenant.A, true)
 		if !r.OtherRetired {
-			t.Error("nobody has slot a's new password, and yet it does not count as retired")
+			t.Error("no client has slot a's new password, and yet it does not count as retired")
 		}
 	},
 	"wrong password, both slots in use": func(t *testing.T, s *enginetest.Server) {
@@ -347,7 +348,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 	},
 
 	// The record is gone, or older than the server (restored from a backup).
-	"record lost, nobody there": func(t *testing.T, s *enginetest.Server) {
+	"record lost, no sessions": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		j.run(t)
 		j.forget(t)
@@ -396,7 +397,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		j.edit(t, func(r *tenant.Record) {
 			r.Pending = &tenant.Change{Slot: tenant.A, Password: login.Password, Purpose: tenant.Activate}
 		})
-		pod := j.Session(t, login) // nobody has it yet, and if somebody had, it would be right
+		pod := j.Session(t, login) // no client has it yet, and a client that had it would be right
 		r := j.run(t)
 		wantActive(t, r, tenant.A, 2)
 		if r.Slots[tenant.A].Password != login.Password {
@@ -436,7 +437,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 			t.Error("a second password was made")
 		}
 	},
-	"pending, not applied, and somebody is there": func(t *testing.T, s *enginetest.Server) {
+	"pending, not applied, with a session": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		j.run(t)
 		login := j.byHand(t, tenant.A)
@@ -450,7 +451,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		wantActive(t, r, tenant.B, 2)
 		j.alive(t, pod, login)
 	},
-	"pending, and nobody needs it": func(t *testing.T, s *enginetest.Server) {
+	"pending, and not needed": func(t *testing.T, s *enginetest.Server) {
 		j := newJob(t, s)
 		first := j.run(t)
 		pending := tenant.NewPassword()
@@ -496,7 +497,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		again := []string{"CREATE DATABASE " + j.Database}
 		if j.Tenant.Connector.Server.Engine == dbserver.Postgres {
 			table = append(table, "GRANT SELECT ON kine TO PUBLIC")
-			again = []string{ // closed until it is locked down: other tenants' runs would notice
+			again = []string{ // closed until it is locked down, because other tenants' runs would report it
 				"CREATE DATABASE " + j.Database + " ALLOW_CONNECTIONS false", "REVOKE ALL ON DATABASE " + j.Database + " FROM PUBLIC",
 				"GRANT CONNECT ON DATABASE " + j.Database + " TO " + j.User(tenant.A), "ALTER DATABASE " + j.Database + " ALLOW_CONNECTIONS true",
 			}
@@ -575,7 +576,7 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 	},
 }
 
-// was makes a record of a tenant that was provisioned elsewhere.
+// was makes a record for a tenant that was provisioned elsewhere.
 func (j *job) was(t *testing.T, server dbserver.Server) {
 	t.Helper()
 	r := tenant.NewRecord(j.ID, "ns", "vc", server, enginetest.Limit)
@@ -586,7 +587,8 @@ func (j *job) was(t *testing.T, server dbserver.Server) {
 	}
 }
 
-// deadServer is a server that is not there any more: nothing listens on a port below 1024 that nobody is given.
+// deadServer is a server that is gone. It has a port below 1024, on which nothing listens and which the kernel gives to
+// no process.
 func deadServer(_ *testing.T, s *enginetest.Server) dbserver.Server {
 	dead := s.Connector.Server
 	dead.Port = 1
@@ -602,11 +604,11 @@ func deadAddress(t *testing.T, j *job) string {
 	return r.Server.Address()
 }
 
-// newest are the versions on which init is also run with a superuser. What init does with an engine does not depend on the
-// kind of admin, and what the engine does is tested with both everywhere.
+// newest are the versions on which init is also run with a superuser. The kind of admin does not change how init uses
+// an engine, and other tests run the engine itself with both kinds.
 var newest = []string{"postgres-18", "mysql-9.7", "mariadb-11.8"}
 
-// TestProvision is init as a whole, without Kubernetes, on every version, with the admin who may do less.
+// TestProvision is init as a whole, without Kubernetes, on every version, with the admin that has fewer rights.
 func TestProvision(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {

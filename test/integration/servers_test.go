@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package integration runs the conformance suite, and provisioning as a whole, on real servers: every supported version, with a
-// superuser and with the admin that managed services give out, always over TLS that the server insists on and that is
-// verified in full.
+// Package integration runs the conformance suite, and provisioning as a whole, on real servers: every supported
+// version, with a superuser and with the admin that managed services give out, always over TLS, which the server
+// requires and the client verifies in full.
 package integration
 
 import (
@@ -28,13 +28,13 @@ func newServer(t *testing.T, v bed.Version) *bed.Server {
 	t.Helper()
 	o := bed.Options{RequireTLS: true, LogStatements: true, MaxConnections: 500}
 	if v.Engine == bed.Postgres {
-		// With a hundred databases it starts a process every half second, and there is nothing to clean.
+		// Autovacuum would start a process every half second with a hundred databases, and there is nothing to clean.
 		o.Settings = map[string]string{"autovacuum": "off"}
 	}
 	return bed.NewServer(t, v.Engine, v.Version, o)
 }
 
-// admins are the two kinds of admin with whom everything is tried.
+// admins are the two kinds of admin that the tests use.
 func admins(t *testing.T, s *bed.Server) map[string]*enginetest.Server {
 	t.Helper()
 	user, password, err := s.CloudAdmin(t.Context(), "cloud@admin") // the name needs quoting, as Azure's did
@@ -93,7 +93,8 @@ func serverOf(s *bed.Server) dbserver.Server {
 	return out
 }
 
-// superusers are the pools by which tests look at the servers: most of a test's time would go into logging in.
+// superusers are the pools through which tests look at the servers. Without them, most of a test's time would go into
+// logging in.
 var superusers sync.Map // of *bed.Server to *sql.DB
 
 func superuser(s *bed.Server) (*sql.DB, error) {

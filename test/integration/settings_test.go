@@ -23,7 +23,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// TestServerWide is what concerns every tenant of a server, and so needs a server of its own. Its steps follow each other. (F12, F33)
+// TestServerWide covers settings and states that concern every tenant of a server, and so needs a server of its own.
+// Its steps follow each other. (F12, F33)
 func TestServerWide(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -39,9 +40,9 @@ func TestServerWide(t *testing.T) {
 	}
 }
 
-// The machine of an init that holds the tenant's lock vanishes, and no packet says so. Nobody has to end its session by hand.
-// It takes half a minute of waiting, so it is tried on one version of each engine, on all at once. PostgreSQL 13 only has
-// TCP's own way of noticing, which a proxy cannot show: its system answers for the dead.
+// The machine of an init that holds the tenant's lock vanishes, and no packet says so. No admin has to end its session
+// by hand. The wait takes half a minute, so the test runs on one version of each engine, on all at once. PostgreSQL 13
+// notices only through TCP, which a proxy cannot show, because the proxy's system answers in place of the lost machine.
 func TestLockOfTheDead(t *testing.T) {
 	t.Parallel()
 	var wg sync.WaitGroup
@@ -66,7 +67,7 @@ func TestLockOfTheDead(t *testing.T) {
 			defer proxy.Cut()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			// As init does: it waits for the lock, and again, as long as it may.
+			// The test does as init does: it waits for the lock, again and again, as long as it may.
 			if err := bed.Wait(ctx, func(context.Context) error {
 				_, err := x.TryEnsure(ctx)
 				if err != nil && !fault.Is(err, fault.Unavailable) {
@@ -92,8 +93,8 @@ func postgresWide(t *testing.T, server *bed.Server) {
 	both := admins(t, server)
 	modes(t, both["cloud admin"])
 
-	// B25: a stranger that came in while the database was open is sent away when it is closed, also if it was closed by an init that
-	// was killed at once. A login that was let in by name stays.
+	// B25: init ends the session of a stranger that connected while the database was open, also if an init that was killed
+	// at once closed the database. A login that an admin let in by name stays.
 	for name, s := range both {
 		for how, closes := range map[string]string{"": "", ", closed by an init that was killed": "REVOKE CONNECT ON DATABASE {db} FROM PUBLIC"} {
 			t.Run("sessions of strangers as "+name+how, func(t *testing.T) {
@@ -156,8 +157,8 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		}
 	}
 
-	// B24: what is open to every login of the server is said. All of it, and with statements after which the admin
-	// still gets in.
+	// B24: init reports everything that is open to every login of the server, with statements after which the admin still
+	// gets in.
 	t.Run("open doors", func(t *testing.T) {
 		exec(t, server, `CREATE DATABASE "Others"`)
 		x := both["cloud admin"].NewTenant()
@@ -173,7 +174,8 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		both["cloud admin"].NewTenant().Ensure(t)
 	})
 
-	// kine compares bytes. What initdb --locale-provider=icu leaves in template0 is in every database that does not ask.
+	// kine compares bytes. The locale that initdb --locale-provider=icu leaves in template0 is in every database that does
+	// not set its own.
 	if server.Version >= "15" {
 		t.Run("server made with ICU", func(t *testing.T) {
 			column := "datlocale"
@@ -267,7 +269,7 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		exec(t, server, printed(t, existing.refused(t, "is read-only"), `ALTER DATABASE "[a-z0-9]+" RESET default_transaction_read_only`))
 		existing.run(t)
 	})
-	t.Run("one login read-only", func(t *testing.T) { // F12: what a tenant does to itself goes to the admin path
+	t.Run("one login read-only", func(t *testing.T) { // F12: a setting that a tenant makes for itself leads to the admin path
 		login := existing.published[0].Login(tenant.A)
 		exec(t, server, existing.SQL([]string{`ALTER ROLE {a} SET default_transaction_read_only = on`})...)
 		if _, err := existing.Engine.HasData(t.Context(), login); !fault.Is(err, fault.NoAccess) {
@@ -277,7 +279,7 @@ func postgresWide(t *testing.T, server *bed.Server) {
 		existing.run(t)
 	})
 	t.Run("standby", func(t *testing.T) {
-		// A server with this file recovers without an end, and takes no writes: just what a standby is.
+		// A server with this file recovers without an end and takes no writes, as a standby does.
 		file := filepath.Join(server.DataDir, "standby.signal")
 		if err := os.WriteFile(file, nil, 0o644); err != nil { // the server only looks whether it is there
 			t.Fatal(err)
@@ -297,7 +299,7 @@ func mysqlWide(t *testing.T, server *bed.Server) {
 	both := admins(t, server)
 	modes(t, both["cloud admin"])
 
-	// An account of nobody would shadow an admin at '%', too, so here they are at this host.
+	// An anonymous account would also shadow an admin at '%', so here the admins are at this host.
 	for _, s := range both {
 		exec(t, server, fmt.Sprintf("RENAME USER '%s'@'%%' TO '%[1]s'@'127.0.0.1'", s.Connector.User))
 	}
@@ -306,11 +308,11 @@ func mysqlWide(t *testing.T, server *bed.Server) {
 	for name, s := range both {
 		// B6: the server takes the more specific host first, and asks for that account's password.
 		for what, shadow := range map[string]string{
-			"an account of the same name": `'{a}'@'127.0.0.1'`,
-			"an account for a network":    `'{b}'@'127.0.0.0/255.0.0.0'`,
-			"an account with a wildcard":  `'{a}'@'127.%'`,
-			"the account of nobody":       `''@'127.0.0.1'`,
-			"nobody from a network":       `''@'127.0.0.%'`,
+			"an account of the same name":  `'{a}'@'127.0.0.1'`,
+			"an account for a network":     `'{b}'@'127.0.0.0/255.0.0.0'`,
+			"an account with a wildcard":   `'{a}'@'127.%'`,
+			"an anonymous account":         `''@'127.0.0.1'`,
+			"an anonymous network account": `''@'127.0.0.%'`,
 		} {
 			t.Run(what+" shadows as "+name, func(t *testing.T) {
 				j := newJob(t, s)
@@ -322,14 +324,14 @@ func mysqlWide(t *testing.T, server *bed.Server) {
 				j.verified(t)
 			})
 		}
-		t.Run("an account of nobody elsewhere is no shadow as "+name, func(t *testing.T) {
+		t.Run("an anonymous account elsewhere is no shadow as "+name, func(t *testing.T) {
 			exec(t, server, `CREATE USER ''@'192.0.2.1' IDENTIFIED BY 'Shadow-1~password'`, `CREATE USER ''@'%' IDENTIFIED BY 'Shadow-1~password'`)
 			newJob(t, s).run(t)
 			exec(t, server, `DROP USER ''@'192.0.2.1', ''@'%'`)
 		})
 	}
 
-	// B48 is the rule of this server: without TLS there is no way in, and it is said.
+	// B48 is the rule of this server: without TLS there is no way in, and init says so.
 	t.Run("clear text", func(t *testing.T) {
 		s := both["superuser"]
 		c := s.Connector.Server
@@ -356,7 +358,7 @@ func mysqlWide(t *testing.T, server *bed.Server) {
 	}
 }
 
-// TestWithoutTLS is a server that has none: the connector must say so (promise 6, B9).
+// TestWithoutTLS uses a server without TLS: the connector must say so (promise 6, B9).
 func TestWithoutTLS(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -370,7 +372,7 @@ func TestWithoutTLS(t *testing.T) {
 			j := with(t, s, dbserver.Disable, "")
 			j.run(t)
 			j.verified(t)
-			log, err := s.Log() // here, where nothing else hides what is sent
+			log, err := s.Log() // here, where TLS does not hide what is sent
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -397,7 +399,7 @@ func modes(t *testing.T, s *enginetest.Server) {
 		reason string
 		mode   dbserver.SSLMode
 		ca     string
-		want   string // what the refusal says; "" where it works
+		want   string // a part of the refusal; "" where it works
 	}{
 		{"encrypted, not verified", dbserver.Require, "", ""},
 		{"certificate verified, name not", dbserver.VerifyCA, ca, ""},

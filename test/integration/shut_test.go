@@ -17,8 +17,9 @@ import (
 	"dbconnector/test/bed/attack"
 )
 
-// S3: any login can keep any database of its server shut, and no right prevents it. Whoever waits then says who does it, and
-// with which statement it ends; the statement is run as it is printed, and the next init succeeds.
+// S3: any login can keep any database of its server shut, and no right prevents it. An init that waits names the login
+// that does it, and the statement that ends it. The test runs the statement as it is printed, and the next init
+// succeeds.
 func TestShut(t *testing.T) {
 	t.Parallel()
 	for _, v := range bed.Versions {
@@ -33,7 +34,7 @@ func TestShut(t *testing.T) {
 	}
 }
 
-// waits is one try of init, by the class and the words of its error.
+// waits checks one try of init by the class and the words of its error.
 func waits(t *testing.T, try func(ctx context.Context) error, words ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -124,7 +125,7 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 			}, fmt.Sprintf("table kine of database %q is locked", j.Database), fmt.Sprintf(`of login %q (another's) holds a lock`, j.User(tenant.A))))
 			j.run(t)
 		})
-		t.Run("the tenant's lock", func(t *testing.T) { // it stands in pg_locks while it is held, for all to see
+		t.Run("the tenant's lock", func(t *testing.T) { // every login sees it in pg_locks while it is held
 			t.Parallel()
 			x := s.NewTenant()
 			postgres := s.Pool(t, login.User, login.Password, "postgres")
@@ -138,7 +139,7 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 			ends(t, "postgres", err.Error())
 			x.Ensure(t)
 		})
-		t.Run("a login itself", func(t *testing.T) { // its row in the catalog, which a repair has to change
+		t.Run("a login itself", func(t *testing.T) { // its row in the catalog, which a repair must change
 			t.Parallel()
 			x := s.NewTenant()
 			x.Ensure(t)

@@ -17,11 +17,11 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// scene is what the process is killed in.
+// scene is the state in which the test kills the process.
 type scene struct {
 	name string
-	// set brings a tenant, that was provisioned, to where the process starts. It returns the slot that a control plane uses
-	// meanwhile, and "" where none does.
+	// set brings a provisioned tenant to the state in which the process starts. It returns the slot that a control plane
+	// uses meanwhile, or "" where none does.
 	set func(ctx context.Context, s *bed.Server, t *rig.Tenant) (held tenant.Slot, err error)
 	// fresh: the tenant is not provisioned before.
 	fresh bool
@@ -34,11 +34,11 @@ var scenes = []scene{
 	{name: "restart", active: tenant.A, set: func(context.Context, *bed.Server, *rig.Tenant) (tenant.Slot, error) {
 		return tenant.A, nil
 	}},
-	// Somebody changed the active slot's password by hand, and a control plane runs on the other slot.
+	// An admin changed the active slot's password by hand, and a control plane runs on the other slot.
 	{name: "password", active: tenant.A, set: func(ctx context.Context, s *bed.Server, t *rig.Tenant) (tenant.Slot, error) {
 		return tenant.B, setPassword(ctx, s, t.Names().User(tenant.A))
 	}},
-	// The record is lost, and a control plane still runs on slot a, with a password that nothing but its DSN holds any more.
+	// The record is lost, and a control plane still runs on slot a, with a password that is now only in its DSN.
 	{name: "record", active: tenant.B, set: func(ctx context.Context, _ *bed.Server, t *rig.Tenant) (tenant.Slot, error) {
 		return tenant.A, t.Forget(ctx)
 	}},
@@ -53,10 +53,11 @@ func setPassword(ctx context.Context, s *bed.Server, user string) error {
 }
 
 // TestKilledAtEveryQuestion kills dbconnector-init at each question that it asks of the database or of the API server,
-// once before the server hears it and once after the server has answered it, and runs it again (design.md, promise 3).
+// and runs it again (design.md, promise 3). It kills once before the server hears the question and once after the
+// server has answered it.
 //
-// After every kill: the tenant's database is closed to others, and what was handed out still works. After the second run:
-// it succeeded, its hand-over works, and the server holds what it holds for a tenant that nobody disturbed.
+// After every kill the tenant's database is closed to others, and the credential that was handed over still works. The
+// second run succeeds, its hand-over works, and the server holds the same objects as for an undisturbed tenant.
 func TestKilledAtEveryQuestion(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -66,7 +67,7 @@ func TestKilledAtEveryQuestion(t *testing.T) {
 		cloud   bool
 		scenes  []scene
 	}{
-		// A superuser's way differs in the roles alone, and that of version 13 in the rights of their members.
+		// A run as superuser differs only in the roles, and a run on version 13 in the rights of their members.
 		{bed.Postgres, "17", false, scenes[:1]},
 		{bed.Postgres, "17", true, scenes},
 		{bed.Postgres, "13", true, []scene{scenes[0], scenes[3]}},
@@ -168,14 +169,14 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 		t.Fatalf("a run asks only %d questions, at least %d were expected: is the front in its way?", len(all), least)
 	}
 	for _, moment := range []rig.Moment{rig.Before, rig.After} {
-		// What a server has done when the process dies before a question is what it has done after the question before. So
-		// where a run begins with a tenant that is complete, half of the moments tell all.
+		// A kill before a question leaves the server in the same state as a kill after the previous one. So where a run
+		// begins with a complete tenant, half of the moments are enough.
 		if moment == rig.Before && !sc.fresh {
 			continue
 		}
 		for at := 1; at <= len(all); at++ {
 			if at > 1 && all[at-1] == all[at-2] {
-				continue // asked again and again, until the answer is another
+				continue // asked again and again, until the answer changes
 			}
 			if got := play(fmt.Sprintf("%s-%d", moment, at), at, moment); got != want {
 				t.Errorf("%s question %d (%s): the server holds\n%s\nand for an undisturbed tenant\n%s", moment, at, all[at-1], got, want)
@@ -184,7 +185,7 @@ func killEverywhere(t *testing.T, c *rig.Cluster, s *bed.Server, a admin, sc sce
 	}
 }
 
-// session is a control plane's: a connection that it has, and the login with which it makes others.
+// session is a control plane's session: an open connection, and the login with which it makes others.
 type session struct {
 	dsn  string
 	ca   []byte
@@ -217,8 +218,8 @@ func (s *session) check(ctx context.Context) error {
 	return nil
 }
 
-// TestKilledAtEveryFileOperation kills dbconnector-init at each system call by which it changes its record's directory or
-// the hand-over, before and after the kernel has carried it out, and runs it again.
+// TestKilledAtEveryFileOperation kills dbconnector-init at each system call that changes its record's directory or the
+// hand-over, before and after the kernel has carried it out, and runs it again.
 func TestKilledAtEveryFileOperation(t *testing.T) {
 	t.Parallel()
 	s := bed.NewServer(t, bed.Postgres, "17", bed.Options{})
@@ -239,7 +240,7 @@ func TestKilledAtEveryFileOperation(t *testing.T) {
 		check(t, what, err)
 		if at > 0 {
 			if len(calls) < at || exit != -1 {
-				t.Fatalf("%s: the process was to be killed, and ended with %d after %d calls", what, exit, len(calls))
+				t.Fatalf("%s: the test did not kill the process; it ended with %d after %d calls", what, exit, len(calls))
 			}
 			what += " (" + calls[at-1] + ")"
 			check(t, what+": right after the kill", x.CheckFiles(ctx, ca))

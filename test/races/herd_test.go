@@ -93,7 +93,7 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
-// together runs all replicas at once. It returns their DSN, which must be the same, on the one database that is there.
+// together runs all replicas at once. It returns their DSN, which must be the same for all, on the only database.
 func together(ctx context.Context, t *testing.T, s *bed.Server, all []*rig.Tenant) string {
 	t.Helper()
 	results, err := rig.Together(ctx, all)
@@ -112,7 +112,7 @@ func together(ctx context.Context, t *testing.T, s *bed.Server, all []*rig.Tenan
 	if len(seen) != 1 {
 		for i, r := range results {
 			dsn, _ := all[i].DSN()
-			t.Logf("replica %d, %d of whose kind:\n%s", i, seen[dsn], r.Stderr)
+			t.Logf("replica %d, whose DSN %d replicas got:\n%s", i, seen[dsn], r.Stderr)
 		}
 		t.Fatalf("%d replicas were handed %d different DSNs", len(all), len(seen))
 	}
@@ -128,8 +128,8 @@ func together(ctx context.Context, t *testing.T, s *bed.Server, all []*rig.Tenan
 	return one
 }
 
-// TestHerd lets 200 new tenants loose on a server with 50 connections. None may fail: a host cluster that restarts brings
-// all of its control planes back at once.
+// TestHerd starts 200 new tenants at once on a server with 50 connections. None may fail, because a host cluster that
+// restarts brings all of its control planes back at once.
 func TestHerd(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -137,7 +137,7 @@ func TestHerd(t *testing.T) {
 		engine  bed.Engine
 		version string
 	}{{bed.Postgres, "17"}, {bed.MySQL, "9.7"}, {bed.MariaDB, "11.8"}} {
-		// Not beside each other: one herd is enough for a machine.
+		// The herds do not run in parallel: one herd is enough for a machine.
 		t.Run(fmt.Sprintf("%s-%s", server.engine, server.version), func(t *testing.T) {
 			ctx := t.Context()
 			s := bed.NewServer(t, server.engine, server.version, bed.Options{MaxConnections: rig.HerdLimit})

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package races_test runs dbconnector-init as its users do, but many at once, or killed at every moment, or while the
-// servers it needs go away and come back.
+// servers that it needs stop and come back.
 package races_test
 
 import (
@@ -28,7 +28,7 @@ func sharedCluster(tb testing.TB) *rig.Cluster {
 	return c
 }
 
-// admin is an admin on a server and whether it is a cloud's.
+// admin is an admin on a server. It says whether this is a cloud admin.
 type admin struct{ user, password string }
 
 func superuser(s *bed.Server) admin { return admin{s.AdminUser, s.AdminPassword} }

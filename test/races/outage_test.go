@@ -45,7 +45,7 @@ func TestServerGoesAway(t *testing.T) {
 						return
 					}
 					front.Watch(0, rig.Before, nil)
-					// Not the test's context: a server that is gone for good would fail all that follows.
+					// Not the test's context: a server that stays down would fail all the later cases.
 					back <- errors.Join(err, s.Restart(context.WithoutCancel(ctx)))
 				}()
 				r, err := x.Run(ctx)
@@ -61,11 +61,11 @@ func TestServerGoesAway(t *testing.T) {
 	}
 }
 
-// TestAPIServerGoesAway stops the API server before a run begins, and starts it again while the run waits; and lets every
-// single request fail once.
+// TestAPIServerGoesAway stops the API server before a run begins, and starts it again while the run waits; and makes
+// each request fail once.
 func TestAPIServerGoesAway(t *testing.T) {
 	t.Parallel()
-	// One of its own: the others are not to miss it.
+	// The test has an API server of its own, because other tests must not lose theirs.
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
 	ctx := t.Context()
 	c, err := rig.NewCluster(ctx, api)

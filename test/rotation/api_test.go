@@ -26,8 +26,8 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// The faults that have to do with the API server and with the record. What the engine is makes no difference to them, so one
-// is enough. A rotation is not waited for but called for: the period is an hour, and due makes that be over.
+// These tests cover faults of the API server and of the record. The engine makes no difference to them, so one is
+// enough. The tests do not wait for a rotation: the period is an hour, and due ends it.
 
 const period = time.Hour
 
@@ -89,7 +89,7 @@ func due(tb testing.TB, p *rig.Tenant) {
 	})
 }
 
-// session opens a session with a login of the tenant, as a control plane has, until the test or end ends it.
+// session opens a session with a login of the tenant, as a control plane does. The test or end closes it.
 func session(tb testing.TB, s *bed.Server, login tenant.Login) (end func()) {
 	tb.Helper()
 	db, err := s.Open(login.User, login.Password.Reveal(), login.Database)
@@ -100,8 +100,8 @@ func session(tb testing.TB, s *bed.Server, login tenant.Login) (end func()) {
 	return func() { db.Close() }
 }
 
-// hold keeps a rotation of p, which is due, from being done until release is called. So it can be done only when the test
-// says so, however slow the machine is.
+// hold blocks a rotation of p, which is due, until release is called. So the sidecar rotates only when the test says
+// so, however slow the machine is.
 func hold(tb testing.TB, s *bed.Server, p *rig.Tenant, sidecars ...*rig.Sidecar) (release func()) {
 	tb.Helper()
 	r := until(tb, p, "provisioned", (*tenant.Record).Provisioned)
@@ -109,7 +109,7 @@ func hold(tb testing.TB, s *bed.Server, p *rig.Tenant, sidecars ...*rig.Sidecar)
 		tb.Helper()
 		check(tb, "limiting a login", s.Exec(tb.Context(), fmt.Sprintf("ALTER ROLE %q CONNECTION LIMIT %d", r.Login(r.Active.Other()).User, sessions)))
 	}
-	limit(0) // of the login that is to become the active one
+	limit(0) // of the login that becomes the active one
 	due(tb, p)
 	for _, sidecar := range sidecars {
 		failing(tb, sidecar, "look")
@@ -144,7 +144,7 @@ func failing(tb testing.TB, s *rig.Sidecar, step string) {
 	metric(tb, s, `dbconnector_failures_total{step="`+step+`"}`, "is positive", func(v float64) bool { return v > 0 })
 }
 
-// ready asks what a kubelet asks.
+// ready asks the questions of a kubelet.
 func ready(tb testing.TB, s *rig.Sidecar) {
 	tb.Helper()
 	for _, path := range []string{"/healthz", "/readyz"} {
@@ -154,7 +154,7 @@ func ready(tb testing.TB, s *rig.Sidecar) {
 	}
 }
 
-// works uses what is handed over, as kine would.
+// works uses the hand-over, as kine would.
 func works(tb testing.TB, p *rig.Tenant, s *bed.Server) {
 	tb.Helper()
 	dsn, err := p.DSN()
@@ -183,7 +183,7 @@ func generation(n int64) func(*tenant.Record) bool {
 	return func(r *tenant.Record) bool { return r.Generation >= n }
 }
 
-// accepts asks the server whether it accepts what the record holds for both slots.
+// accepts checks that the server accepts the passwords that the record holds for both slots.
 func accepts(tb testing.TB, r *tenant.Record) {
 	tb.Helper()
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
@@ -220,8 +220,8 @@ func behind(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *bed.Proxy) {
 	return &behind, proxy
 }
 
-// waits waits until a sidecar has asked the API server so many times in a row and in vain. It logs the attempts that are
-// powers of two.
+// waits waits until that many requests of a sidecar to the API server have failed in a row. The sidecar logs the
+// attempts whose number is a power of two.
 func waits(tb testing.TB, s *rig.Sidecar, attempts float64) {
 	tb.Helper()
 	bed.Eventually(tb, patience, func(context.Context) error {
@@ -234,13 +234,13 @@ func waits(tb testing.TB, s *rig.Sidecar, attempts float64) {
 	})
 }
 
-// TestAPIServerGone: a rotation becomes possible only while the API server is away. Nothing is lost, what is handed over
-// works on, and when the API server is back the rotation is done.
+// TestAPIServerGone: a rotation becomes possible only while the API server is away. Nothing is lost, the hand-over
+// still works, and the sidecar rotates when the API server is back.
 func TestAPIServerGone(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string
-		reads bool // the record may be read meanwhile
+		reads bool // the sidecar may read the record meanwhile
 		run   func(t *testing.T) (p, sidecars *rig.Tenant, s *bed.Server, away func(), gone func(*rig.Sidecar), back func())
 	}{
 		{"refused", true, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
@@ -253,7 +253,7 @@ func TestAPIServerGone(t *testing.T) {
 		{"black hole", true, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
 			p, s := plane(t, sharedCluster(t))
 			sidecars, proxy := behind(t, p)
-			// No reset: every request has to find out by itself.
+			// There is no reset: every request has to find out by itself.
 			return p, sidecars, s, proxy.BlackHole, func(s *rig.Sidecar) { waits(t, s, 1) }, proxy.Pass
 		}},
 		{"restarted", false, func(t *testing.T) (*rig.Tenant, *rig.Tenant, *bed.Server, func(), func(*rig.Sidecar), func()) {
@@ -317,7 +317,8 @@ func TestAPIServerHangs(t *testing.T) {
 	}
 }
 
-// TestConflictStorm: others write the record's Secret all the time, so that hardly a write of ours is the next one.
+// TestConflictStorm: other programs write the record's Secret all the time, so that most writes of the sidecar meet a
+// conflict.
 func TestConflictStorm(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -353,8 +354,8 @@ func TestConflictStorm(t *testing.T) {
 	}
 }
 
-// TestRecordDeleted: the record is deleted under a running sidecar. The control plane is left alone; the sidecar says so, and
-// goes on with the record that the next init makes.
+// TestRecordDeleted: the record is deleted under a running sidecar. The sidecar does not touch the control plane, logs
+// the loss, and goes on with the record that the next init makes.
 func TestRecordDeleted(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -365,7 +366,7 @@ func TestRecordDeleted(t *testing.T) {
 	check(t, "deleting the record", p.Forget(t.Context()))
 	failing(t, sidecar, "read")
 	if lines := sidecar.Lines("there is no record (waiting)"); len(lines) == 0 {
-		t.Errorf("it does not say so:\n%s", sidecar.Log())
+		t.Errorf("the sidecar does not say so:\n%s", sidecar.Log())
 	}
 	ready(t, sidecar)
 	works(t, p, server)
@@ -379,15 +380,16 @@ func TestRecordDeleted(t *testing.T) {
 	handsOver(t, next, server)
 	handsOver(t, p, server)
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
-	// The slot that the control plane was on is as good as unknown to the new record, and it is in use: no password of a slot
-	// in use is changed.
+	// The new record does not know the slot of the control plane, and the slot is in use. init changes no password of a
+	// slot in use.
 	if err := open.Engine(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
-		t.Errorf("what the control plane uses: %v", err)
+		t.Errorf("the credential of the control plane: %v", err)
 	}
 }
 
-// TestRecordRestored: the record comes back from a backup that is older than the last rotation, and a sidecar starts that has
-// never seen another one, as after a crash of its own. What works stays handed over until init has mended the record (B51).
+// TestRecordRestored: the record comes back from a backup that is older than the last rotation, and a sidecar starts
+// that has never seen another one, as after a crash of its own. The working credential stays handed over until init has
+// repaired the record (B51).
 func TestRecordRestored(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -412,7 +414,7 @@ func TestRecordRestored(t *testing.T) {
 	handsOver(t, p, server)
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	if err := open.Engine(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
-		t.Errorf("what the control plane uses: %v", err)
+		t.Errorf("the credential of the control plane: %v", err)
 	}
 }
 
@@ -428,9 +430,9 @@ func keepsHandOver(t *testing.T, p *rig.Tenant, sidecar *rig.Sidecar, server *be
 	works(t, p, server)
 }
 
-// TestRecordReplaced: a record is replaced under a running sidecar by one that cannot have become of it, though its generation
-// is higher or the same: from a backup of before the record was made anew, or edited. What it hands over would not work, and so
-// the hand-over stays as it is, and the sidecar says so.
+// TestRecordReplaced: under a running sidecar, a record is replaced by one that is no successor of it, although its
+// generation is higher or the same. It comes from a backup of the time before the record was made again, or was edited.
+// The credential in it would not work, so the sidecar leaves the hand-over as it is, and says so.
 func TestRecordReplaced(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]func(*tenant.Record){
@@ -462,8 +464,8 @@ func TestRecordReplaced(t *testing.T) {
 	}
 }
 
-// TestRecordCorrupt: B14, a record that cannot be read is never an empty one. Nothing is changed, the sidecar says so, and
-// goes on when it was mended.
+// TestRecordCorrupt: B14, a record that cannot be read is never an empty one. The sidecar changes nothing, says so, and
+// goes on when the record is repaired.
 func TestRecordCorrupt(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -477,9 +479,9 @@ func TestRecordCorrupt(t *testing.T) {
 		works(t, p, server)
 		patch(t, p, dataOf(string(content)))
 		gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
-		t.Log("mended:", what)
+		t.Log("repaired:", what)
 	}
-	// And once more while the rotation is possible.
+	// The test spoils the record once more, while the rotation is possible.
 	release := hold(t, server, p, sidecar)
 	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
 	content, err = before.Encode()
@@ -498,8 +500,8 @@ func TestRecordCorrupt(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
-// TestMetadataEdited: B11, whoever edits labels and annotations of the record's Secret, or adds keys of his own, changes
-// nothing: no rotation, no file is written, and nothing is said.
+// TestMetadataEdited: B11, an operator who edits labels and annotations of the record's Secret, or adds other keys,
+// changes nothing: the sidecar does not rotate, writes no file, and logs nothing.
 func TestMetadataEdited(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -517,7 +519,7 @@ func TestMetadataEdited(t *testing.T) {
 	if r, err := p.Record(t.Context()); err != nil || r.Generation != 1 || r.Pending != nil || r.Slots[r.Active] != before.Slots[before.Active] {
 		t.Errorf("the record changed: %+v, %v", r, err)
 	}
-	// A watch tells in order: when the sidecar has heard of this one, it has heard of all before.
+	// A watch keeps the order: when the sidecar has seen this change, it has seen all earlier ones.
 	at := before.RotatedAt.Add(time.Second)
 	edit(t, p, func(r *tenant.Record) { r.RotatedAt = at })
 	gauge(t, sidecar, "dbconnector_credential_rotated_timestamp_seconds", float64(at.Unix()))
@@ -525,13 +527,13 @@ func TestMetadataEdited(t *testing.T) {
 		t.Errorf("the hand-over was written:\n%s\nbefore:\n%s", now, files)
 	}
 	if now := sidecar.Log(); now != logged {
-		t.Errorf("it was worth a word:\n%s", strings.TrimPrefix(now, logged))
+		t.Errorf("the sidecar logged it:\n%s", strings.TrimPrefix(now, logged))
 	}
 	accepts(t, before)
 	works(t, p, server)
 }
 
-// stat describes the files of a directory: a file that was replaced is another inode.
+// stat describes the files of a directory. A replaced file has another inode.
 func stat(tb testing.TB, dir string) string {
 	tb.Helper()
 	entries, err := os.ReadDir(dir)
@@ -545,9 +547,9 @@ func stat(tb testing.TB, dir string) string {
 	return all.String()
 }
 
-// TestRecordOfAnotherNamespace: a record that was written for another namespace of this name is a copy in another cluster, or has
-// outlived its namespace (F2). No sidecar rotates it, init refuses it, and both go on when an operator has taken it over for this
-// namespace. A restore in place needs no operator.
+// TestRecordOfAnotherNamespace: a record that was written for another namespace of this name is a copy in another
+// cluster, or has outlived its namespace (F2). No sidecar rotates it and init refuses it. Both go on when an operator
+// has taken it over for this namespace. A restore in place needs no operator.
 func TestRecordOfAnotherNamespace(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -592,12 +594,12 @@ func TestRecordOfAnotherNamespace(t *testing.T) {
 	provision(t, p)
 	replace(c.UID)
 	provision(t, p)
-	replace(c.UID) // which also looks at what the start before has noted
+	replace(c.UID) // replace also checks the notes of the previous start
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
-// TestRecordOfAnother: the record of another vCluster in place of one's own, as a restore into the wrong place makes it. No
-// password is changed, of neither, and nothing of it is handed over.
+// TestRecordOfAnother: another vCluster's record is in place of the right one, as after a restore into the wrong place.
+// The sidecar changes no password of either vCluster, and hands nothing of it over.
 func TestRecordOfAnother(t *testing.T) {
 	t.Parallel()
 	c := sharedCluster(t)
@@ -622,7 +624,7 @@ func TestRecordOfAnother(t *testing.T) {
 	release()
 	failing(t, sidecar, "read")
 	if log := sidecar.Log(); !strings.Contains(log, `the record was made for vCluster \"`+other.Name) {
-		t.Errorf("it does not say whose record that is:\n%s", log)
+		t.Errorf("the sidecar does not say which vCluster the record belongs to:\n%s", log)
 	}
 	accepts(t, mine)
 	accepts(t, theirs)
@@ -643,19 +645,19 @@ func TestRecordOfAnother(t *testing.T) {
 	accepts(t, theirs)
 }
 
-// nudge changes something in the record that means nothing: a sidecar that has failed a few times for lack of a right looks
-// again only every few minutes, but a record that changed it looks at now.
+// nudge makes a change without meaning in the record. A sidecar that has failed a few times for lack of a right looks
+// again only every few minutes, but it looks at a changed record at once.
 func nudge(tb testing.TB, p *rig.Tenant) {
 	tb.Helper()
 	edit(tb, p, func(r *tenant.Record) { r.ConnectionLimit++ })
 }
 
-// TestPermissionWithdrawn: the right to write the record is taken away from a running sidecar, and given back.
+// TestPermissionWithdrawn: a running sidecar loses the right to write the record, and gets it back.
 func TestPermissionWithdrawn(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
 	readOnly := object{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "list", "watch"}}
-	// That it may make no Events of its pod is nothing to fail for.
+	// The missing right to make Events of its pod is no failure.
 	sidecar := rotate(t, account(t, p, chartRules...), append([]string{"POD_NAME=pod", "POD_UID=1"}, hourly...)...)
 	release := hold(t, server, p, sidecar)
 	before := until(t, p, "provisioned", (*tenant.Record).Provisioned)
@@ -664,7 +666,7 @@ func TestPermissionWithdrawn(t *testing.T) {
 	release()
 	failing(t, sidecar, "stage")
 	if want := fmt.Sprintf(`an RBAC rule is missing, verb \"update\" on resource \"secrets\" named \"%s\" in namespace \"%s\"`, record, rig.Namespace); !strings.Contains(sidecar.Log(), want) {
-		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())
+		t.Errorf("the sidecar does not say what is missing:\n%s", sidecar.Log())
 	}
 	ready(t, sidecar)
 	works(t, p, server)
@@ -689,7 +691,7 @@ func lastLine(tb testing.TB, s *rig.Sidecar) (line map[string]any) {
 	return line
 }
 
-// stops asks a sidecar to end. That is no failure, whatever it is doing.
+// stops asks a sidecar to end. This is no failure, whatever the sidecar does at that moment.
 func stops(tb testing.TB, s *rig.Sidecar) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), patience)
@@ -703,7 +705,7 @@ func stops(tb testing.TB, s *rig.Sidecar) {
 	}
 }
 
-// TestStop: SIGTERM at any time ends the sidecar in order, and the next one goes on.
+// TestStop: SIGTERM at any time ends the sidecar cleanly, and the next one goes on.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -734,13 +736,14 @@ func TestStop(t *testing.T) {
 	stops(t, postponed)
 	release()
 
-	// At the answer to its n-th question to the API server, which the sidecar hears after the signal.
+	// The test sends the signal at the answer to the n-th question to the API server, which reaches the sidecar after the
+	// signal.
 	for n := 1; ; n++ {
 		asked := make(chan struct{})
 		working := rotate(t, through, hourly...)
 		proxy.KillAfter(n, func() {
 			defer close(asked)
-			working.Terminate() // which may have been stopped below already, and asks once more before it ends
+			working.Terminate() // the test may have stopped it below already, and it asks once more before it ends
 		})
 		done := false
 		bed.Eventually(t, patience, func(ctx context.Context) error {
@@ -770,7 +773,8 @@ func TestStop(t *testing.T) {
 	handsOver(t, p, server)
 }
 
-// TestExitCodes: what a human must change ends the sidecar with 2, what may pass with 1, and the last line says it all.
+// TestExitCodes: a fault that a human must fix ends the sidecar with 2, and one that may pass with 1. The last line
+// describes the fault.
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -809,7 +813,7 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("exit code %d, want %d with %q; the last line is %v", sidecar.Exit(), test.exit, test.want, last)
 			}
 			if len(sidecar.Lines("rotate failed")) != 1 {
-				t.Errorf("it says so more than once:\n%s", sidecar.Log())
+				t.Errorf("the sidecar says so more than once:\n%s", sidecar.Log())
 			}
 		})
 	}

@@ -26,15 +26,15 @@ import (
 
 const day = 24 * time.Hour
 
-// wall is a time at which the clock on the wall is ahead, while the one that never jumps goes on as it did: what a process
-// sees after somebody has set the system's clock. Package time has no function for that: Add moves both. A Time begins with
+// wall is a time at which the wall clock is ahead, while the monotonic clock goes on as before. A process sees this
+// after an admin has set the system's clock. Package time has no function for that: Add moves both. A Time begins with
 // its seconds, above 30 bits of nanoseconds, and a flag above those.
 func wall(now time.Time, ahead time.Duration) time.Time {
-	*(*uint64)(unsafe.Pointer(&now)) += uint64(ahead/time.Second) << 30 // a negative one wraps as it should
+	*(*uint64)(unsafe.Pointer(&now)) += uint64(ahead/time.Second) << 30 // a negative value wraps as it should
 	return now
 }
 
-// jumpy is a sidecar inside of the test: no process can have a clock of its own.
+// jumpy is a sidecar inside of the test, because no process can have a clock of its own.
 type jumpy struct {
 	plane *rig.Tenant
 	ahead atomic.Int64 // of its clock, in nanoseconds
@@ -109,8 +109,8 @@ func (j *jumpy) halt(tb testing.TB) {
 	j.stop = nil
 }
 
-// jump sets the clock, and has the sidecar look at it: a record that has changed ends any wait. The first thing that it does
-// then is to publish; so when it does so for the second time, it has been through with what the first one led to.
+// jump sets the clock and makes the sidecar look at it, because a changed record ends any wait. The sidecar then
+// publishes first. So when it publishes for the second time, it has finished the steps after the first time.
 func (j *jumpy) jump(tb testing.TB, ahead time.Duration) {
 	tb.Helper()
 	j.ahead.Store(int64(ahead))
@@ -130,17 +130,18 @@ func (j *jumpy) jump(tb testing.TB, ahead time.Duration) {
 	}
 }
 
-// TestClockJumps: a clock that jumps ahead by days makes a rotation early, and one that jumps back delays none for longer than
-// its period; neither makes two of one, and neither retires a password before its grace has passed and everybody has moved.
+// TestClockJumps: a clock that jumps ahead by days makes a rotation early, and one that jumps back delays none for
+// longer than its period. Neither turns one rotation into two, and neither retires a password before its grace has
+// passed and all clients have moved.
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	if now := time.Now(); wall(now, -day).Sub(now) != 0 || wall(now, -day).Unix() != now.Add(-day).Unix() || wall(now, 9*day).Unix() != now.Add(9*day).Unix() {
-		t.Fatal("a Time is made in another way than this test believes")
+		t.Fatal("the layout of a Time is not the one that this test expects")
 	}
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := sharedServer(t, engine, version)
 		plane := newTenant(t, server, "")
-		// The hand-over is the test's own business: the record's is what counts here.
+		// The test writes the hand-over itself, because only the record matters here.
 		dsn, err := plane.DSN()
 		check(t, "reading the hand-over", err)
 		use := func(r *tenant.Record, slot tenant.Slot) (leave func()) {
@@ -177,15 +178,15 @@ func TestClockJumps(t *testing.T) {
 			t.Error("the grace was cut short")
 		}
 
-		// Another sidecar, with a clock that has always been wrong: it cannot know how long the grace has lasted, and so what
-		// keeps the old password alive is that it is used.
+		// Another sidecar, with a clock that has always been wrong, cannot know how long the grace has lasted. So only a
+		// client that uses the old password keeps it alive.
 		sidecar.halt(t)
 		policy.Grace = time.Second
 		sidecar.start(t, policy)
 		sidecar.jump(t, -10*day)
 		bed.Eventually(t, patience, func(context.Context) error {
 			if sidecar.heard("postponed OldCredentialInUse") == 0 {
-				return errors.New("it does not look who uses the old one")
+				return errors.New("the sidecar does not look for users of the old one")
 			}
 			return nil
 		})
@@ -199,7 +200,7 @@ func TestClockJumps(t *testing.T) {
 		dead(t, first, first.Active)
 		is("after all that", 2, true)
 
-		// The record says that it was made in three days, a clock that is right finds that out at first sight, and nobody waits
+		// The record claims a time three days ahead. A sidecar with a right clock sees that at first sight, and does not wait
 		// for a pod that lives as long as the period (S12).
 		sidecar.halt(t)
 		sidecar.ahead.Store(0)

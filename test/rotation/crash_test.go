@@ -26,10 +26,10 @@ import (
 
 var updateMatrix = flag.Bool("update", false, "write what TestCrashMatrix finds into docs/crash-matrix.md, instead of comparing it")
 
-// matrixFile is written by TestCrashMatrix, but for its prose.
+// matrixFile is written by TestCrashMatrix, except for its prose.
 const matrixFile = "../../docs/crash-matrix.md"
 
-// situation is what a crash can leave behind, and how it goes on.
+// situation is a state that a crash can leave behind, and the steps after it.
 type situation struct {
 	name                      string
 	chapter                   rig.Chapter
@@ -38,7 +38,7 @@ type situation struct {
 	why                       string
 }
 
-// situations are all that there are: a crash that leaves anything else behind fails the test.
+// situations is the full list: a crash that leaves another state behind fails the test.
 var situations = []situation{
 	{
 		"due", rig.Due, "nothing pending", "new slot: its stored password, which no client got", "old slot",
@@ -87,10 +87,10 @@ var situations = []situation{
 	},
 }
 
-// TestCrashMatrix kills dbconnector-rotate at every question of one whole rotation, before the server hears it and after the
-// server has answered it, on a tenant whose client goes on all the time. At once the published credential logs in, the client
-// has lost nothing, and what is left behind is one of few situations; then the next process brings the rotation to its end.
-// What was found is docs/crash-matrix.md. (B12, B17)
+// TestCrashMatrix kills dbconnector-rotate at every question of one whole rotation, before the server hears it and
+// after the server has answered it, on a tenant whose client goes on all the time. Right after the kill the published
+// credential logs in, the client has lost nothing, and the state is one of few situations. Then the next process
+// finishes the rotation. docs/crash-matrix.md holds the results. (B12, B17)
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
 	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir(), 100*time.Millisecond)
@@ -115,7 +115,7 @@ func TestCrashMatrix(t *testing.T) {
 	compare(t, "situations", situationTable())
 }
 
-// matrix is one tenant that is rotated again and again, on one server.
+// matrix is one tenant on one server, which the test rotates again and again.
 type matrix struct {
 	*testing.T
 	binary string
@@ -123,7 +123,7 @@ type matrix struct {
 	front  *rig.Front
 	script *rig.Script
 	tenant *rig.Tenant
-	// workload, if not nil, is restarted for every rotation: then only the points of that are played.
+	// workload, if not nil, is restarted for every rotation. The test then plays only the points of the restart.
 	workload *workload
 
 	mu     sync.Mutex // guards client
@@ -148,7 +148,7 @@ func newMatrix(t *testing.T, binary string, s *bed.Server) *matrix {
 	front.Name = m.script.Name
 	t.Cleanup(front.Close)
 	connector := rig.Name(t, "c")
-	// In clear text: the front has to tell one question from another.
+	// The connection is in clear text, because the front has to tell the questions apart.
 	check(t, "creating the connector", c.Connector(ctx, connector, rig.Connector(s, s.AdminUser, s.AdminPassword, front.Addr, false)))
 	out := filepath.Join(t.TempDir(), "out")
 	check(t, "making a directory", os.Mkdir(out, 0o755))
@@ -161,7 +161,7 @@ func newMatrix(t *testing.T, binary string, s *bed.Server) *matrix {
 	return m
 }
 
-// published is the hand-over's DSN, past the front.
+// published is the hand-over's DSN, without the front.
 func (m *matrix) published() string {
 	m.Helper()
 	dsn, err := m.tenant.DSN()
@@ -169,10 +169,10 @@ func (m *matrix) published() string {
 	return strings.ReplaceAll(dsn, m.front.Addr, m.server.Addr())
 }
 
-// run plays a rotation undisturbed, which tells the questions, and then once for each of them and either moment.
+// run plays an undisturbed rotation, which shows the questions, and then one for each question and each moment.
 func (m *matrix) run() (table string) {
 	began := time.Now()
-	// What is asked once more, because the watch is late or a session ends slowly, is not asked every time.
+	// The sidecar asks some questions twice only if the watch is late or a session ends slowly.
 	var all []string
 	for again := range 3 {
 		m.play("", rig.Before)
@@ -191,7 +191,7 @@ func (m *matrix) run() (table string) {
 	for _, name := range all {
 		point := rig.PointOf(name)
 		if m.workload != nil && point.Step != "adopt" && !strings.Contains(point.What, "the workload") {
-			continue // as without
+			continue // same as without a restart
 		}
 		kills += 2
 		if point.Step == "?" {
@@ -199,7 +199,7 @@ func (m *matrix) run() (table string) {
 		}
 		before, after := m.play(name, rig.Before), m.play(name, rig.After)
 		if last == "committed" && before == "moving" {
-			// What stands between two questions.
+			// These states lie between two questions.
 			fmt.Fprintf(&b, "| project | write the hand-over | %s | %s |\n", last, before)
 		}
 		last = after
@@ -210,7 +210,7 @@ func (m *matrix) run() (table string) {
 	return b.String()
 }
 
-// distinct leaves the first of those that are the same. A login is several questions, and has one name.
+// distinct keeps the first of equal names. A login is several questions with one name.
 func distinct(names []string) (out []string) {
 	for _, name := range names {
 		if !slices.Contains(out, name) {
@@ -220,7 +220,8 @@ func distinct(names []string) (out []string) {
 	return out
 }
 
-// play is one rotation. Its sidecar is killed at a question, and another one ends it. It tells what the kill left behind.
+// play runs one rotation. It kills the sidecar at a question, and another sidecar finishes the rotation. It returns the
+// situation that the kill left behind.
 func (m *matrix) play(name string, moment rig.Moment) (found string) {
 	m.Helper()
 	ctx := m.Context()
@@ -238,7 +239,7 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 	m.template, err = m.generation(ctx)
 	check(m, "reading the workload", err)
 
-	// The client moves as soon as it can; who looks for it waits for that, or it would have to look twice.
+	// The client moves as soon as it can. A sidecar that looks for it has to wait for that, or it would look twice.
 	moved := make(chan struct{})
 	var moving sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -255,7 +256,7 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 		case p.Chapter == rig.Committed && (strings.HasPrefix(p.What, "old slot") || strings.Contains(p.What, "replaced")):
 			return moved
 		case name != "" && rig.PointOf(name).Watching() && !p.Watching() && p.Step != "start":
-			return dead // the process goes on while it asks for the watch
+			return dead // the process continues while it asks for the watch
 		}
 		return nil
 	}
@@ -272,7 +273,7 @@ func (m *matrix) play(name string, moment rig.Moment) (found string) {
 	select {
 	case <-first.Done():
 	case <-time.After(patience):
-		m.Fatalf("%s: it never came so far:\n%s\n%s", what, strings.Join(m.front.Names(), "\n"), first.Log())
+		m.Fatalf("%s: the sidecar never came so far:\n%s\n%s", what, strings.Join(m.front.Names(), "\n"), first.Log())
 	}
 	close(dead)
 	if first.Exit() != -1 {
@@ -309,7 +310,7 @@ func (m *matrix) sidecar() *rig.Sidecar {
 	return s
 }
 
-// move is what kine does when its pod is replaced: the new one is there before the old one goes.
+// move does what kine does when its pod is replaced: the new pod starts before the old one ends.
 func (m *matrix) move(ctx context.Context, old string) bool {
 	generation := int64(0)
 	err := soon(ctx, func() error {
@@ -339,7 +340,7 @@ func (m *matrix) move(ctx context.Context, old string) bool {
 	if m.workload == nil {
 		return true
 	}
-	// And the controller says so.
+	// The controller reports it.
 	status := object{"status": m.workload.status(generation, 1, 1)}
 	if err := m.workload.cluster.API.Do(ctx, http.MethodPatch, m.workload.path+"/status", status, nil); err != nil {
 		m.Errorf("reporting the workload's status: %v", err)
@@ -365,7 +366,7 @@ func (m *matrix) checkClient(what string) {
 	check(m, what+": the client", m.client.check(m.Context()))
 }
 
-// situation says what was left behind.
+// situation returns the situation that the kill left behind.
 func (m *matrix) situation(what string, before *tenant.Record) situation {
 	m.Helper()
 	ctx := m.Context()
@@ -385,7 +386,7 @@ func (m *matrix) situation(what string, before *tenant.Record) situation {
 		stored, change := accepts(r.Login(slot)), r.Pending
 		if change == nil || change.Slot != slot {
 			if !stored {
-				m.Fatalf("%s: the server refuses what the record holds for slot %s", what, slot)
+				m.Fatalf("%s: the server refuses the password that the record holds for slot %s", what, slot)
 			}
 			continue
 		}
@@ -408,7 +409,7 @@ func (m *matrix) situation(what string, before *tenant.Record) situation {
 	case r.Generation == before.Generation+1 && r.Pending != nil && r.Pending.Purpose == tenant.Retire:
 		chapter = rig.Dead
 	case r.Generation != before.Generation+1 || r.Pending != nil:
-		m.Fatalf("%s: nobody thought of what it left behind: %+v", what, r)
+		m.Fatalf("%s: the crash left an unknown situation behind: %+v", what, r)
 	}
 	published := "new slot"
 	if dsn := m.published(); strings.Contains(dsn, "//"+before.Login(before.Active).User+":") {
@@ -426,7 +427,7 @@ func (m *matrix) situation(what string, before *tenant.Record) situation {
 	return situation{}
 }
 
-// finish waits until a sidecar has brought the rotation to its end, and looks at everything.
+// finish waits until a sidecar has finished the rotation, and checks everything.
 func (m *matrix) finish(what string, sidecar *rig.Sidecar, before *tenant.Record) {
 	m.Helper()
 	ctx, cancel := context.WithTimeout(m.Context(), patience)
@@ -441,7 +442,7 @@ func (m *matrix) finish(what string, sidecar *rig.Sidecar, before *tenant.Record
 	if err != nil {
 		m.Fatalf("%s: %v\n%s\n%s", what, err, strings.Join(m.front.Names(), "\n"), sidecar.Log())
 	}
-	_, _, err = sidecar.Get(ctx, "/healthz") // where nothing was left to do, it has just begun
+	_, _, err = sidecar.Get(ctx, "/healthz") // a sidecar with nothing left to do has only just started
 	check(m, what, err)
 	if exit, err := sidecar.Stop(ctx); err != nil || exit != 0 {
 		m.Fatalf("%s: asked to end: exit code %d, %v", what, exit, err)
@@ -464,7 +465,7 @@ func (m *matrix) finish(what string, sidecar *rig.Sidecar, before *tenant.Record
 	}
 }
 
-// soon is bed.Wait for what takes milliseconds, hundreds of times.
+// soon is bed.Wait for conditions that take milliseconds, hundreds of times.
 func soon(ctx context.Context, cond func() error) error {
 	every := time.NewTicker(5 * time.Millisecond)
 	defer every.Stop()
@@ -494,10 +495,10 @@ func situationTable() string {
 	return b.String()
 }
 
-// matrixLock is for the file: its sections are written by tests that run at the same time.
+// matrixLock guards the file, because tests that run at the same time write its sections.
 var matrixLock sync.Mutex
 
-// compare holds a section of the file to what was found, or writes it.
+// compare checks a section of the file against the results, or writes it.
 func compare(t *testing.T, section, found string) {
 	t.Helper()
 	matrixLock.Lock()
@@ -516,6 +517,6 @@ func compare(t *testing.T, section, found string) {
 	case *updateMatrix:
 		check(t, "writing the crash matrix", os.WriteFile(matrixFile, []byte(head+begin+found+end+foot), 0o644))
 	default:
-		t.Errorf("docs/crash-matrix.md says otherwise (`make matrix` writes it anew). Found:\n%s\nwritten:\n%s", found, written)
+		t.Errorf("docs/crash-matrix.md says otherwise (`make matrix` writes it again). Found:\n%s\nwritten:\n%s", found, written)
 	}
 }

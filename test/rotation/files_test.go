@@ -30,7 +30,7 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// The faults of the directory that the hand-over is in. As in a pod it is a file system of its own, in memory.
+// These tests cover faults of the directory of the hand-over. As in a pod, it is a file system of its own, in memory.
 
 // inMemory mounts a small tmpfs as the hand-over of a control plane, and fills it as init does.
 func inMemory(tb testing.TB, p *rig.Tenant) {
@@ -58,8 +58,8 @@ func handed(tb testing.TB, dir string) map[string]string {
 	return files
 }
 
-// TestDirectoryFull: the emptyDir is full when the new password has to be handed over. What is there stays whole and works; the
-// sidecar says what is wrong, and hands over as soon as there is room.
+// TestDirectoryFull: the emptyDir is full when the sidecar has to hand the new password over. The old files stay whole
+// and work. The sidecar describes the fault, and hands over as soon as there is room.
 func TestDirectoryFull(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -82,7 +82,7 @@ func TestDirectoryFull(t *testing.T) {
 	rotated := until(t, p, "generation 2", generation(2))
 	failing(t, full, "project")
 	if !strings.Contains(full.Log(), `is full: `) || !strings.Contains(full.Log(), "no space left on device") {
-		t.Errorf("it does not say so:\n%s", full.Log())
+		t.Errorf("the sidecar does not say so:\n%s", full.Log())
 	}
 	if now := handed(t, p.Out); !maps.Equal(now, before) {
 		t.Errorf("the hand-over was damaged: %v", slices.Sorted(maps.Keys(now)))
@@ -100,8 +100,8 @@ func TestDirectoryFull(t *testing.T) {
 	}
 }
 
-// TestDirectoryReadOnly: the same with a directory that nobody may write to for a while. One that is so from the beginning is a
-// mistake in the manifest.
+// TestDirectoryReadOnly: the same with a directory that is read-only for a while. A directory that is read-only from
+// the beginning is a mistake in the manifest.
 func TestDirectoryReadOnly(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -114,7 +114,7 @@ func TestDirectoryReadOnly(t *testing.T) {
 	rotated := until(t, p, "generation 2", generation(2))
 	failing(t, sidecar, "project")
 	if !strings.Contains(sidecar.Log(), "must be a directory that this user can write to") || !strings.Contains(sidecar.Log(), "read-only file system") {
-		t.Errorf("it does not say so:\n%s", sidecar.Log())
+		t.Errorf("the sidecar does not say so:\n%s", sidecar.Log())
 	}
 	if now := handed(t, p.Out); !maps.Equal(now, before) {
 		t.Errorf("the hand-over was damaged: %v", slices.Sorted(maps.Keys(now)))
@@ -135,7 +135,7 @@ func TestDirectoryReadOnly(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
-// tamperings are what somebody may do to the hand-over.
+// tamperings are the changes that another container may make to the hand-over.
 var tamperings = map[string]func(dir string) error{
 	"a mode":          func(dir string) error { return os.Chmod(filepath.Join(dir, handover.DSNFile), 0o644) },
 	"a file deleted":  func(dir string) error { return os.Remove(filepath.Join(dir, handover.DSNFile)) },
@@ -162,7 +162,7 @@ var tamperings = map[string]func(dir string) error{
 	},
 }
 
-// tampered tells how a hand-over differs from what it was, in content or mode.
+// tampered describes how a hand-over differs from its former state, in content or mode.
 func tampered(dir string, was map[string]string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -181,14 +181,14 @@ func tampered(dir string, was map[string]string) error {
 		}
 		now, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || string(now) != content {
-			return fmt.Errorf("%s is not what it was: %w", name, err)
+			return fmt.Errorf("%s has changed: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// TestFilesChanged: somebody changes the files of the hand-over. The next look, here one that a changed record brings about,
-// makes them what they were.
+// TestFilesChanged: another container changes the files of the hand-over. The next look of the sidecar, which a changed
+// record causes here, restores them.
 func TestFilesChanged(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -213,8 +213,8 @@ func TestFilesChanged(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 }
 
-// TestDirectoryLocked: another container of the pod holds a lock on the output directory, and puts a FIFO where the hand-over
-// belongs. A rotation is handed over all the same, and a sidecar that is asked to end does. (S13)
+// TestDirectoryLocked: another container of the pod holds a lock on the output directory, and puts a FIFO where the
+// hand-over belongs. The sidecar still hands a rotation over, and ends when it is asked to. (S13)
 func TestDirectoryLocked(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -250,9 +250,9 @@ func TestDirectoryLocked(t *testing.T) {
 	}
 }
 
-// TestFilesAreLookedAfter: nothing happens to the record for weeks, and the files are looked at every minute all the same: by
-// the loop and the writer of the program, in a time that passes at once. What is right is not written again, and no server is
-// asked about it.
+// TestFilesAreLookedAfter: the record does not change for weeks, and the sidecar still checks the files every minute.
+// The test runs the loop and the writer of the program with a clock that moves at once. The sidecar does not rewrite a
+// correct file, and asks no server about it.
 func TestFilesAreLookedAfter(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -269,7 +269,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 		group.Go(func() {
 			err := rotation.Run(ctx, rotation.Rotation{
 				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
-				Store: quiet{record: r}, Publish: p.Write, Replaces: p.Replaces, Observer: nobody{t}, Attempt: time.Second, Log: zap.NewNop(),
+				Store: quiet{record: r}, Publish: p.Write, Replaces: p.Replaces, Observer: uneventful{t}, Attempt: time.Second, Log: zap.NewNop(),
 			}, func(dbserver.Server) engine.Engine {
 				t.Error("the server was asked")
 				return nil
@@ -313,23 +313,23 @@ func (q quiet) Follow(ctx context.Context) <-chan tenant.News {
 }
 
 func (quiet) Load(context.Context) (*tenant.Record, error) {
-	return nil, errors.New("the record was to be read again")
+	return nil, errors.New("the sidecar read the record again")
 }
 
 func (quiet) Update(context.Context, func(*tenant.Record) (*tenant.Record, error)) (*tenant.Record, error) {
-	return nil, errors.New("the record was to be written")
+	return nil, errors.New("the sidecar wrote the record")
 }
 
-// nobody is an observer of a life in which nothing happens.
-type nobody struct{ testing.TB }
+// uneventful is an observer of a run in which nothing may happen.
+type uneventful struct{ testing.TB }
 
-func (nobody) Record(*tenant.Record, time.Time) {}
-func (n nobody) Rotated(*tenant.Record)         { n.Error("rotated") }
-func (n nobody) Retired(*tenant.Record)         { n.Error("retired") }
-func (n nobody) Postponed(why rotation.Reason, _ string) {
+func (uneventful) Record(*tenant.Record, time.Time) {}
+func (n uneventful) Rotated(*tenant.Record)         { n.Error("rotated") }
+func (n uneventful) Retired(*tenant.Record)         { n.Error("retired") }
+func (n uneventful) Postponed(why rotation.Reason, _ string) {
 	if why != "" {
 		n.Errorf("postponed: %s", why)
 	}
 }
-func (n nobody) Failed(step string, err error) { n.Errorf("%s failed: %v", step, err) }
-func (n nobody) Healthy()                      { n.Error("healthy again") }
+func (n uneventful) Failed(step string, err error) { n.Errorf("%s failed: %v", step, err) }
+func (n uneventful) Healthy()                      { n.Error("healthy again") }

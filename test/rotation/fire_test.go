@@ -33,16 +33,18 @@ const (
 	fireProbes = 20
 )
 
-// fires bounds how many servers burn at once: what is shown is that nothing fails, not that a machine is fast.
+// fires limits the number of servers under fire at once. The test shows that nothing fails, not that the machine is
+// fast.
 var fires = make(chan struct{}, 2)
 
-// TestUnderFire is promise 3 with everything real: three replicas rotate one tenant every two seconds, and 300 times one of
-// them, whichever, is killed and started again. Each has a client like kine, at an address of its own, which moves some
-// time after its hand-over has; and somebody logs in with what is published, 20 times a second. No login fails. When the
-// kills end, everything comes to rest by itself, and the next rotation goes as if nothing had been. (B3, B12, B17, B46)
+// TestUnderFire is promise 3 with real parts: three replicas rotate one tenant every two seconds, and 300 times the
+// test kills a random one and starts it again. Each has a client like kine, at an address of its own, which moves some
+// time after its hand-over has changed. A prober logs in with the published credential 20 times a second. No login
+// fails. When the kills end, everything comes to rest by itself, and the next rotation is an ordinary one. (B3, B12,
+// B17, B46)
 func TestUnderFire(t *testing.T) {
 	t.Parallel()
-	// No sidecar lives long enough for a retirement that waits for logins that were begun before.
+	// No sidecar lives long enough for a retirement that waits for earlier logins that have not ended.
 	binary, err := rig.BuildBriefRotate(t.Context(), t.TempDir(), 100*time.Millisecond)
 	check(t, "building dbconnector-rotate", err)
 	for _, s := range servers {
@@ -64,14 +66,14 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 	}
 	before := until(t, pods[0].Tenant, "provisioned", (*tenant.Record).Provisioned)
 
-	// What uses the credentials, all the time.
+	// Clients and a prober use the credentials all the time.
 	var users sync.WaitGroup
 	defer users.Wait()
 	defer cancel()
 	failures := make(chan error, 1)
 	failed := func(err error) {
 		if ctx.Err() != nil {
-			return // that is why
+			return // the test's end is the cause
 		}
 		select {
 		case failures <- err:
@@ -104,7 +106,7 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 		}
 		if t.Failed() {
 			for _, p := range pods {
-				t.Logf("the end of what the sidecar at %s did:\n%s", p.address, tail(p.log, 40))
+				t.Logf("the last log lines of the sidecar at %s:\n%s", p.address, tail(p.log, 40))
 			}
 		}
 	})
@@ -122,7 +124,7 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 		}
 		p := pods[rand.IntN(len(pods))]
 		record, err := p.Record(ctx)
-		if n%50 == 0 { // a moment that chance may miss
+		if n%50 == 0 { // a moment that random kills may miss
 			waiting, enough := context.WithTimeout(ctx, patience)
 			err = soon(waiting, func() error {
 				if record, err = p.Record(waiting); err == nil && stage(record) != stages[1] {
@@ -178,12 +180,12 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 	rotations := burnt.Generation - before.Generation
 	t.Logf("%d rotations under fire; killed in %v; %d logins with %d credentials; %d probes were overtaken, %v moved",
 		rotations, struck, probes.count, len(probes.seen), probes.overtaken, moves(pods))
-	if rotations < 3 { // each but the first begins with an old slot that is retired
+	if rotations < 3 { // each rotation but the first begins with a retired old slot
 		t.Errorf("only %d rotations under fire", rotations)
 	}
 	for _, s := range stages {
 		if struck[s] == 0 {
-			t.Errorf("nobody was killed %s: %v", s, struck)
+			t.Errorf("no sidecar was killed %s: %v", s, struck)
 		}
 	}
 	for _, p := range pods {
@@ -196,7 +198,7 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 			t.Errorf("the client at %s has never moved", p.address)
 		}
 	}
-	// What was published before is dead.
+	// The passwords that were published before are dead.
 	last, err := pods[0].Record(t.Context())
 	check(t, "reading the record", err)
 	for dsn := range probes.seen {
@@ -210,7 +212,7 @@ func underFire(t *testing.T, binary string, server *bed.Server) {
 	}
 }
 
-// stages are where a rotation can be, by what the record says.
+// stages are the states of a rotation, as the record shows them.
 var stages = []string{"between rotations", "with a password staged", "before the old one was retired", "with its end staged"}
 
 func stage(r *tenant.Record) string {
@@ -233,10 +235,10 @@ type pod struct {
 	address string
 	sidecar *rig.Sidecar
 	log     string // of the sidecars that have ended
-	moved   int    // how often the client has
+	moved   int    // how often the client has moved
 }
 
-// newPod is the n-th, from 0. All sidecars come from the address of the first one's client.
+// newPod makes the n-th pod, from 0. All sidecars use the address of the first pod's client.
 func newPod(t *rig.Tenant, binary string, ca []byte, n int) *pod {
 	return &pod{Tenant: t, binary: binary, ca: ca, address: fmt.Sprintf("127.0.%d.1", n)}
 }
@@ -250,7 +252,7 @@ func (p *pod) start(settings ...string) (err error) {
 	return err
 }
 
-// kill ends the sidecar, if it runs: -1 unless it had ended by itself.
+// kill ends the sidecar, if it runs. It returns -1 unless the sidecar had ended by itself.
 func (p *pod) kill() (exit int) {
 	if p.sidecar == nil {
 		return -1
@@ -277,8 +279,8 @@ func (p *pod) ended() (exit int) {
 	return exit
 }
 
-// use is what kine does with a DSN: it reads it once, keeps a session, and makes others whenever it likes. Some time after
-// the hand-over has another one, it is restarted.
+// use does what kine does with a DSN: it reads it once, keeps a session, and opens others at any time. It restarts some
+// time after the hand-over has another DSN.
 func (p *pod) use(ctx context.Context) error {
 	every := time.NewTicker(100 * time.Millisecond)
 	defer every.Stop()
@@ -355,7 +357,7 @@ func (c *client) check(ctx context.Context) error {
 
 func (c *client) close() { _ = errors.Join(c.held.Close(), c.db.Close()) }
 
-// prober logs in with what is published.
+// prober logs in with the published credential.
 type prober struct {
 	pods []*pod
 
@@ -397,7 +399,7 @@ func (p *prober) run(ctx context.Context) error {
 	}
 }
 
-// probe logs in as a client of a pod, beside the one that is there.
+// probe logs in as a second client of a pod.
 func (p *prober) probe(ctx context.Context, by *pod) error {
 	read := time.Now()
 	dsn, err := by.DSN()
@@ -416,7 +418,8 @@ func (p *prober) probe(ctx context.Context, by *pod) error {
 	if err == nil {
 		return nil
 	}
-	// Whoever stands still between reading and logging in, for longer than the grace, may find that all others have moved.
+	// A client that stands still between reading and logging in, for longer than the grace, may find that all others have
+	// moved.
 	if now, nerr := by.DSN(); nerr == nil && now != dsn && took > fireGrace {
 		p.overtaken++
 		return nil
@@ -424,7 +427,7 @@ func (p *prober) probe(ctx context.Context, by *pod) error {
 	return fmt.Errorf("login %d, %s after reading the hand-over of %s: %w", p.count, took, by.address, err)
 }
 
-// loginOf takes a DSN of the tenant's apart.
+// loginOf splits a DSN of the tenant.
 func loginOf(dsn, database string) tenant.Login {
 	_, rest, _ := strings.Cut(dsn, "://")
 	rest, _, _ = strings.Cut(rest, "@")

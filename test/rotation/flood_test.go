@@ -29,11 +29,11 @@ func peak(tb testing.TB, pid int) int {
 			return kib
 		}
 	}
-	tb.Fatal("the kernel does not tell how much memory the process has had")
+	tb.Fatal("the kernel does not report the peak memory of the process")
 	return 0
 }
 
-// address is where a sidecar serves.
+// address is the address on which a sidecar serves.
 func address(tb testing.TB, s *rig.Sidecar) string {
 	tb.Helper()
 	if _, _, err := s.Get(tb.Context(), "/healthz"); err != nil {
@@ -41,14 +41,14 @@ func address(tb testing.TB, s *rig.Sidecar) string {
 	}
 	address, ok := s.Lines("serving")[0]["address"].(string)
 	if !ok {
-		tb.Fatal("it does not say where it serves")
+		tb.Fatal("the sidecar does not say where it serves")
 	}
 	return address
 }
 
-// TestFlood: a client that reaches the port keeps 3,000 connections open, and opens another for each that is closed. The sidecar stays
-// far below the memory of its container, and the kubelet, which comes from an address of its own, gets its answers: it never
-// misses as many in a row as the shipped probes allow. (S8)
+// TestFlood: a client that reaches the port keeps 3,000 connections open, and opens another for each that is closed.
+// The sidecar stays far below the memory of its container, and the kubelet, which comes from an address of its own,
+// gets its answers: it never misses as many in a row as the shipped probes tolerate. (S8)
 func TestFlood(t *testing.T) {
 	t.Parallel()
 	const limit, probes, threshold = 64 << 10, 10, 4 // of the shipped values, the first in KiB
@@ -94,11 +94,11 @@ func TestFlood(t *testing.T) {
 				t.Errorf("%d probes in a row failed", worst)
 			}
 			if most := peak(t, sidecar.Pid()); most > limit*3/4 {
-				t.Errorf("it took %d KiB of memory, %d KiB before the flood; the limit of its container is %d KiB", most, before, limit)
+				t.Errorf("the sidecar took %d KiB of memory, %d KiB before the flood; the limit of its container is %d KiB", most, before, limit)
 			} else {
 				t.Logf("%d KiB at most, %d KiB before", most, before)
 			}
-			// And when it is over, and the sidecar has seen the end of its connections, all is as before.
+			// When the flood is over, and the sidecar has seen the end of its connections, everything is as before.
 			bed.Eventually(t, time.Minute, func(ctx context.Context) error {
 				_, _, err := sidecar.Get(ctx, "/readyz")
 				return err

@@ -16,9 +16,9 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// TestHerdOfSidecars has the passwords of 200 tenants of one server become due at the same instant, where the server takes 50
-// connections. None may fail: whoever is turned away comes again. Each tenant has a sidecar of its own, as it is shipped.
-// make bench does the same on MySQL and MariaDB, with records in Secrets.
+// TestHerdOfSidecars makes the passwords of 200 tenants of one server due at the same instant, where the server takes
+// 50 connections. None may fail: a sidecar that the server turns away tries again. Each tenant has a sidecar of its
+// own, as it is shipped. make bench does the same on MySQL and MariaDB, with records in Secrets.
 func TestHerdOfSidecars(t *testing.T) {
 	t.Parallel()
 	server := bed.NewServer(t, bed.Postgres, "17", bed.Options{MaxConnections: rig.HerdLimit})
@@ -31,7 +31,7 @@ func TestHerdOfSidecars(t *testing.T) {
 		t.Fatalf("%d of them failed, for example: %v", len(result.Failed), result.Failed[0])
 	}
 	if result.Again == 0 {
-		t.Error("nobody was turned away: this is no herd")
+		t.Error("the server turned no sidecar away: this is no herd")
 	}
 	for _, plane := range herd {
 		r := until(t, plane, "generation 2", func(r *tenant.Record) bool { return r.Generation == 2 })

@@ -19,9 +19,9 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// What a tenant, or whoever has got at its old DSN, does on purpose.
+// These tests cover attacks by a tenant, or by an attacker who has its old DSN.
 
-// serverNames are all that rotation is shown on.
+// serverNames are all servers on which the tests run a rotation.
 func serverNames() []string {
 	var names []string
 	for _, s := range servers {
@@ -30,7 +30,7 @@ func serverNames() []string {
 	return names
 }
 
-// refused says whether the server says no to a DSN.
+// refused says whether the server refuses a DSN.
 func refused(ctx context.Context, dsn string) (bool, error) {
 	db, err := rig.OpenDSN(dsn, nil)
 	if err != nil {
@@ -49,7 +49,7 @@ func besiege(tb testing.TB, engine bed.Engine, dsn string) []*attack.HalfLogin {
 	const most = 5
 	var late []*attack.HalfLogin
 	bed.Eventually(tb, patience, func(ctx context.Context) error {
-		if engine != bed.MariaDB || len(late) < most { // which shows such logins, so that the old one counts as used
+		if engine != bed.MariaDB || len(late) < most { // MariaDB shows such logins, so that the old one counts as used
 			h, err := attack.BeginLogin(ctx, dsn, nil)
 			if err != nil {
 				return err
@@ -69,9 +69,9 @@ func besiege(tb testing.TB, engine bed.Engine, dsn string) []*attack.HalfLogin {
 	return late
 }
 
-// TestHalfFinishedLogin: a login that was begun with the old password ends after the server has got the new one, and one that the
-// server let in before does not show in the list of sessions until then. Neither lives when the old credential counts as
-// retired (S5).
+// TestHalfFinishedLogin: a login that was begun with the old password ends after the server has got the new one, and
+// one that the server accepted before does not show in the list of sessions until then. Neither is alive when the old
+// credential counts as retired (S5).
 func TestHalfFinishedLogin(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -98,7 +98,7 @@ func TestHalfFinishedLogin(t *testing.T) {
 				intruders = append(intruders, intruder)
 			}
 		}
-		if len(intruders) == 0 && engine != bed.MariaDB { // which shows such logins, so that they were ended
+		if len(intruders) == 0 && engine != bed.MariaDB { // MariaDB shows such logins, so that the sidecar ended them
 			t.Error("the attack came to nothing")
 		}
 		r := until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
@@ -126,9 +126,10 @@ func TestHalfFinishedLogin(t *testing.T) {
 	}, serverNames()...)
 }
 
-// TestLoginUnderWay: a login that waits for a locked database is in no list of sessions, and may be anyone's. A sidecar that retires a
-// password waits for those in the databases that its login may enter, and names them; what docs/operate.md advises ends the wait. Those in
-// a database that is closed to it do not count (S3, S5).
+// TestLoginUnderWay: a login that waits for a locked database is in no list of sessions, and may belong to any account.
+// A sidecar that retires a password waits for such logins in the databases that its login may enter, and names them.
+// The advice in docs/operate.md ends the wait. Logins to a database that is closed to the sidecar's login do not count
+// (S3, S5).
 func TestLoginUnderWay(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -184,8 +185,8 @@ func TestLoginUnderWay(t *testing.T) {
 	}, "postgres-13", "postgres-18")
 }
 
-// TestSidecarStandsStill: one sidecar is stopped while it watches the login that is to be retired. The others go on when the
-// server has ended its session (S9), and when it goes on itself, it does no harm.
+// TestSidecarStandsStill: the test stops one sidecar while it watches the login whose password is to be retired. The
+// others go on when the server has ended its session (S9). When it goes on itself, it does no harm.
 func TestSidecarStandsStill(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -197,7 +198,7 @@ func TestSidecarStandsStill(t *testing.T) {
 		r := until(t, plane, "generation 2", generation(2))
 		client.move(t)
 
-		// It watches for three seconds: what is seen twice lasts.
+		// It watches for three seconds: a session that it sees twice lasts.
 		watched := "SELECT count(*) FROM information_schema.PROCESSLIST WHERE USER = '%s'"
 		if engine == bed.Postgres {
 			watched = "SELECT count(*) FROM pg_stat_activity WHERE usename = '%s' AND state = 'idle in transaction'"
@@ -209,7 +210,7 @@ func TestSidecarStandsStill(t *testing.T) {
 				seen = 0
 			}
 			if seen < 2 {
-				return fmt.Errorf("%s sessions: %w", n, errors.Join(err, errors.New("nobody watches the login")))
+				return fmt.Errorf("%s sessions: %w", n, errors.Join(err, errors.New("no sidecar watches the login")))
 			}
 			return nil
 		})
@@ -230,8 +231,8 @@ func TestSidecarStandsStill(t *testing.T) {
 	}, serverNames()...)
 }
 
-// TestForeignConsumer: a backup job connects with the new credential, and the one control plane is cut off meanwhile. Its own
-// credential is not retired because of that, however long it takes (S7).
+// TestForeignConsumer: a backup job connects with the new credential, and the one control plane is cut off meanwhile.
+// The sidecar does not retire the control plane's credential because of that, however long it takes (S7).
 func TestForeignConsumer(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -242,7 +243,7 @@ func TestForeignConsumer(t *testing.T) {
 		const grace = time.Second
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 		until(t, plane, "generation 2", generation(2))
-		consume(t, plane, server, "127.0.0.5", false).move(t) // the backup
+		consume(t, plane, server, "127.0.0.5", false).move(t) // the backup job
 		client.leave()
 		gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
 		cut := time.Now()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rotation_test runs dbconnector-rotate as its users do: several of them beside one tenant, on real servers, killed,
-// cut off and lied to.
+// Package rotation_test runs dbconnector-rotate as its users do: several of them beside one tenant, on real servers.
+// The tests kill them, cut them off and send them false answers.
 package rotation_test
 
 import (
@@ -23,7 +23,7 @@ var initBinary, rotateBinary string
 
 func TestMain(m *testing.M) { rig.Main(m, &initBinary, &rotateBinary, stopServers) }
 
-// The API server is shared by the tests that do it no harm: tenants have names of their own.
+// Tests that do not harm the API server share it: tenants have names of their own.
 var shared rig.Shared
 
 func sharedCluster(tb testing.TB) *rig.Cluster {
@@ -33,8 +33,8 @@ func sharedCluster(tb testing.TB) *rig.Cluster {
 	return c
 }
 
-// Likewise a database server: tenants have logins and databases of their own. What a test does to a server of its own
-// (restarts, settings, counting) it does to one from bed.NewServer.
+// Tests share database servers in the same way: tenants have logins and databases of their own. A test that restarts a
+// server, changes its settings or counts its statements uses one from bed.NewServer.
 var (
 	serversMu  sync.Mutex
 	serverPool = map[string]*bed.Server{}
@@ -53,7 +53,7 @@ func sharedServer(tb testing.TB, engine bed.Engine, version string) *bed.Server 
 	return serverPool[key]
 }
 
-// stopServers ends the shared servers, and first the API server.
+// stopServers stops the API server, and then the shared database servers.
 func stopServers() {
 	shared.Stop()
 	for _, s := range serverPool {
@@ -61,7 +61,7 @@ func stopServers() {
 	}
 }
 
-// servers are what rotation is shown on.
+// servers are the servers on which the tests run a rotation.
 var servers = []struct {
 	engine  bed.Engine
 	version string
@@ -79,8 +79,8 @@ var servers = []struct {
 // patience bounds a wait that takes a moment on an idle machine.
 const patience = 2 * time.Minute
 
-// newTenant is a tenant with its record in a directory: the smallest thing that can be rotated. addr, if not empty, is the
-// way to the server. It is provisioned.
+// newTenant is a tenant with its record in a directory: the smallest setup that a sidecar can rotate. addr, if not
+// empty, is the address of the server. The tenant is provisioned.
 func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -93,7 +93,7 @@ func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
 	return t
 }
 
-// newKubeTenant is a tenant with its record in a Secret. It is provisioned.
+// newKubeTenant is a provisioned tenant with its record in a Secret.
 func newKubeTenant(tb testing.TB, c *rig.Cluster, s *bed.Server) *rig.Tenant {
 	tb.Helper()
 	out := filepath.Join(tb.TempDir(), "out")
@@ -124,7 +124,8 @@ func provision(tb testing.TB, t *rig.Tenant) {
 	check(tb, "dbconnector-init", err)
 }
 
-// rotate starts dbconnector-rotate beside a replica; it ends with the test. Settings are NAME=value without the prefix.
+// rotate starts dbconnector-rotate beside a replica; the sidecar ends with the test. Settings are NAME=value without
+// the prefix.
 func rotate(tb testing.TB, t *rig.Tenant, settings ...string) *rig.Sidecar {
 	tb.Helper()
 	env := make([]string, len(settings))

@@ -44,8 +44,8 @@ func holds(text string, words []string) (found []string) {
 	return found
 }
 
-// TestEndpoints: what a kubelet and Prometheus ask for. Nothing of it makes a connection to the database, and no metric says
-// whose it is.
+// TestEndpoints requests the paths that a kubelet and Prometheus use. No request makes a connection to the database,
+// and no metric names the tenant.
 func TestEndpoints(t *testing.T) {
 	t.Parallel()
 	for _, s := range []struct {
@@ -80,14 +80,15 @@ func TestEndpoints(t *testing.T) {
 					continue
 				}
 				if found := holds(line, whose); len(found) > 0 && !strings.Contains(line, "_seconds ") { // a time may hold any digits
-					t.Errorf("a metric says whose it is, %q: %s", found, line)
+					t.Errorf("a metric names the tenant, %q: %s", found, line)
 				}
 			}
 		})
 	}
 }
 
-// TestNotReady: a sidecar that finds no hand-over and no record is alive and not ready, and gets ready as soon as there is one.
+// TestNotReady: a sidecar without a hand-over and without a record is alive and not ready. It becomes ready as soon as
+// there is one.
 func TestNotReady(t *testing.T) {
 	t.Parallel()
 	server := sharedServer(t, bed.Postgres, "17")
@@ -115,12 +116,12 @@ func TestNotReady(t *testing.T) {
 	works(t, &later, server)
 }
 
-// counter stands before an API server and notes what is asked of it.
+// counter stands before an API server and notes the requests to it.
 type counter struct {
 	mu       sync.Mutex
 	requests []string
-	agent    string            // of the last one
-	then     func(what string) // is called before it is passed on
+	agent    string            // of the last request
+	then     func(what string) // is called before the request is passed on
 }
 
 func (c *counter) list() []string {
@@ -157,7 +158,7 @@ func counted(tb testing.TB, p *rig.Tenant) (*rig.Tenant, *counter) {
 	return &through, c
 }
 
-// TestVersionOfRotate: the sidecar says which build it is in its first line and in a metric, and the API server sees it. (F30)
+// TestVersionOfRotate: the sidecar names its build in its first line and in a metric, and the API server sees it. (F30)
 func TestVersionOfRotate(t *testing.T) {
 	t.Parallel()
 	p, _ := plane(t, sharedCluster(t))
@@ -182,9 +183,9 @@ func TestVersionOfRotate(t *testing.T) {
 	}
 }
 
-// TestIdle: while nothing is due, the sidecar has no connection to the database, and asks the API server for one thing, the
-// record: it reads it and watches it. What changes comes over the watch. A watch is asked for for 55 minutes, so that is two
-// requests an hour and a few seconds.
+// TestIdle: while nothing is due, the sidecar has no connection to the database, and asks the API server only for the
+// record: it reads it and watches it. Changes come over the watch. A watch lasts 55 minutes, so the sidecar sends two
+// requests in that time and a few seconds.
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -223,8 +224,8 @@ type event struct {
 	FirstTimestamp        time.Time
 }
 
-// events waits for the Events about a pod, "Warning Failed x2" for one that has come twice, and returns them in the order in which
-// they were written last.
+// events waits for the Events about a pod, "Warning Failed x2" for one that has occurred twice, and returns them in the
+// order of their last writes.
 func events(tb testing.TB, p *rig.Tenant, pod string, want ...string) (list []event) {
 	tb.Helper()
 	path := "/api/v1/namespaces/" + rig.Namespace + "/events?fieldSelector=" + url.QueryEscape("involvedObject.name="+pod)
@@ -257,7 +258,7 @@ func events(tb testing.TB, p *rig.Tenant, pod string, want ...string) (list []ev
 	return list
 }
 
-// TestEvents: whoever describes the pod reads there what happened, once for each state (B2), and no secret (B18).
+// TestEvents: an operator who describes the pod reads each change once for each state (B2), and no secret (B18).
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -277,7 +278,7 @@ func TestEvents(t *testing.T) {
 	want := []string{"Normal Rotated", "Warning Postponed"}
 	events(t, p, pod, want...)
 	leave()
-	gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1) // the same, as far as a reader of Events is concerned
+	gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1) // the same to a reader of Events
 	rotated := record("generation 2", generation(2))
 	session(t, server, rotated.Login(rotated.Active))
 	want = append(want, "Normal Retired")
@@ -321,7 +322,8 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// TestLastEvents: asked to end while it writes the record, the sidecar tells what it did all the same: nobody else would.
+// TestLastEvents: a sidecar that is asked to end while it writes the record still reports what it did, because no other
+// program would.
 func TestLastEvents(t *testing.T) {
 	t.Parallel()
 	p, _ := plane(t, sharedCluster(t))

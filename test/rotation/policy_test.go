@@ -21,11 +21,11 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// The faults in which a server answers, and says no: to a password, to a login that changes its own, to both logins, or to
-// what a login wants to do with the database.
+// These tests cover faults in which a server answers and refuses: a password, a login that changes its own password,
+// both logins, or a login's work with the database.
 
-// tap stands between a sidecar and a server that speaks clear text, hears what is asked, and may answer itself: there are
-// answers that no server gives on demand.
+// tap stands between a sidecar and a server that speaks clear text, hears each question, and may answer itself, because
+// no server gives some answers on demand.
 type tap struct {
 	addr string
 
@@ -33,15 +33,16 @@ type tap struct {
 	conns map[net.Conn]bool
 }
 
-// question is what a client has sent at once. Neither of our drivers sends more than one at once, or one in two pieces.
+// question is the data that a client has sent at once. Our drivers never send more than one question at once, or one in
+// two pieces.
 type question struct {
-	tenant bool // on a session of a tenant's login, and not of the admin's
+	tenant bool // on a session of a tenant's login, not of the admin
 	bytes  []byte
 }
 
 func (q question) holds(text string) bool { return bytes.Contains(q.bytes, []byte(text)) }
 
-// newTap begins to listen. answer may return nil: then the server is asked.
+// newTap starts a tap. answer may return nil; the tap then asks the server.
 func newTap(tb testing.TB, server string, answer func(question) []byte) *tap {
 	tb.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -99,7 +100,7 @@ func (t *tap) serve(client net.Conn, address string, answer func(question) []byt
 	})
 	tenants := false
 	pump(client, server, func(asked []byte) []byte {
-		// The first thing that both kinds of clients send says who they are; logins are named vc and so on.
+		// The first message of both kinds of clients names the login; names of logins begin with vc.
 		tenants = tenants || bytes.Contains(asked, []byte("user\x00vc")) || bytes.HasPrefix(asked[min(36, len(asked)):], []byte("vc"))
 		return answer(question{tenants, asked})
 	})
@@ -111,7 +112,7 @@ func (t *tap) serve(client net.Conn, address string, answer func(question) []byt
 	delete(t.conns, server)
 }
 
-// pump hands on what comes, unless answer has an answer.
+// pump passes data on, unless answer has an answer.
 func pump(from, to net.Conn, answer func([]byte) []byte) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -141,10 +142,11 @@ func no(tb testing.TB, code string) []byte {
 	return answer
 }
 
-// failures are what a sidecar has logged of steps that failed.
+// failures are the log lines of a sidecar about failed steps.
 func failures(s *rig.Sidecar) []map[string]any { return s.Lines("a step failed (continuing)") }
 
-// resigned waits until a sidecar has failed so often that it asks again in minutes only, and returns how often that is.
+// resigned waits until a sidecar has failed so often that it retries only after minutes. It returns the number of
+// failures.
 func resigned(tb testing.TB, s *rig.Sidecar, since int) int {
 	tb.Helper()
 	var lines []map[string]any
@@ -161,10 +163,11 @@ func resigned(tb testing.TB, s *rig.Sidecar, since int) int {
 	return len(lines) - since
 }
 
-// TestPasswordRejected: the server has a policy, and no password is good enough for it. Each is thrown away, when a login has
-// shown that the server has not taken it after all, and another one is tried, five in a row; then the sidecar waits for
-// minutes (B1, B2). When the policy is mended it goes on. The policy is MySQL's own, PostgreSQL's is invented by the test: a
-// SCRAM verifier shows no policy how good a password is. MariaDB's policies are not in the packages of its server.
+// TestPasswordRejected: the server has a policy, and no password is good enough for it. The sidecar discards each one
+// when a login has shown that the server has not taken it, and tries another one, five in a row. Then it waits for
+// minutes (B1, B2). When an admin fixes the policy, the sidecar goes on. The policy is MySQL's own. The test invents
+// PostgreSQL's, because a SCRAM verifier does not show a policy how good a password is. MariaDB's policies are not in
+// the packages of its server.
 func TestPasswordRejected(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -235,7 +238,7 @@ func TestPasswordRejected(t *testing.T) {
 		}
 		lines := failures(sidecar)
 		if text := fmt.Sprint(lines[len(lines)-1]["error"]); !strings.Contains(text, "5 passwords in a row") {
-			t.Errorf("it says %q", text)
+			t.Errorf("the sidecar says %q", text)
 		}
 		r = recordOf(t, plane)
 		if r.OtherRetired || r.OtherRefused {
@@ -243,7 +246,7 @@ func TestPasswordRejected(t *testing.T) {
 		}
 		accepts(t, r)
 		strict(false)
-		sidecar.Kill() // the next one has not given up yet
+		sidecar.Kill() // the next sidecar has not given up yet
 		sidecar = rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=1s")
 		accepts(t, until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired }))
 		dead(t, before, before.Active)
@@ -251,8 +254,8 @@ func TestPasswordRejected(t *testing.T) {
 	}, "postgres-17", "mysql-9.7")
 }
 
-// TestStrictMySQL is a server with the policies that MySQL has: the old password must be shown with the new one, none may come
-// back, all must be good. And one that came back is a rejected one like any other (B1).
+// TestStrictMySQL is a server with the policies that MySQL has: a login must give the old password with the new one, no
+// password may be used again, and all must be good. A password that is used again is rejected like any other (B1).
 func TestStrictMySQL(t *testing.T) {
 	t.Parallel()
 	server := bed.NewServer(t, bed.MySQL, "9.7", bed.Options{})
@@ -284,9 +287,9 @@ func TestStrictMySQL(t *testing.T) {
 	healthy(t, sidecar)
 }
 
-// TestSelfChangeForbidden: the server lets no login change its own password, as rds.restrict_password_commands has it (B10).
-// That is said, and whatever a sidecar has begun, the next init does with the admin's credential. No server of ours can be
-// made to forbid it: MySQL only asks for the old password, see TestStrictMySQL, so the refusal is the test's.
+// TestSelfChangeForbidden: the server lets no login change its own password, as rds.restrict_password_commands has it
+// (B10). The sidecar says so, and the next init finishes the change with the admin's credential. None of the test
+// servers can forbid it: MySQL only asks for the old password, see TestStrictMySQL. So the test sends the refusal.
 func TestSelfChangeForbidden(t *testing.T) {
 	t.Parallel()
 	server := bed.NewServer(t, bed.Postgres, "17", bed.Options{NoTLS: true})
@@ -306,7 +309,7 @@ func TestSelfChangeForbidden(t *testing.T) {
 		metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		r := until(t, plane, "init is to know", func(r *tenant.Record) bool { return r.OtherRefused && r.Pending != nil })
 		if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 42501") {
-			t.Errorf("%s: it does not say why", what)
+			t.Errorf("%s: the sidecar does not say why", what)
 		}
 		client.connected(t)
 		return r
@@ -315,7 +318,7 @@ func TestSelfChangeForbidden(t *testing.T) {
 		t.Errorf("generation %d", r.Generation)
 	}
 	first := recordOf(t, plane)
-	attempts := resigned(t, sidecar, 0) // init leaves a slot alone that a sidecar is looking at
+	attempts := resigned(t, sidecar, 0) // init does not touch a slot that a sidecar is looking at
 	provision(t, plane)
 	if r := recordOf(t, plane); r.Generation != 2 || r.Pending != nil || r.OtherRefused {
 		t.Errorf("init has not finished it: generation %d, pending %t, refused %t", r.Generation, r.Pending != nil, r.OtherRefused)
@@ -338,9 +341,9 @@ func TestSelfChangeForbidden(t *testing.T) {
 	healthy(t, sidecar)
 }
 
-// TestLockedOut: the server has other passwords than the record, as after a restore from a backup. The sidecar says so and
-// does not hammer at the door (B2); the next init repairs both logins, one of them when nobody uses it any more (B51), and
-// rotation goes on.
+// TestLockedOut: the server has other passwords than the record, as after a restore from a backup. The sidecar says so
+// and does not try again and again (B2). The next init repairs both logins, one of them when no client uses it any more
+// (B51), and rotation goes on.
 func TestLockedOut(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -368,10 +371,11 @@ func TestLockedOut(t *testing.T) {
 		n := resigned(t, sidecar, 0)
 		for _, line := range failures(sidecar) {
 			if text := fmt.Sprint(line["error"]); !strings.Contains(text, "the active login is locked out, the next start of init repairs it") {
-				t.Errorf("it says %q", text)
+				t.Errorf("the sidecar says %q", text)
 			}
 		}
-		// One login a slot, and the first time once more before init was told. MariaDB is asked twice before it is believed.
+		// There is one login for each slot, and at first one more before the sidecar asks for init. The sidecar asks MariaDB
+		// twice before it trusts the answer.
 		most := 2*n + 2
 		if engine == bed.MariaDB {
 			most *= 2
@@ -397,8 +401,9 @@ func TestLockedOut(t *testing.T) {
 	})
 }
 
-// TestRightsWithdrawn: somebody took rights from the inactive slot. A control plane that were sent there would fail, so it is
-// not; the next init, which would else look at the active slot only, gives them back and finishes the rotation (B4, B5).
+// TestRightsWithdrawn: an admin took rights from the inactive slot. A control plane on that slot would fail, so the
+// sidecar does not move it there. The next init, which otherwise looks at the active slot only, gives the rights back
+// and finishes the rotation (B4, B5).
 func TestRightsWithdrawn(t *testing.T) {
 	t.Parallel()
 	names := []string{"postgres-13", "postgres-17", "mysql-9.7", "mariadb-10.5", "mariadb-11.8"}

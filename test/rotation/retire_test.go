@@ -18,16 +18,16 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// The end of passwords: what is rotated away dies, and not before nobody needs it.
+// These tests cover the end of passwords: a replaced password dies, but not before all clients have moved.
 
-// passwords collects all that a record ever holds of each login.
+// passwords collects all passwords that a record ever holds for each login.
 type passwords struct {
 	mu  sync.Mutex
 	all map[tenant.Slot]map[dbserver.Password]bool
 }
 
-// collect follows a record until the test ends. What is in a record stays there for longer than two looks are apart, but for a
-// password that is refused at once.
+// collect follows a record until the test ends. A password stays in a record for longer than the time between two
+// looks, unless the server refuses it at once.
 func collect(tb testing.TB, p *rig.Tenant) *passwords {
 	tb.Helper()
 	c := &passwords{all: map[tenant.Slot]map[dbserver.Password]bool{tenant.A: {}, tenant.B: {}}}
@@ -35,7 +35,7 @@ func collect(tb testing.TB, p *rig.Tenant) *passwords {
 	var done sync.WaitGroup
 	every := 5 * time.Millisecond
 	if p.State == "" {
-		every = 25 * time.Millisecond // the API server is not ours alone
+		every = 25 * time.Millisecond // other tests share the API server
 	}
 	done.Go(func() {
 		ticker := time.NewTicker(every)
@@ -78,8 +78,8 @@ func (c *passwords) of(slots ...tenant.Slot) []dbserver.Password {
 	return out
 }
 
-// TestOldPasswordsAreDead: after five rotations, each of which the one client has adopted, no login with any password of the
-// tenant's past is accepted, and while a client was still on the old one, that was seen.
+// TestOldPasswordsAreDead: after five rotations, each of which the one client has adopted, no login with any password
+// of the tenant's past is accepted. While a client was still on the old one, the sidecar saw it.
 func TestOldPasswordsAreDead(t *testing.T) {
 	t.Parallel()
 	var names []string
@@ -96,7 +96,7 @@ func TestOldPasswordsAreDead(t *testing.T) {
 		for g := int64(2); g <= 1+rotations; g++ {
 			r := until(t, plane, fmt.Sprint("generation ", g), generation(g))
 			if r.Generation != g {
-				t.Fatalf("generation %d: rotated before everybody had moved", r.Generation)
+				t.Fatalf("generation %d: rotated before all clients had moved", r.Generation)
 			}
 			if g == 3 {
 				gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)
@@ -106,7 +106,7 @@ func TestOldPasswordsAreDead(t *testing.T) {
 			client.move(t)
 		}
 		until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired || r.Generation > 1+rotations })
-		if exit, err := sidecar.Stop(t.Context()); err != nil || exit != 0 { // so that nothing moves any more
+		if exit, err := sidecar.Stop(t.Context()); err != nil || exit != 0 { // so that nothing changes any more
 			t.Errorf("asked to end: exit code %d, %v", exit, err)
 		}
 		r := recordOf(t, plane)
@@ -127,7 +127,8 @@ func TestOldPasswordsAreDead(t *testing.T) {
 				refused++
 			}
 		}
-		// Two from the beginning, and two for each rotation: the one to use, and the one that nobody gets. On either login.
+		// There are two from the beginning, and two for each rotation on either login: one to use, and one that no client
+		// gets.
 		if want := 2 * (2 + 2*rotations - 2); refused < want {
 			t.Errorf("%d old passwords were tried, want at least %d", refused, want)
 		}
@@ -135,8 +136,8 @@ func TestOldPasswordsAreDead(t *testing.T) {
 	}, names...)
 }
 
-// TestPeriodShorterThanAdoption: with nobody to restart the control plane it stays on the old password for longer than a
-// period, and for the next. There is no second rotation, and it is said, once for each state.
+// TestPeriodShorterThanAdoption: without a restart the control plane stays on the old password for longer than a
+// period, and for the next. The sidecar does not rotate a second time, and says so once for each state.
 func TestPeriodShorterThanAdoption(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -159,7 +160,7 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 		stands("OldCredentialInUse", 1)
 		before, err := server.Connections()
 		check(t, "counting connections", err)
-		bed.Eventually(t, patience, func(ctx context.Context) error { // until the next one would be due, and many a look
+		bed.Eventually(t, patience, func(ctx context.Context) error { // until the next one would be due, after many looks
 			metrics, err := sidecar.Metrics(ctx)
 			if err != nil {
 				return err
@@ -173,14 +174,14 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 		})
 		stands("OldCredentialInUse", 1)
 		if r := recordOf(t, plane); r.Generation != 2 || r.OtherRetired {
-			t.Errorf("generation %d, retired %t: somebody uses the old one", r.Generation, r.OtherRetired)
+			t.Errorf("generation %d, retired %t: a client uses the old one", r.Generation, r.OtherRetired)
 		}
 		accepts(t, recordOf(t, plane))
 
 		client.leave() // which is not the same as moving
 		stands("NotAdopted", 2)
 		if r := recordOf(t, plane); r.Generation != 2 || r.OtherRetired {
-			t.Errorf("generation %d, retired %t: nobody uses the new one", r.Generation, r.OtherRetired)
+			t.Errorf("generation %d, retired %t: no client uses the new one", r.Generation, r.OtherRetired)
 		}
 		check(t, "the old DSN", client.comeBack())
 		client.connected(t)

@@ -18,15 +18,15 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// Adoption by rollout, on a real API server, by sidecars that are the ServiceAccount of vCluster's chart with what its Role and
-// deploy/kustomize/rbac grant it. There are no controllers: the test plays them.
+// Adoption by rollout, on a real API server, by sidecars that use the ServiceAccount of vCluster's chart, with the
+// rights that its Role and deploy/kustomize/rbac grant. There are no controllers, so the test plays them.
 
 var rollout = append([]string{"ADOPT=rollout"}, hourly...)
 
 type object = map[string]any
 
-// The rules of vCluster's Role that matter here, but for those about workloads: not every version of the chart lets the
-// vCluster patch them, but deploy/kustomize/rbac does.
+// These are the rules of vCluster's Role that matter here, without those about workloads: not every version of the
+// chart lets the vCluster patch them, but deploy/kustomize/rbac does.
 var (
 	chartRules = []object{
 		{
@@ -45,7 +45,7 @@ func patchRule(release string) object {
 
 const rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + rig.Namespace
 
-// account makes the ServiceAccount of a release, with these rules, and lets the sidecars of p be that account.
+// account makes the ServiceAccount of a release, with these rules, and lets the sidecars of p use that account.
 func account(tb testing.TB, p *rig.Tenant, rules ...object) *rig.Tenant {
 	tb.Helper()
 	api, name := p.Cluster.API, "vc-"+p.Name
@@ -143,7 +143,8 @@ func newWorkload(tb testing.TB, p *rig.Tenant, kind string, replicas int) *workl
 	return w
 }
 
-// get reads the object: all of it but its version, its bookkeeping and what a rollout changes, and what that is.
+// get reads the object. It returns the object without its version, its bookkeeping and the fields that a rollout
+// changes. It returns the generation and our annotations apart.
 func (w *workload) get(tb testing.TB) (rest object, generation int64, ours object) {
 	tb.Helper()
 	check(tb, "reading the workload", w.cluster.API.Do(tb.Context(), http.MethodGet, w.path, nil, &rest))
@@ -165,16 +166,16 @@ func (w *workload) get(tb testing.TB) (rest object, generation int64, ours objec
 	return rest, int64(number), ours
 }
 
-// roll reports, as the controller would, how many pods have the template as it is now.
+// roll reports, as the controller would, how many pods have the current template.
 func (w *workload) roll(tb testing.TB, replicas, updated int) {
 	tb.Helper()
 	_, generation, _ := w.get(tb)
 	check(tb, "reporting the workload's status", w.cluster.API.Do(tb.Context(), http.MethodPatch, w.path+"/status", object{"status": w.status(generation, replicas, updated)}, nil))
 }
 
-// TestRollout: three sidecars race for the rollout of one rotation. The pod template is changed once, and nothing else of the
-// object; the old password lives until the workload says that all pods have moved, and a sidecar says how many have (F37); and the
-// rights are enough.
+// TestRollout: three sidecars race for the rollout of one rotation. The pod template is changed once, and nothing else
+// of the object; the old password lives until the workload says that all pods have moved, and a sidecar says how many
+// have moved (F37). The rights are enough.
 func TestRollout(t *testing.T) {
 	t.Parallel()
 	for _, kind := range kinds {
@@ -200,10 +201,11 @@ func TestRollout(t *testing.T) {
 			}
 			end := session(t, server, old.Login(old.Active)) // the control plane
 			due(t, p)
-			for _, s := range sidecars { // each of them has asked, or has seen that it was asked for
+			for _, s := range sidecars { // each of them has asked for it, or has seen that another one did
 				gauge(t, s, `dbconnector_postponed{reason="NotAdopted"}`, 1)
 			}
-			// A rollout that does not come on, for a quota say, is named, with the command that shows why (F37).
+			// The sidecar names a rollout that makes no progress, because of a quota for example, with the command that shows
+			// why (F37).
 			stuck := fmt.Sprintf("%s %s/%s: 0 of 3 pods replaced, 3 available; to see why: kubectl --namespace %s rollout status %s %s",
 				kind.name, rig.Namespace, p.Name, rig.Namespace, strings.ToLower(kind.name), p.Name)
 			if lines := sidecars[0].Lines("postponed"); len(lines) == 0 || lines[len(lines)-1]["detail"] != stuck {
@@ -245,8 +247,8 @@ func TestRollout(t *testing.T) {
 	}
 }
 
-// TestRolloutNotAllowed: the right to change the workload is missing. The sidecar says which, and waits: the rotation is done,
-// the old password lives. When the right is given, it goes on.
+// TestRolloutNotAllowed: the right to change the workload is missing. The sidecar names the right, and waits: the
+// rotation is done, and the old password still works. When an operator grants the right, it goes on.
 func TestRolloutNotAllowed(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -259,7 +261,7 @@ func TestRolloutNotAllowed(t *testing.T) {
 	failing(t, sidecar, "adopt")
 	want := fmt.Sprintf(`an RBAC rule is missing, verb "patch" on resource "statefulsets.apps" named %q in namespace %q (deploy/kustomize`, p.Name, rig.Namespace)
 	if quoted, _ := json.Marshal(want); !strings.Contains(sidecar.Log(), strings.Trim(string(quoted), `"`)) {
-		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())
+		t.Errorf("the sidecar does not say what is missing:\n%s", sidecar.Log())
 	}
 	ready(t, sidecar)
 	rotated := until(t, p, "generation 2", generation(2))
@@ -276,7 +278,8 @@ func TestRolloutNotAllowed(t *testing.T) {
 	until(t, p, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
 }
 
-// TestRolloutOfNothing: there is no workload of that name. The rotation is done and waits, visibly, and goes on when there is one.
+// TestRolloutOfNothing: there is no workload of that name. The rotation is done and visibly waits. It goes on when
+// there is one.
 func TestRolloutOfNothing(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))
@@ -287,7 +290,7 @@ func TestRolloutOfNothing(t *testing.T) {
 	due(t, p)
 	failing(t, sidecar, "look")
 	if want := "there is neither a StatefulSet nor a Deployment " + rig.Namespace + "/" + p.Name; !strings.Contains(sidecar.Log(), want) {
-		t.Errorf("it does not say what is missing:\n%s", sidecar.Log())
+		t.Errorf("the sidecar does not say what is missing:\n%s", sidecar.Log())
 	}
 	accepts(t, until(t, p, "generation 2", generation(2)))
 	w := newWorkload(t, p, "Deployment", 1)
@@ -298,8 +301,8 @@ func TestRolloutOfNothing(t *testing.T) {
 	}
 }
 
-// TestRolloutOfAnotherRecord: the record was lost after a rotation, and a new one counts from 1 again. What the template asked
-// for in the name of the old one says nothing about the new one: each of its rotations gets a rollout of its own.
+// TestRolloutOfAnotherRecord: the record was lost after a rotation, and a new one counts from 1 again. A request of the
+// old record in the template says nothing about the new one: each rotation of the new one gets a rollout of its own.
 func TestRolloutOfAnotherRecord(t *testing.T) {
 	t.Parallel()
 	p, server := plane(t, sharedCluster(t))

@@ -14,8 +14,8 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// TestRotate is the ordinary life of a credential: due, rotated, adopted by the one client, and the one before dead (B3, B46).
-// No admin takes part, and neither login may grant anything (B7).
+// TestRotate is the ordinary life of a credential: due, rotated, adopted by the one client, and the previous one dead
+// (B3, B46). No admin takes part, and neither login may grant anything (B7).
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	for _, s := range servers {
@@ -38,7 +38,7 @@ func TestRotate(t *testing.T) {
 				}
 				return err
 			})
-			// The old one opens the database until everybody has moved: nobody has.
+			// The old one opens the database until all clients have moved. None has moved yet.
 			check(t, "using the old DSN", rig.UseDSN(t.Context(), old, server.CA))
 
 			// The client moves.

@@ -18,10 +18,10 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// TestSecrets is promise 5 for rotation: whatever becomes of a password, it is in nothing that anybody but the readers of the
-// record and the hand-over gets to see. Not in the most talkative log of a sidecar, in either format, nor in its metrics, its
-// Events, its arguments and its environment, nor in a server's log with all statements; not when a password is set, when it is
-// refused, and when the server would not have it (B18 to B21).
+// TestSecrets is promise 5 for rotation: whatever happens to a password, only the readers of the record and the
+// hand-over see it. It is not in the most detailed log of a sidecar, in either format, nor in its metrics, its Events,
+// its arguments and its environment, nor in a server's log with all statements. This holds when a login sets a
+// password, when the server refuses a login, and when the server rejects a new password (B18 to B21).
 func TestSecrets(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -44,13 +44,13 @@ func TestSecrets(t *testing.T) {
 			metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 		}
 
-		// As it should be.
+		// An ordinary rotation.
 		due(t, plane)
 		until(t, plane, "generation 2", generation(2))
 		client.move(t)
 		until(t, plane, "retired", retired)
 
-		// The server would not have it: because it takes no writes, or none that is so short.
+		// The server rejects the new password, because it takes no writes or because the password is too short.
 		refuse, allow := []string{"SET GLOBAL read_only = ON"}, []string{"SET GLOBAL read_only = OFF"}
 		if engine == bed.Postgres {
 			refuse = []string{"ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"}
@@ -69,7 +69,7 @@ func TestSecrets(t *testing.T) {
 		until(t, plane, "retired", retired)
 		healthy(t, sidecar)
 
-		// Neither password is right.
+		// Neither password in the record is right.
 		client.leave()
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 			change := "ALTER ROLE \"%s\" PASSWORD 'By-hand.1'"
@@ -113,7 +113,7 @@ func TestSecrets(t *testing.T) {
 		_, body, err := sidecar.Get(t.Context(), "/metrics")
 		check(t, "reading metrics", err)
 		hides("/metrics", body, "dbconnector_locked_out")
-		bed.Eventually(t, patience, func(ctx context.Context) error { // they are sent behind its back
+		bed.Eventually(t, patience, func(ctx context.Context) error { // the sidecar sends Events in the background
 			var events json.RawMessage
 			if err := plane.Cluster.API.Do(ctx, http.MethodGet, "/api/v1/namespaces/"+rig.Namespace+"/events", nil, &events); err != nil {
 				return err

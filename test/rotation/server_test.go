@@ -23,10 +23,10 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// The faults that have to do with the database server: gone, hanging, read-only, full.
+// These tests cover faults of the database server: gone, hanging, read-only, full.
 
-// each runs a test on the newest server of each kind, or on those that it names. All of them at once, and as one test among
-// those that run in parallel: they wait for most of their time.
+// each runs a test on the newest server of each kind, or on the named ones. It runs all of them at once, as one of the
+// parallel tests, because they wait for most of their time.
 func each(t *testing.T, test func(t *testing.T, engine bed.Engine, version string), names ...string) {
 	t.Helper()
 	if len(names) == 0 {
@@ -54,7 +54,7 @@ func rewrite(tb testing.TB, p *rig.Tenant, change func(r *tenant.Record)) {
 	check(tb, "changing the record", err)
 }
 
-// overdue makes a rotation due that would be in an hour.
+// overdue makes a rotation due now that would be due in an hour.
 func overdue(r *tenant.Record) {
 	r.RotatedAt = time.Now().Add(-2 * time.Hour).UTC().Truncate(time.Second)
 }
@@ -73,12 +73,12 @@ func wrongPassword(err error) bool {
 	return errors.As(err, &postgres) && postgres.Code == "28P01" || errors.As(err, &other) && other.Number == 1045
 }
 
-// consumer stands in for a control plane: it reads its DSN once, keeps a session, and is back in a moment when it loses it.
-// That its password is refused is what must never happen, and fails the test.
+// consumer stands in for a control plane: it reads its DSN once, keeps a session, and comes back at once when it loses
+// the session. The server must never refuse its password; a refusal fails the test.
 type consumer struct {
 	plane *rig.Tenant
 	from  string              // its address
-	dial  func(string) string // the DSN that it uses, of the one that it reads
+	dial  func(string) string // the DSN that it uses, made from the one that it reads
 	ca    []byte
 
 	mu  sync.Mutex
@@ -92,7 +92,7 @@ func consume(tb testing.TB, p *rig.Tenant, s *bed.Server, from string, follows b
 	tb.Helper()
 	c := &consumer{plane: p, from: from, ca: s.CA, end: make(chan struct{})}
 	if r := recordOf(tb, p); r.Server.Address() != s.Addr() {
-		// What stands between a sidecar and the server is for the sidecar alone.
+		// A proxy between a sidecar and the server is for the sidecar alone.
 		c.dial = func(dsn string) string { return strings.Replace(dsn, r.Server.Address(), s.Addr(), 1) }
 	}
 	check(tb, "starting a control plane", c.adopt())
@@ -132,7 +132,7 @@ func (c *consumer) read() string {
 	return c.dsn
 }
 
-// adopt is a restart: the DSN is read anew.
+// adopt is a restart: the consumer reads the DSN again.
 func (c *consumer) adopt() error {
 	dsn, err := c.plane.DSN()
 	if err != nil {
@@ -145,7 +145,7 @@ func (c *consumer) adopt() error {
 	return c.comeBack()
 }
 
-// leave ends its session, and it stays away.
+// leave ends the session of the consumer, which stays away.
 func (c *consumer) leave() {
 	c.mu.Lock()
 	db := c.db
@@ -156,7 +156,7 @@ func (c *consumer) leave() {
 	}
 }
 
-// comeBack is with the DSN that it had.
+// comeBack connects with the DSN that the consumer had.
 func (c *consumer) comeBack() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -173,7 +173,7 @@ func (c *consumer) comeBack() error {
 	return nil
 }
 
-// check uses its session, and makes another one where it has lost it.
+// check uses the session, and opens another one if it is lost.
 func (c *consumer) check(ctx context.Context) error {
 	c.mu.Lock()
 	db := c.db
@@ -186,13 +186,13 @@ func (c *consumer) check(ctx context.Context) error {
 	return db.PingContext(ctx)
 }
 
-// connected waits until it has a session.
+// connected waits until the consumer has a session.
 func (c *consumer) connected(tb testing.TB) {
 	tb.Helper()
 	bed.Eventually(tb, patience, c.check)
 }
 
-// move restarts it until it has adopted what the record says is active.
+// move restarts the consumer until it has adopted the record's active credential.
 func (c *consumer) move(tb testing.TB) {
 	tb.Helper()
 	bed.Eventually(tb, patience, func(ctx context.Context) error {
@@ -239,12 +239,12 @@ func killAt(tb testing.TB, proxy *bed.Proxy, n int, kill func() error) {
 			n++
 			arm()
 		}
-		return errors.New("nobody asks the server anything")
+		return errors.New("no program asks the server anything")
 	})
 }
 
-// TestServerRestarted takes the server away at one question of a sidecar after the other, in the course of rotations and
-// retirements, and brings it back: the active credential is always the server's, and nobody has to help.
+// TestServerRestarted stops the server at one question of a sidecar after the other, during rotations and retirements,
+// and starts it again. The server always accepts the active credential, and no human has to help.
 func TestServerRestarted(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -259,7 +259,7 @@ func TestServerRestarted(t *testing.T) {
 		for at := 3; at < 75; at += 14 {
 			killAt(t, proxy, at, server.Kill)
 			check(t, "starting the server again", server.Restart(ctx))
-			// As a new pod would find it.
+			// A new pod would find this.
 			r := recordOf(t, plane)
 			dsn, err := plane.DSN()
 			check(t, "reading the hand-over", err)
@@ -286,9 +286,9 @@ func TestServerRestarted(t *testing.T) {
 	})
 }
 
-// TestServerGone: an outage ends all sessions, and that is no evidence that anybody has moved. The old slot stays valid for
-// a control plane that was merely cut off: one that stays away for longer than it takes the others to come back, and one that
-// comes back when the end of its password has been decided already.
+// TestServerGone: an outage ends all sessions, and that is no evidence that a client has moved. The old slot stays
+// valid for a control plane that was only cut off: one that stays away longer than the others, and one that comes back
+// when a sidecar has already decided the end of its password.
 func TestServerGone(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -296,7 +296,7 @@ func TestServerGone(t *testing.T) {
 		plane := newTenant(t, server, "")
 		moved, cut := consume(t, plane, server, "127.0.0.1", false), consume(t, plane, server, "127.0.0.3", false)
 		rewrite(t, plane, overdue)
-		// Two clients have to move, and that nobody counts them any more takes six times the grace.
+		// Two clients have to move, and the sidecar stops counting them only after six times the grace.
 		sidecar := rotate(t, plane, "ROTATION_PERIOD=1h", "GRACE=4s")
 		if r := until(t, plane, "generation 2", generation(2)); r.Clients != 2 {
 			t.Fatalf("%d clients, want 2", r.Clients)
@@ -323,14 +323,14 @@ func TestServerGone(t *testing.T) {
 
 		outage()
 		gauge(t, sidecar, `dbconnector_postponed{reason="NotAdopted"}`, 1)
-		valid("somebody who was away for longer than the others")
+		valid("a client that was away for longer than the others")
 
 		// With a third one, as many are on the new slot as were on the old one.
 		third := consume(t, plane, server, "127.0.0.4", false)
 		outage()
 		third.connected(t)
 		until(t, plane, "the old slot's end is decided", func(r *tenant.Record) bool { return r.Pending != nil })
-		valid("somebody who was away while the end of his password was decided")
+		valid("a client that was away while the end of its password was decided")
 
 		cut.move(t)
 		until(t, plane, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
@@ -338,10 +338,10 @@ func TestServerGone(t *testing.T) {
 	})
 }
 
-// ownChange is what a login's change of its own password begins with.
+// ownChange is the beginning of the statement by which a login changes its own password.
 var ownChange = map[bed.Engine]string{bed.Postgres: "ALTER ROLE", bed.MySQL: "ALTER USER USER()", bed.MariaDB: "SET PASSWORD"}
 
-// received waits for what a hook of the test has to say.
+// received waits for a message from a hook of the test.
 func received(tb testing.TB, from <-chan error) error {
 	tb.Helper()
 	select {
@@ -353,8 +353,8 @@ func received(tb testing.TB, from <-chan error) error {
 	}
 }
 
-// TestServerHangs stops the server in its tracks when a password is about to be set: the statement is in its hands, and may be
-// carried out when the sidecar has long given up waiting for it.
+// TestServerHangs stops the server when a login is about to set a password. The server has the statement, and may carry
+// it out long after the sidecar has stopped waiting for it.
 func TestServerHangs(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -386,8 +386,9 @@ func TestServerHangs(t *testing.T) {
 	})
 }
 
-// TestFailover: the server takes no writes for a while, as a standby that is about to be promoted, or a primary that was
-// demoted. The rotation is put off, nobody is harmed, and it is done when the server takes writes again (B47).
+// TestFailover: the server takes no writes for a while, as a standby that is about to be promoted, or a primary that
+// was demoted. The sidecar puts the rotation off, no client is harmed, and it rotates when the server takes writes
+// again (B47).
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	set := func(settings ...string) func(*testing.T, *bed.Server) {
@@ -398,7 +399,7 @@ func TestFailover(t *testing.T) {
 	}
 	standby := func(t *testing.T, s *bed.Server) {
 		t.Helper()
-		// With this file, and nobody to follow, it stays in recovery.
+		// With this file, and without a primary, the server stays in recovery.
 		check(t, "stopping the server", s.Halt(t.Context()))
 		check(t, "making a standby", os.WriteFile(filepath.Join(s.DataDir, "standby.signal"), nil, 0o644))
 		check(t, "starting a standby", s.Restart(t.Context()))
@@ -455,16 +456,17 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// TestCommitLostInFailover: an asynchronous standby took over that had not got the last rotation, so the active password is not on
-// the server. The login before still opens new connections for who has it, and no sidecar touches it: the next start of init gives
-// the active one a new password, and the control plane moves then. The one after retires the login before.
+// TestCommitLostInFailover: an asynchronous standby without the last rotation took over, so the active password is not
+// on the server. The previous login still opens new connections for a client that has it, and no sidecar touches it.
+// The next start of init gives the active login a new password, and the control plane moves then. The rotation after
+// that retires the previous login.
 func TestCommitLostInFailover(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
 		server := sharedServer(t, engine, version)
 		plane := newTenant(t, server, "")
 		client := consume(t, plane, server, "127.0.0.1", false)
-		dsn, err := plane.DSN() // of before, as a container that is started again may have it
+		dsn, err := plane.DSN() // the previous DSN, which a restarted container may have
 		check(t, "reading the hand-over", err)
 		opens := func(dsn string) error {
 			db, err := rig.OpenDSN(dsn, server.CA)
@@ -505,7 +507,7 @@ func TestCommitLostInFailover(t *testing.T) {
 	}, "postgres-17", "mysql-9.7", "mariadb-11.8")
 }
 
-// fill opens sessions until the server takes no more, and returns what ends them.
+// fill opens sessions until the server takes no more, and returns a function that ends them.
 func fill(tb testing.TB, s *bed.Server, login tenant.Login) (empty func()) {
 	tb.Helper()
 	db, err := s.Open(login.User, login.Password.Reveal(), login.Database)
@@ -513,7 +515,7 @@ func fill(tb testing.TB, s *bed.Server, login tenant.Login) (empty func()) {
 	var held []*sql.Conn
 	empty = func() {
 		for _, conn := range held {
-			_ = conn.Close() // back to the pool, which ends it
+			_ = conn.Close() // returns it to the pool, which closes it
 		}
 		_ = db.Close()
 	}
@@ -533,8 +535,8 @@ func fill(tb testing.TB, s *bed.Server, login tenant.Login) (empty func()) {
 	return nil
 }
 
-// TestConnectionsExhausted: nobody gets in any more, the sidecar included. It waits, with what it was about to do in either
-// half of a rotation, and goes on when there is room; no human has to help, and nothing is retired (B45).
+// TestConnectionsExhausted: the server takes no more sessions, not even the sidecar's. The sidecar waits in either half
+// of a rotation, and goes on when there is room. No human has to help, and nothing is retired (B45).
 func TestConnectionsExhausted(t *testing.T) {
 	t.Parallel()
 	for _, whose := range []string{"tenant", "server"} {
@@ -574,7 +576,7 @@ func TestConnectionsExhausted(t *testing.T) {
 				empty := fill(t, server, before.Login(before.Active))
 				rewrite(t, plane, overdue)
 				if r := waits("rotation"); r.Generation != 1 {
-					t.Errorf("generation %d: rotated without a look at who has to move", r.Generation)
+					t.Errorf("generation %d: rotated without a look at the clients that have to move", r.Generation)
 				}
 				empty()
 				r := until(t, plane, "generation 2", generation(2))
@@ -582,7 +584,7 @@ func TestConnectionsExhausted(t *testing.T) {
 
 				empty = fill(t, server, r.Login(r.Active.Other()))
 				if r := waits("retirement"); r.OtherRetired || r.Generation != 2 {
-					t.Error("retired or rotated, and nobody could look")
+					t.Error("retired or rotated, although no sidecar could look")
 				}
 				empty()
 				gauge(t, sidecar, `dbconnector_postponed{reason="OldCredentialInUse"}`, 1)

@@ -20,14 +20,15 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// assaults is how many rotations are attacked.
+// assaults is the number of attacked rotations.
 const assaults = 20
 
-// TestTwentyHostileRotations: each DSN of a tenant leaks, and who has it does all that S3, S5 and S6 allow, in each of twenty
-// rotations: it keeps a session, begins logins and does not end them, has one hidden, changes what its login is set to, and shuts
-// databases. Each rotation comes to its end. Then the old password is dead and no session that began with it is left; what held
-// it up was a metric and an Event. The control plane and its neighbours lose nothing, and newcomers are provisioned; the one
-// that finds the admins' database shut says by whom, and is when it is open again.
+// TestTwentyHostileRotations: each DSN of a tenant leaks, and an attacker with it does everything that S3, S5 and S6
+// allow, in each of twenty rotations. The attacker keeps a session, begins logins and does not end them, hides one,
+// changes the settings of its login, and shuts databases. Each rotation finishes. Then the old password is dead and no
+// session that began with it is left; a metric and an Event named the cause of the delay. The control plane and its
+// neighbours lose nothing, and init provisions newcomers. The newcomer that finds the admins' database shut names the
+// login that shuts it, and is provisioned when the database is open again.
 func TestTwentyHostileRotations(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, engine bed.Engine, version string) {
@@ -35,7 +36,7 @@ func TestTwentyHostileRotations(t *testing.T) {
 	}, "postgres-13", "postgres-18", "mysql-9.7", "mariadb-10.5", "mariadb-11.8")
 }
 
-// siege is a tenant that somebody who gets each of its DSNs attacks, and its neighbours.
+// siege is a tenant and its neighbours. An attacker who gets each of the tenant's DSNs attacks it.
 type siege struct {
 	*testing.T
 	engine            bed.Engine
@@ -48,9 +49,9 @@ type siege struct {
 	got int      // sessions that a login with an old password became
 }
 
-// A retirement waits for as long as a login may take, so a login has little time here: on PostgreSQL three seconds for all of it, on the
-// others two for each packet, which is the least that they take. As shipped the sidecar reckons with four packets there; the
-// attacker holds one back, so a bit more than its time is enough.
+// A retirement waits for as long as a login may take, so a login has little time here: on PostgreSQL three seconds in
+// total, on the others two for each packet, which is the shortest time that they accept. The shipped sidecar allows for
+// four packets there. The attacker holds one back, so a bit more than the time for one is enough.
 const (
 	loginSeconds  = "3s"
 	packetSeconds = "2"
@@ -96,7 +97,7 @@ func (s *siege) lay() {
 			newTenant(s, s.server, "")
 		}
 	}
-	if s.got == 0 && s.engine != bed.MariaDB { // which shows such logins, so that they are ended before
+	if s.got == 0 && s.engine != bed.MariaDB { // MariaDB shows such logins, so that the sidecar ends them before
 		s.Error("no login with an old password became a session: the attack came to nothing")
 	}
 	for i, dsn := range s.old {
@@ -110,7 +111,7 @@ func (s *siege) lay() {
 	s.told("Postponed", "OldCredentialInUse")
 }
 
-// rotation is one of them. The attacker holds it up by a session, and leaves; from there on it only begins logins, of which some
+// rotation runs one rotation. The attacker delays it by a session, and leaves. After that it only begins logins. Some
 // end when the password is dead, and some when it counts as retired.
 func (s *siege) rotation(n int64) {
 	s.Helper()
@@ -153,7 +154,7 @@ func (s *siege) rotation(n int64) {
 		s.Errorf("generation %d, want %d", r.Generation, n)
 	}
 	s.dead(old, fmt.Sprint("the password before generation ", n))
-	s.nobody(login, "when it is retired")
+	s.noSessions(login, "when it is retired")
 	for _, h := range late {
 		if conn, err := h.Finish(s.Context()); err == nil && conn.PingContext(s.Context()) == nil {
 			s.Error("a login that began with the old password is a session after its retirement")
@@ -175,8 +176,8 @@ func (s *siege) rotation(n int64) {
 	})
 }
 
-// hide has logins hidden, one after the other, until one of them outlives the password. It stays there until the server ends it:
-// what the server has let in and does not show is seen by its lock.
+// hide begins hidden logins, one after the other, until one of them outlives the password. It stays until the server
+// ends it. The sidecar sees a login that the server has accepted and does not list by its lock.
 func hide(ctx context.Context, dsn string) {
 	for {
 		hidden, err := attack.BeginLogin(ctx, dsn, map[string]string{"post_auth_delay": "2"})
@@ -195,8 +196,8 @@ func hide(ctx context.Context, dsn string) {
 	}
 }
 
-// spoil sets something for the login, in a session that it has: each time another thing. That is PostgreSQL's alone: on the
-// others a login can set nothing for itself that lasts, but its password.
+// spoil sets something for the login, in an open session, another setting each time. It does so on PostgreSQL only: on
+// the others a login can set nothing that lasts for itself except its password.
 func (s *siege) spoil(held *sql.Conn, r *tenant.Record, n int64) {
 	s.Helper()
 	if s.engine != bed.Postgres {
@@ -223,7 +224,8 @@ func (s *siege) spoil(held *sql.Conn, r *tenant.Record, n int64) {
 	}
 }
 
-// shut keeps the tenant's own database shut, and then all of them. named waits until the sidecar says who does it.
+// shut keeps the tenant's own database shut, and then all of them. named waits until the sidecar names the login that
+// does it.
 func (s *siege) shut(old, database string, named bool) {
 	s.Helper()
 	elsewhere, err := rig.OpenDSN(strings.Replace(old, "/"+database+"?", "/template1?", 1), nil)
@@ -251,8 +253,8 @@ func (s *siege) dead(dsn, what string) {
 	})
 }
 
-// nobody is there, but for the sidecar.
-func (s *siege) nobody(login tenant.Login, when string) {
+// noSessions checks that the login has no sessions except the sidecar's.
+func (s *siege) noSessions(login tenant.Login, when string) {
 	s.Helper()
 	query := "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = ? AND DB IS NOT NULL"
 	if s.engine == bed.Postgres {
@@ -260,7 +262,7 @@ func (s *siege) nobody(login tenant.Login, when string) {
 	}
 	database := ""
 	if s.engine == bed.Postgres {
-		database = "template1" // the other one may be shut
+		database = "template1" // the other database may be shut
 	}
 	n, err := s.server.Query(s.Context(), database, query, login.User)
 	check(s, "looking for sessions", err)
@@ -287,7 +289,7 @@ func (s *siege) told(reason, words string) {
 	})
 }
 
-// newcomers: one finds the database of the admins shut, by a tenant that is in league with the attacker.
+// newcomers: one finds the database of the admins shut by a tenant that works with the attacker.
 func (s *siege) newcomers(t *testing.T) {
 	if s.engine == bed.Postgres {
 		ally := newTenant(t, s.server, "")

@@ -46,7 +46,7 @@ func NewCluster(ctx context.Context, api *bed.APIServer) (*Cluster, error) {
 	return c, nil
 }
 
-// Shared is a cluster for all tests of a package, which keep apart by names of their own. The zero value is ready.
+// Shared is a cluster for all tests of a package. The tests use different names. The zero value is ready.
 type Shared struct {
 	once    sync.Once
 	cluster *Cluster
@@ -75,8 +75,8 @@ func (s *Shared) Stop() {
 // named counts the names that Name made.
 var named atomic.Int64
 
-// Name makes a name for a tenant or connector of a test. It is another one each time: what the tests of a package share
-// outlives each of them, and a test may run more than once (-count).
+// Name makes a name for a tenant or connector of a test. Each call returns another name, because the shared servers
+// outlive each test, and a test may run more than once (-count).
 func Name(tb testing.TB, suffix string) string {
 	test := strings.NewReplacer("/", "-", "_", "-", ".", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))
 	return fmt.Sprintf("%s-%s-%d", strings.ToLower(test), suffix, named.Add(1))

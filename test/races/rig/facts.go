@@ -24,7 +24,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// OpenDSN opens a pool on a DSN in the way kine does. ca is what kine's --ca-file would be; nil for none.
+// OpenDSN opens a pool on a DSN in the way kine does. ca is the content of kine's --ca-file; nil for none.
 func OpenDSN(dsn string, ca []byte) (*sql.DB, error) { return OpenDSNFrom("", dsn, ca) }
 
 // OpenDSNFrom is [OpenDSN] for a client at an address of its own, such as 127.0.0.2; empty for any.
@@ -118,7 +118,7 @@ func rows(ctx context.Context, db *sql.DB, query string, args ...any) ([]string,
 
 var hash = regexp.MustCompile(`'\*[0-9A-F]{40}'`)
 
-// Inspector looks at a server as its superuser, over connections that it keeps.
+// Inspector reads a server as its superuser, over connections that it keeps.
 type Inspector struct {
 	server *bed.Server
 	db     *sql.DB
@@ -136,7 +136,7 @@ func Inspect(s *bed.Server) (*Inspector, error) {
 // Close ends its connections.
 func (i *Inspector) Close() { _ = i.db.Close() }
 
-// Facts is all that a server holds of a tenant, but for passwords, in words that are the same for every tenant.
+// Facts is everything that a server holds of a tenant, except passwords, in words that are the same for every tenant.
 func (i *Inspector) Facts(ctx context.Context, names tenant.Names) (string, error) {
 	var facts []string
 	var err error
@@ -217,10 +217,11 @@ func (i *Inspector) mysql(ctx context.Context, names tenant.Names) ([]string, er
 	return facts, nil
 }
 
-// CheckClosed is an error where the tenant's database can be entered by anybody but its tenant and admins: the state that
-// must not be there at any time, and so right after any crash.
+// CheckClosed returns an error where a login other than the tenant's and the admins' can enter the tenant's database.
+// This must never be possible, and so not right after a crash either.
 func (i *Inspector) CheckClosed(ctx context.Context, names tenant.Names, admin string) error {
-	// All from one row: has_database_privilege would look at another state of it, while a crashed init's last transaction ends.
+	// The query reads everything from one row. has_database_privilege would look at another state of it, while a crashed
+	// init's last transaction ends.
 	query, args := `SELECT count(*) FROM pg_database d WHERE d.datname = $1 AND d.datallowconn AND EXISTS (
 		SELECT 1 FROM pg_roles r, aclexplode(COALESCE(d.datacl, acldefault('d', d.datdba))) x
 		WHERE NOT r.rolsuper AND r.rolname NOT IN ($2, $3, $4, $5) AND x.privilege_type = 'CONNECT' AND (x.grantee = 0 OR pg_has_role(r.oid, x.grantee, 'USAGE')))`,
@@ -239,14 +240,15 @@ func (i *Inspector) CheckClosed(ctx context.Context, names tenant.Names, admin s
 	return nil
 }
 
-// CheckAdmin is an error where an admin of PostgreSQL who is no superuser has the rights of a tenant's owner role.
+// CheckAdmin returns an error where an admin of PostgreSQL that is no superuser has the rights of a tenant's owner
+// role.
 func (i *Inspector) CheckAdmin(ctx context.Context, names tenant.Names, admin string) error {
 	if i.server.Engine != bed.Postgres {
 		return nil
 	}
 	how := "USAGE"
 	if i.server.Version < "16" {
-		how = "MEMBER" // before 16, who is a member can always SET ROLE
+		how = "MEMBER" // before 16, a member can always SET ROLE
 	}
 	got, err := i.count(ctx, `SELECT count(*) FROM pg_roles r, pg_roles o WHERE r.rolname = $1 AND NOT r.rolsuper AND o.rolname = $2
 		AND pg_has_role(r.oid, o.oid, $3)`, admin, names.Owner, how)
@@ -259,8 +261,8 @@ func (i *Inspector) CheckAdmin(ctx context.Context, names tenant.Names, admin st
 	return nil
 }
 
-// CheckHandover is an error unless the hand-over holds the DSN of the record's active slot and nothing else, and that DSN
-// works; and unless every password in the record is the server's.
+// CheckHandover returns nil if the hand-over holds the DSN of the record's active slot and nothing else, that DSN
+// works, and the server accepts every password in the record.
 func (t *Tenant) CheckHandover(ctx context.Context) error {
 	record, err := t.Record(ctx)
 	if err != nil {
@@ -296,7 +298,7 @@ func (t *Tenant) CheckHandover(ctx context.Context) error {
 	}
 	for slot, credential := range record.Slots {
 		if credential.Password == "" {
-			continue // nobody knows it, and the record says so
+			continue // no program knows it, and the record says so
 		}
 		if err := UseDSN(ctx, WithLogin(dsn, record.Login(slot)), ca); err != nil {
 			return fmt.Errorf("slot %s: %w", slot, err)
@@ -305,8 +307,8 @@ func (t *Tenant) CheckHandover(ctx context.Context) error {
 	return nil
 }
 
-// CheckFiles is an error where a file of the hand-over or the record is there and not whole. A record that is not there, or
-// a hand-over, is not an error.
+// CheckFiles returns an error where a file of the hand-over or the record exists and is not whole. A missing record or
+// hand-over is no error.
 func (t *Tenant) CheckFiles(ctx context.Context, ca string) error {
 	if _, err := t.Record(ctx); err != nil {
 		return err

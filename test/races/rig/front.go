@@ -19,7 +19,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// Moment is when, relative to one question of the process, it is killed.
+// Moment is the time of a kill relative to one question of the process.
 type Moment int
 
 // The moments.
@@ -33,18 +33,18 @@ const (
 func (m Moment) String() string { return [...]string{"before", "after"}[m] }
 
 // Points numbers the questions that a process asks of the database and of the API server, in one count for both, and
-// kills it at one of them. So the points of a crash are found by running once, and not written down by anybody.
+// kills it at one of them. So a first run finds the points of a crash, and no list of them is needed.
 type Points struct {
 	mu     sync.Mutex
 	names  []string // of the questions so far
 	at     int      // from 1; 0 for none
-	want   string   // becomes at when it is first asked
+	want   string   // the name whose first question sets at
 	moment Moment
 	kill   func()
 	fired  bool
 }
 
-// Watch begins a new count, and arranges that kill is called at question at. No question has the number 0.
+// Watch begins a new count, and calls kill at question at. No question has the number 0.
 func (p *Points) Watch(at int, moment Moment, kill func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -69,7 +69,7 @@ func (p *Points) Names() []string {
 func (p *Points) ask(name string) (n int, die bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.fired { // the process is dead, and what it sent before that is lost
+	if p.fired { // the process is dead, and its last questions are lost
 		return 0, true
 	}
 	if name == "" {
@@ -102,13 +102,13 @@ func (p *Points) strike(n int, m Moment) bool {
 // Front stands between a process on one side, a database and an API server on the other, and counts questions.
 type Front struct {
 	Points
-	// Addr is the database's address for the process. It must not be asked for TLS there: a question could not be told
-	// from a part of one.
+	// Addr is the database's address for the process. The process must not use TLS there, because the front could not tell
+	// a question from a part of one.
 	Addr string
 	// Kubeconfig is how the process reaches the API server. Empty where there is none.
 	Kubeconfig string
-	// Name, if set before there is anything to name, gives questions their names, instead of their own text; one without a
-	// name is not counted. It may take its time: so long the question is held back.
+	// Name, if set before the first question, gives each question a name in place of its own text. The front does not
+	// count a question without a name. Name may block; the front holds the question back until it returns.
 	Name func(q Question) string
 
 	target   string
@@ -120,11 +120,11 @@ type Front struct {
 	wg       sync.WaitGroup
 }
 
-// Question is what a process asks.
+// Question is a question that a process asks.
 type Question struct {
 	// Request is one of the API server's; nil for the database's.
 	Request *http.Request
-	// Conn numbers the connections to the database, and Data is what the question begins with.
+	// Conn numbers the connections to the database, and Data is the beginning of the question.
 	Conn int
 	Data []byte
 }
@@ -160,7 +160,8 @@ func NewFront(ctx context.Context, dir, database string, api *bed.APIServer) (*F
 	if api == nil {
 		return f, nil
 	}
-	// In clear text and with the front's own credential: then a request is a question, whatever HTTP/2 and TLS make of it.
+	// The front uses clear text and its own credential, so that one request is one question, independent of HTTP/2 and
+	// TLS.
 	to, err := url.Parse(api.URL)
 	if err != nil {
 		return nil, fmt.Errorf("reading the API server's address: %w", err)
@@ -194,7 +195,7 @@ func NewFront(ctx context.Context, dir, database string, api *bed.APIServer) (*F
 	return f, nil
 }
 
-// lateWriter asks, before the answer begins, whether it may.
+// lateWriter asks, before the answer begins, whether it may send it.
 type lateWriter struct {
 	http.ResponseWriter
 	die func() bool
@@ -252,7 +253,7 @@ func (f *Front) serve(client net.Conn, number int) {
 	if !f.track(server) {
 		return
 	}
-	// A question is what the process sends, in however many pieces, until the server answers.
+	// A question is all data that the process sends, in any number of pieces, until the server answers.
 	var mu sync.Mutex
 	question := 0
 	ask := func(b []byte) (die bool) {
@@ -317,7 +318,7 @@ func (f *Front) serve(client net.Conn, number int) {
 	wg.Wait()
 }
 
-// text is what can be read of a question, for the name of a point.
+// text is the readable part of a question, for the name of a point.
 func text(b []byte) string {
 	const most = 90
 	var out []byte

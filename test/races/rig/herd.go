@@ -21,7 +21,7 @@ const (
 	HerdLimit = 50
 )
 
-// HerdResult is what came of a herd.
+// HerdResult is the result of a herd.
 type HerdResult struct {
 	Failed   []Result
 	P50, P99 time.Duration
@@ -82,9 +82,8 @@ func Quantile(all []time.Duration, q float64) time.Duration {
 	return sorted[min(max(n, 1), len(sorted))-1]
 }
 
-// watchConnections asks the server, over one connection that it keeps and that every server has in reserve for its
-// superuser, again and again how many sessions the logins have whose names are LIKE user. stop ends it and returns the most
-// it saw.
+// watchConnections asks the server again and again how many sessions the logins have whose names are LIKE user. It
+// keeps one connection, which every server reserves for its superuser. stop ends it and returns the highest number.
 func watchConnections(ctx context.Context, s *bed.Server, user string) (stop func() (int, error), err error) {
 	db, err := s.Admin("")
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// Main is TestMain for a package whose tests run the programs. It builds them once, and says where they are; rotateBinary may be
-// nil. stop ends what the tests share.
+// Main is TestMain for a package whose tests run the programs. It builds them once, and sets their paths; rotateBinary
+// may be nil. stop ends the servers that the tests share.
 func Main(m *testing.M, initBinary, rotateBinary *string, stop func()) {
 	flag.Parse()
 	if testing.Verbose() {

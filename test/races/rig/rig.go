@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rig runs dbconnector-init as it is shipped, as a process of its own, on real servers, and can end it at any of
-// the moments at which it speaks to one of them or touches a file. Tests of races and crashes and the benchmarks stand on it.
+// Package rig runs dbconnector-init as it is shipped, as a process of its own, on real servers, and can end it at any
+// moment at which it talks to one of them or touches a file. The tests of races and crashes and the benchmarks use it.
 package rig
 
 import (
@@ -23,7 +23,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// Build builds a command of this module into dir, in the way in which dbconnector-init is shipped.
+// Build builds a command of this module into dir, with the flags with which dbconnector-init is shipped.
 func Build(ctx context.Context, dir, name, pkg string) (string, error) {
 	return build(ctx, dir, name, pkg)
 }
@@ -33,20 +33,21 @@ func build(ctx context.Context, dir, name, pkg string, flags ...string) (string,
 	return path, bed.Build(ctx, path, pkg, flags...)
 }
 
-// BuildInit builds dbconnector-init into dir, as shipped but for the time for which a login must have been quiet before its
-// password is reset: a repair is killed at each of its many points, and the sessions of these tests never come and go.
+// BuildInit builds dbconnector-init into dir, as shipped, except for the time for which a login must be without
+// sessions before init resets its password. The tests kill a repair at each of its many points, and their sessions
+// never come and go.
 func BuildInit(ctx context.Context, dir string) (string, error) {
 	return build(ctx, dir, "dbconnector-init", "cmd/init", "-X main.quiet=10ms")
 }
 
-// BuildBriefRotate builds dbconnector-rotate into dir, as shipped but for the longest time for which a retirement waits for logins
-// that were begun before.
+// BuildBriefRotate builds dbconnector-rotate into dir, as shipped, except for the longest time for which a retirement
+// waits for earlier logins that have not ended.
 func BuildBriefRotate(ctx context.Context, dir string, loginTime time.Duration) (string, error) {
 	return build(ctx, dir, "dbconnector-rotate-brief", "cmd/rotate", "-X main.loginTime="+loginTime.String())
 }
 
-// Connector is the data of a connector for a server: through addr instead of the server's own address, if that is not
-// empty; in clear text where tls is false, and else with the server verified.
+// Connector is the data of a connector for a server. If addr is not empty, it replaces the server's own address. Where
+// tls is false the connection is in clear text; otherwise the client verifies the server.
 func Connector(s *bed.Server, user, password, addr string, tls bool) map[string]string {
 	host, port := s.Host, strconv.Itoa(s.Port)
 	if addr != "" {
@@ -75,12 +76,12 @@ func WriteConnector(dir string, data map[string]string) error {
 	return nil
 }
 
-// Tenant is a control plane that dbconnector-init runs for.
+// Tenant is a control plane for which dbconnector-init runs.
 type Tenant struct {
 	Binary string
 	// Name is the vCluster's name and, without a Cluster, the tenant UID.
 	Name string
-	// Out is where the hand-over goes.
+	// Out is the directory of the hand-over.
 	Out string
 	// State is the record's directory; empty: the record is a Secret in Cluster.
 	State string
@@ -88,14 +89,14 @@ type Tenant struct {
 	ConnectorDir, ConnectorName string
 
 	Cluster *Cluster
-	// Kubeconfig is how the API server is reached; Cluster's own by default.
+	// Kubeconfig is the kubeconfig for the API server; Cluster's own by default.
 	Kubeconfig string
 	Timeout    time.Duration
 	// Settings are further variables, such as "DBCONNECTOR_CONNECTION_LIMIT=60".
 	Settings []string
 }
 
-// Environ is the environment of a run. Nothing of ours goes in but the path.
+// Environ is the environment of a run. It takes only the path from the environment of the tests.
 func (t *Tenant) Environ() []string {
 	timeout := t.Timeout
 	if timeout == 0 {
@@ -118,8 +119,8 @@ func (t *Tenant) Environ() []string {
 	if kubeconfig == "" {
 		kubeconfig = t.Cluster.API.Kubeconfig
 	}
-	// All control planes share the one namespace, and none has a workload: to a new one, the others look like what a release
-	// that was renamed has left behind.
+	// All control planes share the one namespace, and none has a workload: to a new one, the others look like leftovers of
+	// a renamed release.
 	env = append(env, "KUBECONFIG="+kubeconfig, "DBCONNECTOR_NAMESPACE="+Namespace, "DBCONNECTOR_ALLOW_NEW=true")
 	if t.ConnectorDir == "" {
 		env = append(env, "DBCONNECTOR_CONNECTOR="+t.ConnectorName)
@@ -186,7 +187,7 @@ type Result struct {
 	Stderr string
 }
 
-// Err is nil for a run that succeeded.
+// Err returns nil for a run that succeeded.
 func (r Result) Err() error {
 	if r.Exit == 0 {
 		return nil
@@ -198,7 +199,7 @@ func (r Result) Err() error {
 func (t *Tenant) Prepare(ctx context.Context) *Process {
 	p := &Process{cmd: exec.CommandContext(ctx, t.Binary), started: make(chan struct{})}
 	p.cmd.Env, p.cmd.Stderr, p.cmd.Stdout = t.Environ(), &p.stderr, &p.stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's ^C is for the test
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's ^C goes to the test only
 	return p
 }
 
@@ -219,7 +220,7 @@ func (p *Process) Run() (Result, error) {
 // Kill ends the process with SIGKILL and returns when the kernel has sent it.
 func (p *Process) Kill() {
 	<-p.started
-	_ = p.cmd.Process.Kill() // one that has just ended is as good
+	_ = p.cmd.Process.Kill() // a process that has just ended is fine, too
 }
 
 // Run runs dbconnector-init for the tenant.

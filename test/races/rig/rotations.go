@@ -20,8 +20,8 @@ import (
 	"dbconnector/test/bed"
 )
 
-// SetDue shifts the time of a tenant's last rotation, so that the next one is due at a moment under a policy. A sidecar that
-// runs takes that for another record, as from a backup, and tries the active login once.
+// SetDue shifts the time of a tenant's last rotation, so that the next one is due at a moment under a policy. A running
+// sidecar takes this for another record, as from a backup, and tries the active login once.
 func (t *Tenant) SetDue(ctx context.Context, at time.Time, p rotation.Policy) error {
 	set := func(r *tenant.Record) { r.RotatedAt = r.RotatedAt.Add(at.Sub(rotation.Due(r, p))) }
 	if t.State != "" {
@@ -56,14 +56,14 @@ func (t *Tenant) SetDue(ctx context.Context, at time.Time, p rotation.Policy) er
 		return errors.New("the record's Secret has no data")
 	}
 	data["record.json"] = base64.StdEncoding.EncodeToString(encoded)
-	// With the resourceVersion that was read: nobody else's change is lost.
+	// The update carries the resourceVersion that was read, so that no other program's change is lost.
 	if err := t.Cluster.API.Do(ctx, http.MethodPut, record(t.Name), secret, nil); err != nil {
 		return fmt.Errorf("writing the record: %w", err)
 	}
 	return nil
 }
 
-// HandedOver is when the hand-over was last written, which is what a rotation is for.
+// HandedOver is the time at which the hand-over was last written, which is the purpose of a rotation.
 func (t *Tenant) HandedOver() (time.Time, error) {
 	info, err := os.Stat(filepath.Join(t.Out, handover.DSNFile))
 	if err != nil {
@@ -72,19 +72,19 @@ func (t *Tenant) HandedOver() (time.Time, error) {
 	return info.ModTime(), nil
 }
 
-// HerdRotation is what came of a herd whose passwords became due at the same instant.
+// HerdRotation is the result of a herd whose passwords became due at the same instant.
 type HerdRotation struct {
 	Failed []error
-	// P50, P99 and Longest are from due to handed over.
+	// P50, P99 and Longest are times from due to handed over.
 	P50, P99, Longest time.Duration
-	// Again is how often a step had to be tried again.
+	// Again counts the steps that a sidecar had to try again.
 	Again int
 	// Peak is the most connections that all tenants together had at once.
 	Peak int
 }
 
-// RotateHerd starts a sidecar for each of a herd of tenants, with the settings that are shipped, has all passwords become
-// due at one instant, and waits until each is rotated or within has passed. A hand-over that came about is tried out.
+// RotateHerd starts a sidecar for each of a herd of tenants, with the settings that are shipped, makes all passwords
+// due at one instant, and waits until each is rotated or within has passed. It tries each new hand-over.
 func RotateHerd(ctx context.Context, s *bed.Server, binary string, herd []*Tenant, within time.Duration) (out HerdRotation, err error) {
 	sidecars, before := make([]*Sidecar, len(herd)), make([]string, len(herd))
 	defer func() {
@@ -94,7 +94,7 @@ func RotateHerd(ctx context.Context, s *bed.Server, binary string, herd []*Tenan
 			}
 		}
 	}()
-	// Long enough from now for all to be up, or else the last ones are a little late.
+	// The instant is far enough away for all sidecars to be up; otherwise the last ones are a little late.
 	due := time.Now().Add(time.Duration(len(herd)) * 50 * time.Millisecond)
 	shipped := rotation.Policy{Period: 720 * time.Hour}
 	for i, t := range herd {

@@ -12,7 +12,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// Chapter is how far a rotation has come on the server and in the record.
+// Chapter is the progress of a rotation on the server and in the record.
 type Chapter int
 
 // The chapters, in their order.
@@ -33,17 +33,17 @@ const (
 	Retired
 )
 
-// Script follows one dbconnector-rotate through one rotation by the questions that it asks, and gives each a [Point] that is
-// the same in every run, whatever passwords and addresses are in it. Its Name is a Front's.
+// Script follows one dbconnector-rotate through one rotation by its questions. It gives each question a [Point] that is
+// the same in every run, whatever passwords and addresses the question holds. Its Name is for a Front.
 type Script struct {
 	engine bed.Engine
-	ctx    context.Context // ends what is held back
+	ctx    context.Context // its end releases the questions that are held back
 
 	mu       sync.Mutex
 	old, new string // the logins
 	chapter  Chapter
-	logins   int // to the slot that is to change, in this chapter
-	asked    int // after the workload, in this chapter
+	logins   int // to the slot whose password changes, in this chapter
+	asked    int // questions about the workload, in this chapter
 	conns    map[int]*talk
 	changes  []string
 	watching chan struct{} // closed when the watch has been asked for; nil between End and Begin
@@ -78,21 +78,22 @@ func PointOf(name string) Point {
 
 const (
 	newSlot, oldSlot = "new slot", "old slot"
-	// The questions that belong to no chapter; the watch is asked for while others are.
+	// The questions that belong to no chapter; the process asks for the watch while it asks others.
 	start = "start"
 	watch = "watch the record"
 )
 
-// Watching says whether the point is the watch, which goes on beside everything else.
+// Watching says whether the point is the watch, which runs in parallel to everything else.
 func (p Point) Watching() bool { return p.Step == start && p.What == watch }
 
-// NewScript tells of a rotation between two logins. What it holds back is let go when ctx ends.
+// NewScript makes a script of a rotation between two logins. It releases the questions that it holds back when ctx
+// ends.
 func NewScript(ctx context.Context, engine bed.Engine) *Script {
 	return &Script{ctx: ctx, engine: engine, conns: map[int]*talk{}}
 }
 
-// Begin tells of the next process, which finds the rotation in a chapter. hold may return a channel for what is to wait until
-// that is closed; nil for nothing.
+// Begin announces the next process, which finds the rotation in a chapter. hold may return a channel; the question then
+// waits until it is closed. A nil channel does not wait.
 func (s *Script) Begin(old, next string, c Chapter, hold func(Point) <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,7 +111,7 @@ func (s *Script) End() {
 
 func (s *Script) turn(c Chapter) { s.chapter, s.logins, s.asked = c, 0, 0 }
 
-// Changes are the steps since Begin that change anything but files.
+// Changes are the steps since Begin that change more than files.
 func (s *Script) Changes() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +142,8 @@ func (s *Script) point(q Question) (p Point, wait []<-chan struct{}) {
 	if q.Request != nil {
 		p = s.request(q.Request)
 	} else {
-		// The watch is asked for while the first look goes on. So that the order is always the same, it comes first.
+		// The process asks for the watch during the first look. The script lets the watch go first, so that the order is
+		// always the same.
 		wait = append(wait, s.watching)
 		p = s.statement(q)
 	}
@@ -190,8 +192,8 @@ func (s *Script) request(r *http.Request) Point {
 	return p
 }
 
-// workload names what is asked of the control plane's workload: whether it is to be restarted, the same right before that
-// is done, and whether that has been done.
+// workload names the questions about the control plane's workload: whether a restart is needed, the same right before
+// the restart, and whether the restart is done.
 func (s *Script) workload(method string) Point {
 	if method == http.MethodPatch {
 		s.changes = append(s.changes, "adopt")
@@ -208,7 +210,7 @@ func (s *Script) workload(method string) Point {
 	return Point{s.chapter, "look", "read the workload: have all pods been replaced?"}
 }
 
-// change goes on to the next chapter.
+// change moves to the next chapter.
 func (s *Script) change(step string) {
 	s.changes = append(s.changes, step)
 	s.turn(s.chapter + 1)
@@ -226,7 +228,7 @@ func (s *Script) statement(q Question) Point {
 	}
 	t.logged = true
 	if s.farewell(q.Data) {
-		return Point{} // a kill there is one before the next question
+		return Point{} // a kill there is the same as one before the next question
 	}
 	slot, _, _ := strings.Cut(t.point.What, ":")
 	p := Point{Chapter: s.chapter, Step: t.point.Step}
@@ -275,7 +277,7 @@ func (s *Script) changing(slot string) bool {
 	return s.chapter == Staged && slot == newSlot || s.chapter == Retiring && slot == oldSlot
 }
 
-// login names a connection by its first question, which in all three protocols holds the login in clear text.
+// login names a connection by its first question, which holds the login in clear text in all three protocols.
 func (s *Script) login(data []byte) Point {
 	p := Point{Chapter: s.chapter, Step: "look"}
 	switch {
@@ -292,8 +294,8 @@ func (s *Script) login(data []byte) Point {
 	}
 	switch {
 	case changing && s.logins%2 == 0:
-		// Whoever finds the pending password refused comes back with the stored one. That need not be to apply, where another
-		// look comes first; but there is no telling by the questions, and in a rotation that nobody disturbs it is.
+		// A sidecar whose pending password is refused logs in again with the stored one. It may look again before it applies
+		// the password, and the questions do not show which. In an undisturbed rotation it always applies it.
 		p.Step = "apply"
 		p.What += ": log in with the stored password"
 	case changing, s.chapter == Applied && p.What == newSlot, s.chapter == Dead:
@@ -304,12 +306,13 @@ func (s *Script) login(data []byte) Point {
 	return p
 }
 
-// loggingIn: what follows the first question, until the server lets one in.
+// loggingIn tells whether data still belongs to the login, which lasts from the first question until the server accepts
+// it.
 func (s *Script) loggingIn(data []byte) bool {
 	if s.engine == bed.Postgres {
 		return data[0] == 'p'
 	}
-	return len(data) > 3 && data[3] != 0 // a command begins a sequence, the login goes on with one
+	return len(data) > 3 && data[3] != 0 // a command begins a sequence, a login continues one
 }
 
 func (s *Script) farewell(data []byte) bool {

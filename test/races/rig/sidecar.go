@@ -41,26 +41,26 @@ func (s *Sidecar) Write(p []byte) (int, error) {
 	return s.log.Write(p)
 }
 
-// Rotate starts dbconnector-rotate beside a replica of the tenant's control plane, with the hand-over in t.Out, on a free
-// port. env are further settings, such as "DBCONNECTOR_ROTATION_PERIOD=2s"; the last of two with the same name counts. It
-// does not wait; the process ends with ctx at the latest.
+// Rotate starts dbconnector-rotate beside a replica of the tenant's control plane, with the hand-over in t.Out, on a
+// free port. env holds further settings, such as "DBCONNECTOR_ROTATION_PERIOD=2s"; the last of two with the same name
+// wins. Rotate does not wait. The process ends with ctx at the latest.
 func (t *Tenant) Rotate(ctx context.Context, binary string, env ...string) (*Sidecar, error) {
 	return StartSidecar(ctx, binary, append(t.Environ(), env...)...)
 }
 
-// StartSidecar is [Tenant.Rotate] with all of the environment but the port.
+// StartSidecar is [Tenant.Rotate] with the whole environment except the port.
 func StartSidecar(ctx context.Context, binary string, env ...string) (*Sidecar, error) {
 	s := &Sidecar{cmd: exec.CommandContext(ctx, binary), done: make(chan struct{})}
 	s.cmd.Env = append([]string{"DBCONNECTOR_HTTP_ADDRESS=127.0.0.1:0"}, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s, s
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := bed.StartTied(s.cmd, func(error) { close(s.done) }); err != nil { // Exit has what Wait says
+	if err := bed.StartTied(s.cmd, func(error) { close(s.done) }); err != nil { // Exit returns the result of Wait
 		return nil, fmt.Errorf("starting dbconnector-rotate: %w", err)
 	}
 	return s, nil
 }
 
-// Pid is the process's.
+// Pid is the process ID.
 func (s *Sidecar) Pid() int { return s.cmd.Process.Pid }
 
 // Done is closed when the process has ended.
@@ -68,14 +68,15 @@ func (s *Sidecar) Done() <-chan struct{} { return s.done }
 
 // Kill ends the process with SIGKILL and waits until it is gone.
 func (s *Sidecar) Kill() {
-	_ = s.cmd.Process.Kill() // one that has just ended is as good
+	_ = s.cmd.Process.Kill() // a process that has just ended is fine, too
 	<-s.done
 }
 
-// Terminate asks the process to end, as the kubelet does, and does not wait for it. One that has ended is as good.
+// Terminate asks the process to end, as the kubelet does, and does not wait for it. A process that has ended is fine,
+// too.
 func (s *Sidecar) Terminate() { _ = s.cmd.Process.Signal(syscall.SIGTERM) }
 
-// Stop asks the process to end and waits for it: 0 is how it should.
+// Stop asks the process to end, waits for it and returns its exit code, which should be 0.
 func (s *Sidecar) Stop(ctx context.Context) (exit int, err error) {
 	s.Terminate()
 	select {
@@ -92,7 +93,7 @@ func (s *Sidecar) Exit() int {
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// Log is what the process has logged so far.
+// Log returns the log of the process so far.
 func (s *Sidecar) Log() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +112,7 @@ func (s *Sidecar) Lines(message string) []map[string]any {
 	return out
 }
 
-// Get asks for a path of its HTTP server, which it waits for.
+// Get requests a path from the sidecar's HTTP server. It waits until the server is up.
 func (s *Sidecar) Get(ctx context.Context, path string) (status int, body string, err error) {
 	var address string
 	err = bed.Wait(ctx, func(context.Context) error {

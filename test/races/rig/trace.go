@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syscallInfo is struct ptrace_syscall_info (linux/ptrace.h), whose layout is that of every architecture.
+// syscallInfo is struct ptrace_syscall_info (linux/ptrace.h), whose layout is the same on every architecture.
 type syscallInfo struct {
 	op   uint8
 	_    [3]uint8
@@ -35,16 +35,16 @@ const (
 	syscallStop          = syscall.SIGTRAP | 0x80
 )
 
-// Trace runs dbconnector-init and counts the system calls by which it changes the file system below one of dirs, over all
-// of its threads; it kills the process at number at (from 1; 0 for none), before or after the kernel has carried it out.
-// ptrace, because no proxy stands between a process and a directory.
+// Trace runs dbconnector-init and counts the system calls of all its threads that change the file system below one of
+// dirs. It kills the process at call number at (from 1; 0 for none), before or after the kernel has carried it out. It
+// uses ptrace, because no proxy can stand between a process and a directory.
 func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, exit int, err error) {
-	// The kernel answers ptrace only to the thread that began it.
+	// The kernel answers ptrace calls only from the thread that began the trace.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command(t.Binary)
 	cmd.Env = t.Environ()
-	out, err := os.CreateTemp(filepath.Dir(t.Out), "trace-") // a pipe would be read by a thread that waits for us
+	out, err := os.CreateTemp(filepath.Dir(t.Out), "trace-") // the thread that reads a pipe would wait for this one
 	if err != nil {
 		return nil, 0, fmt.Errorf("making a file for the output: %w", err)
 	}
@@ -56,7 +56,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 		return nil, 0, fmt.Errorf("starting dbconnector-init: %w", err)
 	}
 	pid := cmd.Process.Pid
-	_ = cmd.Process.Release() // it is waited for here
+	_ = cmd.Process.Release() // this function waits for the process
 	var status syscall.WaitStatus
 	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil { // the stop at its exec
 		return nil, 0, fmt.Errorf("waiting for dbconnector-init: %w", err)
@@ -68,7 +68,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 	if err := syscall.PtraceSyscall(pid, 0); err != nil {
 		return nil, 0, fmt.Errorf("tracing dbconnector-init: %w", err)
 	}
-	numbers := map[int]int{} // of the call that a thread is in
+	numbers := map[int]int{} // the call that each thread is in
 	for {
 		// Only the threads of the traced process. This thread may have started other processes before it came to be locked here: the
 		// goroutines that started them wait for them.
@@ -109,7 +109,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 				delete(numbers, tid)
 			}
 			if strike {
-				// A call that has been entered and not carried out is not carried out any more.
+				// The kernel no longer carries out a call that the process has only entered.
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 				continue
 			}
@@ -123,7 +123,7 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 	}
 }
 
-// changing names a system call that changes what is below one of dirs; "" for any other.
+// changing names a system call that changes files below one of dirs; "" for any other.
 func changing(pid, tid int, info syscallInfo, dirs []string) string {
 	file := func(fd uint64) string {
 		path, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/fd/" + strconv.Itoa(int(int32(fd))))
