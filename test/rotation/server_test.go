@@ -458,7 +458,7 @@ func TestFailover(t *testing.T) {
 
 // TestCommitLostInFailover: an asynchronous standby without the last rotation took over, so the active password is not
 // on the server. The previous login still opens new connections for a client that has it, and no sidecar touches it.
-// The next start of init gives the active login a new password, and the control plane moves then. The rotation after
+// The next start of init gives the active login a new password, and the control plane moves then. The start after
 // that retires the previous login.
 func TestCommitLostInFailover(t *testing.T) {
 	t.Parallel()
