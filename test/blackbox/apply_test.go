@@ -27,7 +27,10 @@ func TestApplyConnector(t *testing.T) {
 			v.useToken(t, front.url)
 			request := func() {
 				t.Helper()
-				do(t, http.MethodPatch, secretPath(v.namespace, v.recordName()), object{"metadata": object{"annotations": object{"dbconnector/apply-connector": "2026-01-02"}}}, nil)
+				do(
+					t, http.MethodPatch, secretPath(v.namespace, v.recordName()),
+					object{"metadata": object{"annotations": object{"dbconnector/apply-connector": "2026-01-02"}}}, nil,
+				)
 			}
 			requested := func() bool {
 				t.Helper()
@@ -58,7 +61,8 @@ func TestApplyConnector(t *testing.T) {
 			request()
 			o := v.run(t)
 			o.succeeded(t)
-			if !o.said("applied the connector", "sslMode require -> verify-full") || !o.said("applied the connector", "caCert added") || !o.said("ready", "sslMode:verify-full") {
+			if !o.said("applied the connector", "sslMode require -> verify-full") ||
+				!o.said("applied the connector", "caCert added") || !o.said("ready", "sslMode:verify-full") {
 				t.Errorf("the log does not say what was applied:\n%s", o.stderr)
 			}
 			if _, all := v.events(t); !strings.Contains(all, "applied the connector: sslMode require -> verify-full, caCert added") {

@@ -47,7 +47,10 @@ func TestCopyInAnotherCluster(t *testing.T) {
 	v.run(t).refused(t, human, fact)
 	delete(v.env, "DBCONNECTOR_TENANT_UID")
 
-	there(http.MethodPatch, secretPath(v.namespace, v.recordName()), object{"metadata": object{"annotations": object{"dbconnector/namespace-uid": made.Metadata.UID}}}, nil)
+	there(
+		http.MethodPatch, secretPath(v.namespace, v.recordName()),
+		object{"metadata": object{"annotations": object{"dbconnector/namespace-uid": made.Metadata.UID}}}, nil,
+	)
 	for range 2 {
 		o := v.run(t)
 		o.succeeded(t)

@@ -129,9 +129,15 @@ func TestInputsOfOthers(t *testing.T) {
 			config(embedded)(tb, s)
 			sparse(tb, s.env["DBCONNECTOR_VCLUSTER_CONFIG"])
 		}, []string{"vCluster config: is larger than 262144 bytes"}},
-		"a key is a FIFO":   {func(tb testing.TB, s *site) { fifo(tb, filepath.Join(s.connectorDir, "password")) }, []string{`key "password": is missing`}},
-		"a key is endless":  {func(tb testing.TB, s *site) { sparse(tb, filepath.Join(s.connectorDir, "caCert")) }, []string{`key "caCert": has more than 262144 bytes`}},
-		"the record a FIFO": {func(tb testing.TB, s *site) { ownState(tb, s); fifo(tb, s.recordFile()) }, []string{"reading the tenant's record: ", "the files in it must be regular files"}},
+		"a key is a FIFO": {func(tb testing.TB, s *site) { fifo(tb, filepath.Join(s.connectorDir, "password")) }, []string{`key "password": is missing`}},
+		"a key is endless": {
+			func(tb testing.TB, s *site) { sparse(tb, filepath.Join(s.connectorDir, "caCert")) },
+			[]string{`key "caCert": has more than 262144 bytes`},
+		},
+		"the record a FIFO": {
+			func(tb testing.TB, s *site) { ownState(tb, s); fifo(tb, s.recordFile()) },
+			[]string{"reading the tenant's record: ", "the files in it must be regular files"},
+		},
 		"the record is endless": {
 			func(tb testing.TB, s *site) { ownState(tb, s); sparse(tb, s.recordFile()) },
 			[]string{"has more than 1048576 bytes, so it is not a tenant's record"},

@@ -79,7 +79,10 @@ func renamed(tb testing.TB, v *vcluster, name string) {
 	account := "/api/v1/namespaces/" + v.namespace + "/serviceaccounts"
 	do(tb, http.MethodPost, account, object{"metadata": object{"name": "vc-" + name}}, nil)
 	bind := "/apis/rbac.authorization.k8s.io/v1/namespaces/"
-	for _, binding := range []string{v.namespace + "/rolebindings/vc-" + v.release, v.namespace + "/rolebindings/dbconnector-" + v.release, v.platform + "/rolebindings/dbconnector." + v.namespace + "." + v.release} {
+	for _, binding := range []string{
+		v.namespace + "/rolebindings/vc-" + v.release, v.namespace + "/rolebindings/dbconnector-" + v.release,
+		v.platform + "/rolebindings/dbconnector." + v.namespace + "." + v.release,
+	} {
 		do(tb, http.MethodPatch, bind+binding, object{"subjects": []object{{"kind": "ServiceAccount", "name": "vc-" + name, "namespace": v.namespace}}}, nil)
 	}
 	token, err := cluster(tb).Token(tb.Context(), v.namespace, "vc-"+name)
@@ -123,10 +126,15 @@ func TestNeighbours(t *testing.T) {
 		v := newVCluster(t, server, connectorFor(server))
 		renamed(t, v, "third")
 		role := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + v.namespace + "/roles/vc-" + v.release
-		do(t, http.MethodPatch, role, object{"rules": []object{{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "create", "update"}}}}, nil)
+		do(
+			t, http.MethodPatch, role,
+			object{"rules": []object{{"apiGroups": []string{""}, "resources": []string{"secrets"}, "verbs": []string{"get", "create", "update"}}}},
+			nil,
+		)
 		o := v.run(t)
 		o.succeeded(t)
-		if !o.said("configuration warning", `whether this release was renamed cannot be told`) || !o.said("configuration warning", `verb "list" on resource "secrets"`) {
+		if !o.said("configuration warning", `whether this release was renamed cannot be told`) ||
+			!o.said("configuration warning", `verb "list" on resource "secrets"`) {
 			t.Errorf("no log line says that it could not look:\n%s", o.stderr)
 		}
 	})
@@ -191,7 +199,10 @@ func TestRanBefore(t *testing.T) {
 			secret := object{"metadata": object{"name": v.release + "-certs", "labels": object{"app": "vcluster", "vcluster-name": v.release}}}
 			do(t, http.MethodPost, secretPath(v.namespace, ""), secret, nil)
 			for range 2 { // the record that the first of them leaves changes nothing
-				v.run(t).refused(t, human, "this control plane has run before (there is secret "+v.namespace+"/"+v.release+"-certs)", databaseOf(v.tenant()), "DBCONNECTOR_ALLOW_NEW=true")
+				v.run(t).refused(
+					t, human, "this control plane has run before (there is secret "+v.namespace+"/"+v.release+"-certs)",
+					databaseOf(v.tenant()), "DBCONNECTOR_ALLOW_NEW=true",
+				)
 				if left := objects(t, server, v.tenant()); len(left) > 0 {
 					t.Errorf("something was made: %q", left)
 				}

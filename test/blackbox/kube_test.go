@@ -169,7 +169,11 @@ func (v *vcluster) grant(tb testing.TB) {
 	most := []string{"create", "delete", "patch", "update", "get", "list", "watch"}
 	group := "/apis/rbac.authorization.k8s.io/v1/namespaces/" + v.namespace
 	do(tb, http.MethodPost, group+"/roles", object{"metadata": object{"name": account}, "rules": []object{
-		{"apiGroups": []string{""}, "resources": []string{"configmaps", "secrets", "services", "pods", "pods/attach", "pods/portforward", "pods/exec", "persistentvolumeclaims"}, "verbs": most},
+		{
+			"apiGroups": []string{""},
+			"resources": []string{"configmaps", "secrets", "services", "pods", "pods/attach", "pods/portforward", "pods/exec", "persistentvolumeclaims"},
+			"verbs":     most,
+		},
 		{"apiGroups": []string{""}, "resources": []string{"pods/status", "pods/ephemeralcontainers"}, "verbs": []string{"patch", "update"}},
 		{"apiGroups": []string{""}, "resources": []string{"endpoints", "events", "pods/log"}, "verbs": []string{"get", "list", "watch"}},
 		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": []string{"get", "list", "watch", "patch"}},

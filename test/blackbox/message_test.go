@@ -148,7 +148,8 @@ func TestProxyInThePod(t *testing.T) {
 			v := prepared(t, server.get(t), c)
 			v.env["DBCONNECTOR_TIMEOUT"] = "60s"
 			init := start(t, v.env)
-			const hint = "connection refused: the address is this pod itself, and a proxy that runs as an ordinary container starts after init: run it as a native sidecar"
+			const hint = "connection refused: the address is this pod itself, " +
+				"and a proxy that runs as an ordinary container starts after init: run it as a native sidecar"
 			bed.Eventually(t, 30*time.Second, func(context.Context) error {
 				if _, text := v.events(t); !strings.Contains(text, hint) { //nolint:contextcheck // it has a context of its own
 					return fmt.Errorf("no Event says %q:\n%s", hint, text)

@@ -19,7 +19,8 @@ func TestConnectorOfThePlatform(t *testing.T) {
 			s.connector["caCert"] = "# Roots of 2025\n" + string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("none")})) + ca + "# end\n"
 			o := s.run(t)
 			o.succeeded(t)
-			if !o.said("configuration warning", `key \"caCert\" holds 1 blocks that are left out`) && !o.said("configuration warning", `key "caCert" holds 1 blocks that are left out`) {
+			if !o.said("configuration warning", `key \"caCert\" holds 1 blocks that are left out`) &&
+				!o.said("configuration warning", `key "caCert" holds 1 blocks that are left out`) {
 				t.Errorf("no warning:\n%s", o.stderr)
 			}
 			if got := read(t, s.outputDir, "ca.crt"); got != ca {

@@ -180,9 +180,11 @@ func databaseOf(uid string) string {
 func objects(tb testing.TB, server *bed.Server, uid string) []string {
 	tb.Helper()
 	n := databaseOf(uid)
-	query := "SELECT COALESCE(GROUP_CONCAT(name), '') FROM (SELECT SCHEMA_NAME AS name FROM information_schema.SCHEMATA UNION SELECT User FROM mysql.user) t WHERE name LIKE ?"
+	query := "SELECT COALESCE(GROUP_CONCAT(name), '') FROM " +
+		"(SELECT SCHEMA_NAME AS name FROM information_schema.SCHEMATA UNION SELECT User FROM mysql.user) t WHERE name LIKE ?"
 	if server.Engine == bed.Postgres {
-		query = "SELECT COALESCE(string_agg(name, ','), '') FROM (SELECT datname::text AS name FROM pg_database UNION ALL SELECT rolname::text FROM pg_roles) t WHERE name LIKE $1"
+		query = "SELECT COALESCE(string_agg(name, ','), '') FROM " +
+			"(SELECT datname::text AS name FROM pg_database UNION ALL SELECT rolname::text FROM pg_roles) t WHERE name LIKE $1"
 	}
 	list, err := server.Query(context.WithoutCancel(tb.Context()), "", query, n+"%")
 	if err != nil {

@@ -67,7 +67,9 @@ func TestVersion(t *testing.T) {
 		wrong := exec.CommandContext(t.Context(), made, "--config=hunter2")
 		wrong.Env = []string{}
 		said, _ := wrong.CombinedOutput()
-		if code := wrong.ProcessState.ExitCode(); code != human || !strings.Contains(string(said), `the argument \"--config\" is not known`) || strings.Contains(string(said), "hunter2") {
+		if code := wrong.ProcessState.ExitCode(); code != human ||
+			!strings.Contains(string(said), `the argument \"--config\" is not known`) ||
+			strings.Contains(string(said), "hunter2") {
 			t.Errorf("%s: exit code %d, and it says:\n%s", name, code, said)
 		}
 	}

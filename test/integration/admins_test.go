@@ -171,7 +171,8 @@ func TestNeighbourIsBeingMade(t *testing.T) {
 				"ALTER DATABASE {db} ALLOW_CONNECTIONS false", // first: no check reports a closed database
 				"REVOKE ALL ON DATABASE {db} FROM {a}, {b}; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO PUBLIC",
 			}
-			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {a}, {b}; ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
+			made := "BEGIN; REVOKE ALL ON DATABASE {db} FROM PUBLIC; GRANT CONNECT, TEMPORARY ON DATABASE {db} TO {a}, {b}; " +
+				"ALTER DATABASE {db} ALLOW_CONNECTIONS true; COMMIT"
 
 			done := make(chan struct{})
 			var wg sync.WaitGroup
@@ -240,7 +241,8 @@ func TestRivals(t *testing.T) {
 		x.WithAdmin(t, func(admin engine.Admin) {
 			login := x.Login(tenant.A)
 			set := func() error { return admin.SetPassword(t.Context(), login.User, login.Password) }
-			if err := beside(t, x.SQL([]string{"ALTER ROLE {a} CONNECTION LIMIT 50"})[0], set); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "the server says: tuple concurrently updated") {
+			if err := beside(t, x.SQL([]string{"ALTER ROLE {a} CONNECTION LIMIT 50"})[0], set); !fault.Is(err, fault.Unavailable) ||
+				!strings.Contains(err.Error(), "the server says: tuple concurrently updated") {
 				t.Errorf("got class %d: %v", fault.Of(err), err)
 			}
 			if err := set(); err != nil {
@@ -250,7 +252,8 @@ func TestRivals(t *testing.T) {
 				t.Errorf("dropped: got class %d: %v", fault.Of(err), err)
 			}
 			// An admin who may not do it is told which right is missing.
-			if err := admin.SetPassword(t.Context(), server.AdminUser, login.Password); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "may not do this") {
+			if err := admin.SetPassword(t.Context(), server.AdminUser, login.Password); !fault.Is(err, fault.Refused) ||
+				!strings.Contains(err.Error(), "may not do this") {
 				t.Errorf("without the right: got class %d: %v", fault.Of(err), err)
 			}
 		})

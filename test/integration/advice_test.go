@@ -136,7 +136,10 @@ func oneLock(t *testing.T, server *bed.Server, x *enginetest.Tenant, in string) 
 		if err := admin.Lock(t.Context(), x.Names); err != nil {
 			t.Fatal(err)
 		}
-		where, err := server.Query(t.Context(), "template1", "SELECT string_agg(datname, ',') FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'")
+		where, err := server.Query(
+			t.Context(), "template1",
+			"SELECT string_agg(datname, ',') FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'",
+		)
 		if err != nil || where != in {
 			t.Errorf("locks are held in %q, want %q (%v)", where, in, err)
 		}

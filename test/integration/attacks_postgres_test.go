@@ -166,7 +166,10 @@ func TestMembershipOutlivesNoPassword(t *testing.T) {
 			t.Errorf("the attacker in the victim's database: %v", err)
 		}
 		// The statement that the warning names ends what is left.
-		exec(t, server, printed(t, strings.Join(done.Warnings, "\n"), `SELECT pg_terminate_backend\(pid\) FROM pg_stat_activity WHERE usename = '`+attacker.User(tenant.A)+`'`))
+		exec(
+			t, server,
+			printed(t, strings.Join(done.Warnings, "\n"), `SELECT pg_terminate_backend\(pid\) FROM pg_stat_activity WHERE usename = '`+attacker.User(tenant.A)+`'`),
+		)
 		enginetest.Eventually(t, "the end of the attacker's sessions", func() bool {
 			left, err := lines(t.Context(), server, "", "SELECT pid::text FROM pg_stat_activity WHERE usename = $1", attacker.User(tenant.A))
 			return err == nil && len(left) == 0
@@ -231,7 +234,8 @@ func TestPasswordTakesAllWithIt(t *testing.T) {
 		}
 		// From 16 on, a setting of one transaction cannot be reset, and does nothing.
 		exec(t, server, x.SQL([]string{
-			"UPDATE pg_db_role_setting SET setconfig = (SELECT array_agg(e) FROM unnest(setconfig) e WHERE e !~ '^transaction_read_only') WHERE setrole = '{b}'::regrole",
+			"UPDATE pg_db_role_setting SET setconfig = " +
+				"(SELECT array_agg(e) FROM unnest(setconfig) e WHERE e !~ '^transaction_read_only') WHERE setrole = '{b}'::regrole",
 		})...)
 		if now := x.Look(t); now != whole {
 			t.Errorf("got\n%s\nwant\n%s", now, whole)
@@ -298,7 +302,8 @@ func extremes(t *testing.T, server *bed.Server, which string) []parameter {
 				WHEN 'bool' THEN ARRAY['on', 'off']
 				WHEN 'enum' THEN enumvals
 				WHEN 'string' THEN ARRAY['', 'nosuch', 'pg_temp', '"$user"', 'SQL_ASCII', 'LATIN1', 'EUC_JP', 'German', 'view']
-				ELSE ARRAY[min_val, CASE vartype WHEN 'integer' THEN (min_val::bigint + 1)::text END, CASE vartype WHEN 'integer' THEN (min_val::bigint + 2)::text END, max_val] END) v
+				ELSE ARRAY[min_val, CASE vartype WHEN 'integer' THEN (min_val::bigint + 1)::text END, `+
+		`CASE vartype WHEN 'integer' THEN (min_val::bigint + 2)::text END, max_val] END) v
 			WHERE v IS NOT NULL) x
 		WHERE context = 'user' AND (`+which+`) ORDER BY 1, 2`)
 	if err != nil {
@@ -335,7 +340,11 @@ func TestSettingsThatKineDependsOn(t *testing.T) {
 			server := newServer(t, bed.Version{Engine: bed.Postgres, Version: version})
 			x := admins(t, server)["cloud admin"].NewTenant()
 			x.Ensure(t)
-			pinned, err := lines(t.Context(), server, "", "SELECT split_part(e, '=', 1) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) e WHERE setrole = 0 AND datname = $1", x.Database)
+			pinned, err := lines(
+				t.Context(), server, "",
+				"SELECT split_part(e, '=', 1) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) e WHERE setrole = 0 AND datname = $1",
+				x.Database,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -386,7 +395,8 @@ func kine(ctx context.Context, server *bed.Server, x *enginetest.Tenant, v param
 		}
 	}()
 	for _, statement := range []string{
-		`CREATE TABLE IF NOT EXISTS kine (id BIGSERIAL PRIMARY KEY, name text COLLATE "C", created INTEGER, deleted INTEGER, create_revision BIGINT, prev_revision BIGINT, lease INTEGER, value bytea, old_value bytea)`,
+		`CREATE TABLE IF NOT EXISTS kine (id BIGSERIAL PRIMARY KEY, name text COLLATE "C", created INTEGER, deleted INTEGER, ` +
+			`create_revision BIGINT, prev_revision BIGINT, lease INTEGER, value bytea, old_value bytea)`,
 		`CREATE INDEX IF NOT EXISTS kine_name_index ON kine (name)`,
 		`CREATE UNIQUE INDEX IF NOT EXISTS kine_name_prev_revision_uindex ON kine (name, prev_revision)`,
 	} {
@@ -395,13 +405,16 @@ func kine(ctx context.Context, server *bed.Server, x *enginetest.Tenant, v param
 		}
 	}
 	for i := range 3 {
-		if _, err := conns[i%2].ExecContext(ctx, `INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) VALUES ($1, 1, 0, 0, $2, 0, $3)`,
+		if _, err := conns[i%2].ExecContext(ctx, `INSERT INTO kine (name, created, deleted, create_revision, prev_revision, lease, value) `+
+			`VALUES ($1, 1, 0, 0, $2, 0, $3)`,
 			`/registry/Ω\`+"'", i, []byte{0, 1, 0xff, '\\'}); err != nil {
 			return err
 		}
 	}
 	var value []byte
-	if err := conns[1].QueryRowContext(ctx, `SELECT value FROM public.kine WHERE name = $1 ORDER BY id DESC LIMIT 1`, `/registry/Ω\`+"'").Scan(&value); err != nil {
+	if err := conns[1].QueryRowContext(
+		ctx, `SELECT value FROM public.kine WHERE name = $1 ORDER BY id DESC LIMIT 1`, `/registry/Ω\`+"'",
+	).Scan(&value); err != nil {
 		return err
 	}
 	if string(value) != "\x00\x01\xff\\" {
@@ -581,7 +594,10 @@ func TestTenantAnswersForTheServer(t *testing.T) {
 		for _, code := range []string{"28P01", "3D000", "42501", "55000", "28000", "25006", "57P01", "08P01", "P0001"} {
 			x.ExecAs(t, x.User(tenant.A), x.Passwords[tenant.A], x.Database,
 				"DROP VIEW IF EXISTS public.kine",
-				fmt.Sprintf(`CREATE OR REPLACE FUNCTION public.lie() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION E'their words \x1b[2J' USING ERRCODE = '%s'; END $$`, code),
+				fmt.Sprintf(
+					`CREATE OR REPLACE FUNCTION public.lie() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION E'their words \x1b[2J' USING ERRCODE = '%s'; END $$`,
+					code,
+				),
 				"CREATE VIEW public.kine AS SELECT public.lie() AS id")
 			data, err := s.Engine.HasData(t.Context(), x.Login(tenant.A))
 			if code == "42501" { // looks the same as another role's table

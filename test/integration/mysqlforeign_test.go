@@ -114,7 +114,8 @@ func kineOnHostile(t *testing.T, server *bed.Server, j *job, dsn string, db *sql
 	}
 	// The superuser's session would be under the server's settings; kine's own sees its table, too.
 	var is string
-	if err := db.QueryRowContext(t.Context(), "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = 'kine'", j.Database).Scan(&is); err != nil || is != "InnoDB" {
+	const query = "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = 'kine'"
+	if err := db.QueryRowContext(t.Context(), query, j.Database).Scan(&is); err != nil || is != "InnoDB" {
 		t.Errorf("kine's table is of engine %q, %v", is, err)
 	}
 }
@@ -213,7 +214,9 @@ func TestAccountsPutRight(t *testing.T) {
 		}
 		cases := []broken{
 			{"(F6) a plugin that is gone", []string{
-				"UPDATE mysql.user SET plugin = 'mysql_native_password', authentication_string = '*54958E764CE10E50764C2EECBB71D01F08549980' WHERE User IN ('{a}', '{b}')", "FLUSH PRIVILEGES",
+				"UPDATE mysql.user SET plugin = 'mysql_native_password', authentication_string = " +
+					"'*54958E764CE10E50764C2EECBB71D01F08549980' WHERE User IN ('{a}', '{b}')",
+				"FLUSH PRIVILEGES",
 			}, 0},
 			{"(F13) blocked for good", []string{"ALTER USER {a} FAILED_LOGIN_ATTEMPTS 3 PASSWORD_LOCK_TIME UNBOUNDED"}, 3},
 		}
@@ -478,7 +481,10 @@ func TestGrantOption(t *testing.T) {
 					grants(attacker, tenant.B, "GRANT SELECT ON {other}.* TO {a}, {b}", "GRANT GRANT OPTION ON *.* TO {b}", "GRANT GRANT OPTION ON mysql.* TO {b}",
 						"GRANT GRANT OPTION ON {db}.* TO {a}", "GRANT GRANT OPTION ON PROCEDURE "+routine(t, server)+" TO {a}")
 					if everyone != "" {
-						for _, grant := range []string{"GRANT SELECT ON {other}.*", "GRANT GRANT OPTION ON mysql.*", "GRANT GRANT OPTION ON *.*", "GRANT GRANT OPTION ON PROCEDURE " + routine(t, server)} {
+						for _, grant := range []string{
+							"GRANT SELECT ON {other}.*", "GRANT GRANT OPTION ON mysql.*", "GRANT GRANT OPTION ON *.*",
+							"GRANT GRANT OPTION ON PROCEDURE " + routine(t, server),
+						} {
 							grants(attacker, tenant.B, grant+" TO "+everyone)
 						}
 					}
@@ -520,7 +526,10 @@ func TestGrantOption(t *testing.T) {
 					}
 				}
 				// An open session still reads it, and the test ends it as the warning says.
-				ids, err := lines(t.Context(), server, "", printed(t, warnings, `SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '`+attacker.User(tenant.B)+`' AND DB = '[a-z0-9]*'`))
+				ids, err := lines(
+					t.Context(), server, "",
+					printed(t, warnings, `SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '`+attacker.User(tenant.B)+`' AND DB = '[a-z0-9]*'`),
+				)
 				if err != nil || len(ids) == 0 {
 					t.Fatalf("%q, %v", ids, err)
 				}
@@ -576,7 +585,10 @@ func everyone(t *testing.T, server *bed.Server) string {
 // routine returns a routine that the server came with.
 func routine(t *testing.T, server *bed.Server) string {
 	t.Helper()
-	found, err := lines(t.Context(), server, "", "SELECT CONCAT(ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_TYPE = 'PROCEDURE' ORDER BY 1 LIMIT 1")
+	found, err := lines(
+		t.Context(), server, "",
+		"SELECT CONCAT(ROUTINE_SCHEMA, '.', ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_TYPE = 'PROCEDURE' ORDER BY 1 LIMIT 1",
+	)
 	if err != nil || len(found) == 0 {
 		t.Fatalf("no routine: %v", err)
 	}

@@ -53,7 +53,10 @@ func TestPooler(t *testing.T) {
 			if _, err := e.TenantSession(t.Context(), login); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), params) {
 				t.Errorf("the login itself: got class %d: %v", fault.Of(err), err)
 			}
-			ignores := bed.NewPooler(t, server, mode, printed(t, said, params+`[a-z_,]+`)+",statement_timeout,default_transaction_isolation,default_transaction_deferrable")
+			ignores := bed.NewPooler(
+				t, server, mode,
+				printed(t, said, params+`[a-z_,]+`)+",statement_timeout,default_transaction_isolation,default_transaction_deferrable",
+			)
 			if mode != "session" {
 				through(t, ignores).refused(t, "does not keep sessions", "pool_mode = session")
 				return

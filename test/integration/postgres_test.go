@@ -34,7 +34,8 @@ const (
 		SELECT format('on database: %s %s %s', CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(x.grantee) END, x.privilege_type, x.is_grantable)
 		FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) x WHERE datname = $1
 		UNION ALL
-		SELECT format('setting %s %s %s', d.datname, r.rolname, ARRAY(SELECT unnest(s.setconfig) ORDER BY 1)) FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+		SELECT format('setting %s %s %s', d.datname, r.rolname, ARRAY(SELECT unnest(s.setconfig) ORDER BY 1)) ` +
+		`FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
 		LEFT JOIN pg_roles r ON r.oid = s.setrole WHERE d.datname = $1 OR starts_with(r.rolname, $1)
 		ORDER BY 1`
 	postgresInside = `
@@ -48,7 +49,10 @@ const (
 )
 
 // postgresChange is a statement in the server's log that changes something.
-var postgresChange = regexp.MustCompile(`(?i)LOG:  (?:statement|execute [^:]*): \s*(?:(?:CREATE|ALTER|DROP|GRANT|REVOKE|COMMENT|INSERT|UPDATE|DELETE|BEGIN|LOCK|SELECT pg_catalog.pg_terminate_backend)\b)`)
+var postgresChange = regexp.MustCompile(
+	`(?i)LOG:  (?:statement|execute [^:]*): \s*` +
+		`(?:(?:CREATE|ALTER|DROP|GRANT|REVOKE|COMMENT|INSERT|UPDATE|DELETE|BEGIN|LOCK|SELECT pg_catalog.pg_terminate_backend)\b)`,
+)
 
 func describePostgres(d *enginetest.Server, s *bed.Server) {
 	version, err := strconv.Atoi(s.Version)
@@ -92,7 +96,8 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 			SELECT 'schema ' || p FROM unnest(ARRAY['USAGE', 'CREATE']) p WHERE has_schema_privilege($2, 'public', p)
 			UNION ALL
 			SELECT 'attribute ' || a.key FROM pg_roles r, jsonb_each(to_jsonb(r)) a
-			WHERE pg_has_role($1, r.oid, 'MEMBER') AND a.key IN ('rolsuper', 'rolcreatedb', 'rolcreaterole', 'rolreplication', 'rolbypassrls') AND a.value = 'true'`, n.User(slot), n.Owner)
+			WHERE pg_has_role($1, r.oid, 'MEMBER') AND a.key IN ('rolsuper', 'rolcreatedb', 'rolcreaterole', 'rolreplication', 'rolbypassrls') `+
+			`AND a.value = 'true'`, n.User(slot), n.Owner)
 	}
 
 	// These objects were made before the logins had rights of their own.
@@ -120,10 +125,16 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		{Name: "all rights on the database gone", Reason: "as above", SQL: []string{`REVOKE ALL ON DATABASE {db} FROM {owner}, {a}, {b}`}},
 		{Name: "CREATE on the database", Reason: "a tenant makes no schemas", SQL: []string{`GRANT CREATE ON DATABASE {db} TO {owner}, {b}`}},
 		{Name: "owner role may connect", Reason: "S1: a member of it would be in", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO {owner}`}},
-		{Name: "roles inherit", Reason: "S1: what is forced on a login would have an effect", SQL: []string{`ALTER ROLE {owner} INHERIT`, `ALTER ROLE {a} INHERIT`, `ALTER ROLE {b} INHERIT`}},
+		{
+			Name: "roles inherit", Reason: "S1: a membership that is forced on a login would have an effect",
+			SQL: []string{`ALTER ROLE {owner} INHERIT`, `ALTER ROLE {a} INHERIT`, `ALTER ROLE {b} INHERIT`},
+		},
 		{Name: "limit of a login lifted", Reason: "S4: other databases count for themselves", SQL: []string{`ALTER ROLE {a} CONNECTION LIMIT -1`}},
 		{Name: "limit of a login changed", Reason: "S4", SQL: []string{`ALTER ROLE {b} CONNECTION LIMIT 3`}},
-		{Name: "foreign member of a login", Reason: "S1", SQL: []string{`CREATE ROLE {db}x LOGIN`, `GRANT {a} TO {db}x`}, AsAdmin: true, Clean: []string{`DROP ROLE {db}x`}},
+		{
+			Name: "foreign member of a login", Reason: "S1",
+			SQL: []string{`CREATE ROLE {db}x LOGIN`, `GRANT {a} TO {db}x`}, AsAdmin: true, Clean: []string{`DROP ROLE {db}x`},
+		},
 		{
 			Name: "foreign member of the owner role, who may grant it on", Reason: "S1", AsAdmin: true, Clean: []string{`DROP ROLE {db}x`, `DROP ROLE {db}y`},
 			SQL: []string{`CREATE ROLE {db}x LOGIN`, `CREATE ROLE {db}y`, `GRANT {owner} TO {db}x WITH ADMIN OPTION`, `GRANT {owner} TO {db}y`},
@@ -141,9 +152,13 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 		}},
 		{Name: "made by an older release", Reason: "S1, S4, F11", SQL: older},
 		{Name: "pins of the database", Reason: "F11", SQL: []string{
-			`ALTER DATABASE {db} RESET search_path`, `ALTER DATABASE {db} SET lock_timeout = 1`, `ALTER DATABASE {db} SET default_transaction_isolation = 'serializable'`,
+			`ALTER DATABASE {db} RESET search_path`, `ALTER DATABASE {db} SET lock_timeout = 1`,
+			`ALTER DATABASE {db} SET default_transaction_isolation = 'serializable'`,
 		}},
-		{Name: "CONNECT for PUBLIC", Alone: true, Reason: "B24: every login of the server could read along", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`}},
+		{
+			Name: "CONNECT for PUBLIC", Alone: true, Reason: "B24: every login of the server could read along",
+			SQL: []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`},
+		},
 		{Name: "TEMPORARY for PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT TEMPORARY ON DATABASE {db} TO PUBLIC`}},
 		{Name: "everything for PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT ALL ON DATABASE {db} TO PUBLIC`}},
 		{Name: "limit lifted", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT -1`}},
@@ -171,21 +186,43 @@ func describePostgres(d *enginetest.Server, s *bed.Server) {
 
 	d.Findings = []enginetest.Finding{
 		{Name: "may create databases", Reason: "promise 1", SQL: []string{`ALTER ROLE {a} CREATEDB`}, Undo: []string{`ALTER ROLE {a} NOCREATEDB`}, Want: "{a}"},
-		{Name: "may create roles", Reason: "promise 1", SQL: []string{`ALTER ROLE {owner} CREATEROLE`}, Undo: []string{`ALTER ROLE {owner} NOCREATEROLE`}, Want: "{owner}"},
-		{Name: "may run programs, by way of the owner role", Reason: "who may is the server's operating system user", SQL: []string{`GRANT pg_execute_server_program TO {owner}`}, Undo: []string{`REVOKE pg_execute_server_program FROM {owner}`}, Want: "pg_execute_server_program"},
-		{Name: "another tenant's database open to PUBLIC", Alone: true, Reason: "B24", SQL: []string{`GRANT CONNECT ON DATABASE {other} TO PUBLIC`}, Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM PUBLIC`}, Want: "{other}"},
-		{Name: "another tenant's database open to the login", Reason: "B24", SQL: []string{`GRANT CONNECT ON DATABASE {other} TO {a}`}, Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM {a}`}, Want: "{other}"},
+		{
+			Name: "may create roles", Reason: "promise 1",
+			SQL: []string{`ALTER ROLE {owner} CREATEROLE`}, Undo: []string{`ALTER ROLE {owner} NOCREATEROLE`}, Want: "{owner}",
+		},
+		{
+			Name: "may run programs, by way of the owner role", Reason: "a login that may do this acts as the server's operating system user",
+			SQL:  []string{`GRANT pg_execute_server_program TO {owner}`},
+			Undo: []string{`REVOKE pg_execute_server_program FROM {owner}`}, Want: "pg_execute_server_program",
+		},
+		{
+			Name: "another tenant's database open to PUBLIC", Alone: true, Reason: "B24",
+			SQL:  []string{`GRANT CONNECT ON DATABASE {other} TO PUBLIC`},
+			Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM PUBLIC`}, Want: "{other}",
+		},
+		{
+			Name: "another tenant's database open to the login", Reason: "B24",
+			SQL:  []string{`GRANT CONNECT ON DATABASE {other} TO {a}`},
+			Undo: []string{`REVOKE CONNECT ON DATABASE {other} FROM {a}`}, Want: "{other}",
+		},
 		{Name: "not the owner role", Reason: "B4", SQL: []string{`ALTER ROLE {a} RESET role`}, Undo: []string{`ALTER ROLE {a} SET role TO {owner}`}, Want: "{owner}"},
 		{
 			Name: "no tables in the schema", Reason: "B39", Inside: true, Want: "schema public",
 			SQL:  []string{`REVOKE CREATE ON SCHEMA public FROM {owner}, PUBLIC`},
 			Undo: []string{`GRANT USAGE, CREATE ON SCHEMA public TO {owner}`},
 		},
-		{Name: "read-only", Reason: "B47", SQL: []string{`ALTER ROLE {a} SET default_transaction_read_only = on`}, Undo: []string{`ALTER ROLE {a} RESET default_transaction_read_only`}, Want: "read-only"},
+		{
+			Name: "read-only", Reason: "B47",
+			SQL:  []string{`ALTER ROLE {a} SET default_transaction_read_only = on`},
+			Undo: []string{`ALTER ROLE {a} RESET default_transaction_read_only`}, Want: "read-only",
+		},
 	}
 
 	if !cloud { // from 16 on the cloud admin is a member of the roles that it made, and circles are not allowed
-		d.Findings = append(d.Findings, enginetest.Finding{Name: "a member of the admin", Reason: "promise 1", SQL: []string{`GRANT "{admin}" TO {a}`}, Undo: []string{`REVOKE "{admin}" FROM {a}`}, Want: "{admin}"})
+		d.Findings = append(d.Findings, enginetest.Finding{
+			Name: "a member of the admin", Reason: "promise 1",
+			SQL: []string{`GRANT "{admin}" TO {a}`}, Undo: []string{`REVOKE "{admin}" FROM {a}`}, Want: "{admin}",
+		})
 	}
 
 	const login = `CREATE ROLE {user} LOGIN PASSWORD '{password}'`
@@ -225,7 +262,11 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "close its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} ALLOW_CONNECTIONS false`}, Codes: no},
 		{Name: "make its database a template", Reason: "any login with CREATEDB could copy it", SQL: []string{`ALTER DATABASE {db} IS_TEMPLATE true`}, Codes: no},
 		{Name: "raise its connection limit", Reason: "B45", SQL: []string{`ALTER DATABASE {db} CONNECTION LIMIT 1000`}, Codes: no},
-		{Name: "open its database", Reason: "B24: the server only warns that nothing was granted; the snapshot at the end shows it", SQL: []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`}},
+		{
+			Name:   "open its database",
+			Reason: "B24: the server only warns that nothing was granted; the snapshot at the end shows it",
+			SQL:    []string{`GRANT CONNECT ON DATABASE {db} TO PUBLIC`},
+		},
 		{Name: "own its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} OWNER TO {owner}`}, Codes: no},
 		{Name: "set what the server does in its database", Reason: "the admin owns it", SQL: []string{`ALTER DATABASE {db} SET work_mem = '1GB'`}, Codes: no},
 		{Name: "become the admin", Reason: "promise 1", SQL: []string{fmt.Sprintf(`SET ROLE "%s"`, admin)}, Codes: no},
@@ -257,22 +298,55 @@ func postgresAttempts(version int, super, admin string) []enginetest.Attempt {
 		{Name: "switch constraints and triggers off", Reason: "a superuser's setting", SQL: []string{`SET session_replication_role = 'replica'`}, Codes: no},
 		{Name: "make a tablespace", Reason: "the server's files are not the tenant's", SQL: []string{`CREATE TABLESPACE loot LOCATION '/tmp'`}, Codes: no},
 		{Name: "switch the log off", Reason: "the admin's evidence", SQL: []string{`SET log_statement = 'none'`}, Codes: no},
-		{Name: "end other sessions", Reason: "promise 1", SQL: []string{fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = '%s' LIMIT 1`, super)}, Codes: no},
+		{
+			Name: "end other sessions", Reason: "promise 1",
+			SQL:   []string{fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = '%s' LIMIT 1`, super)},
+			Codes: no,
+		},
 		{Name: "subscribe", Reason: "a way to read other servers", SQL: []string{`CREATE SUBSCRIPTION loot CONNECTION 'host=localhost' PUBLICATION p`}, Codes: no},
 		{Name: "replicate", Reason: "it would read every database", SQL: []string{`SELECT pg_create_physical_replication_slot('loot')`}, Codes: no},
 
 		// PostgreSQL cannot hide these facts, so the threat model must name them.
-		{Name: "possible: list databases", Reason: "the names are hashes, so they tell nothing", SQL: []string{`SELECT 1 FROM pg_database WHERE datname = '{other}'`}, Rows: ptr(1)},
+		{
+			Name: "possible: list databases", Reason: "the names are hashes, so they tell nothing",
+			SQL: []string{`SELECT 1 FROM pg_database WHERE datname = '{other}'`}, Rows: ptr(1),
+		},
 		{Name: "possible: list roles", Reason: "as above", SQL: []string{`SELECT 1 FROM pg_roles WHERE rolname = '{othera}'`}, Rows: ptr(1)},
-		{Name: "possible: read marks", Reason: "they are hashes of something else than the names", SQL: []string{`SELECT 1 FROM pg_shdescription WHERE description LIKE 'dbconnector:%' LIMIT 1`}, Rows: ptr(1)},
-		{Name: "others' statements are hidden", Reason: "pg_stat_activity shows who, and not what", SQL: []string{fmt.Sprintf(`SELECT 1 FROM pg_stat_activity WHERE usename IN ('%s', '%s') AND query IS NOT NULL AND query <> '<insufficient privilege>'`, super, strings.ReplaceAll(admin, "'", "''"))}, Rows: ptr(0)},
+		{
+			Name: "possible: read marks", Reason: "they are hashes of values other than the names",
+			SQL: []string{`SELECT 1 FROM pg_shdescription WHERE description LIKE 'dbconnector:%' LIMIT 1`}, Rows: ptr(1),
+		},
+		{
+			Name: "others' statements are hidden", Reason: "pg_stat_activity shows the user, not the statement",
+			SQL: []string{fmt.Sprintf(
+				`SELECT 1 FROM pg_stat_activity WHERE usename IN ('%s', '%s') AND query IS NOT NULL AND query <> '<insufficient privilege>'`,
+				super, strings.ReplaceAll(admin, "'", "''"),
+			)},
+			Rows: ptr(0),
+		},
 		{Name: "possible: connect to postgres", Reason: "PUBLIC may, unless the admin closes it: Ensure warns", Database: "postgres", SQL: []string{`SELECT 1`}},
 		{Name: "possible: connect to template1", Reason: "as above", Database: "template1", SQL: []string{`SELECT 1`}},
-		{Name: "possible: temporary tables in postgres", Reason: "PUBLIC may; they end with the session", Database: "postgres", SQL: []string{`CREATE TEMPORARY TABLE loot (i int)`}},
-		{Name: "possible: large objects in postgres", Reason: "PUBLIC may, on every version; they take space outside the tenant's database", Database: "postgres", SQL: []string{`SELECT lo_unlink(lo_create(0))`}},
+		{
+			Name: "possible: temporary tables in postgres", Reason: "PUBLIC may; they end with the session",
+			Database: "postgres",
+			SQL:      []string{`CREATE TEMPORARY TABLE loot (i int)`},
+		},
+		{
+			Name:   "possible: large objects in postgres",
+			Reason: "PUBLIC may, on every version; they take space outside the tenant's database", Database: "postgres",
+			SQL: []string{`SELECT lo_unlink(lo_create(0))`},
+		},
 	}
-	tables := enginetest.Attempt{Name: "create tables in postgres", Reason: "up to 14 PUBLIC may (CVE-2018-1058), from 15 on not", Database: "postgres", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no}
-	templates := enginetest.Attempt{Name: "create tables in template1", Reason: "up to 14 PUBLIC may, and every database made from it later has them", Database: "template1", SQL: []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no}
+	tables := enginetest.Attempt{
+		Name: "create tables in postgres", Reason: "up to 14 PUBLIC may (CVE-2018-1058), from 15 on not",
+		Database: "postgres",
+		SQL:      []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no,
+	}
+	templates := enginetest.Attempt{
+		Name: "create tables in template1", Reason: "up to 14 PUBLIC may, and every database made from it later has them",
+		Database: "template1",
+		SQL:      []string{`SET ROLE NONE`, `CREATE TABLE public.{db} (i int)`}, Codes: no,
+	}
 	if version < 15 {
 		tables.Codes, templates.Codes = nil, nil
 		tables.Name, templates.Name = "possible: "+tables.Name, "possible: "+templates.Name

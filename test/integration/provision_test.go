@@ -227,7 +227,10 @@ func wantActive(t *testing.T, r *tenant.Record, slot tenant.Slot, generation int
 	// replaced.
 	left := r.Pending == nil || *r.Pending == tenant.Change{Slot: slot.Other(), Password: r.Slots[slot.Other()].Password, Purpose: tenant.Retire}
 	if r.Active != slot || r.Generation != generation || !left {
-		t.Errorf("got slot %s, generation %d, pending %v; want slot %s, generation %d, nothing pending but a retirement", r.Active, r.Generation, r.Pending, slot, generation)
+		t.Errorf(
+			"got slot %s, generation %d, pending %v; want slot %s, generation %d, nothing pending but a retirement", r.Active,
+			r.Generation, r.Pending, slot, generation,
+		)
 	}
 }
 
@@ -330,7 +333,8 @@ var provisioning = map[string]func(*testing.T, *enginetest.Server){
 		}()
 		enginetest.Eventually(t, "a second wait", func() bool { return j.logs.FilterMessage("waiting").Len() > 1 })
 		for _, entry := range j.logs.FilterMessage("waiting").All() {
-			if reason := fmt.Sprint(entry.ContextMap()["error"]); !strings.Contains(reason, "both logins") || !strings.Contains(reason, a.User) || !strings.Contains(reason, b.User) {
+			if reason := fmt.Sprint(entry.ContextMap()["error"]); !strings.Contains(reason, "both logins") ||
+				!strings.Contains(reason, a.User) || !strings.Contains(reason, b.User) {
 				t.Errorf("waits because of %q, want both logins named", reason)
 			}
 		}

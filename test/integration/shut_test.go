@@ -144,7 +144,10 @@ func shut(t *testing.T, server *bed.Server, s *enginetest.Server) {
 			x := s.NewTenant()
 			x.Ensure(t)
 			own := x.Session(t, x.Login(tenant.A))
-			if _, err := own.ExecContext(t.Context(), "SET ROLE NONE; BEGIN; ALTER ROLE CURRENT_USER SET work_mem = '4MB'; ALTER ROLE CURRENT_USER PASSWORD NULL"); err != nil {
+			if _, err := own.ExecContext(
+				t.Context(),
+				"SET ROLE NONE; BEGIN; ALTER ROLE CURRENT_USER SET work_mem = '4MB'; ALTER ROLE CURRENT_USER PASSWORD NULL",
+			); err != nil {
 				t.Fatal(err)
 			}
 			x.WithAdmin(t, func(admin engine.Admin) {

@@ -665,7 +665,11 @@ func TestPermissionWithdrawn(t *testing.T) {
 	grant(t, p, "update", "", "secrets", record, false, readOnly)
 	release()
 	failing(t, sidecar, "stage")
-	if want := fmt.Sprintf(`an RBAC rule is missing, verb \"update\" on resource \"secrets\" named \"%s\" in namespace \"%s\"`, record, rig.Namespace); !strings.Contains(sidecar.Log(), want) {
+	want := fmt.Sprintf(
+		`an RBAC rule is missing, verb \"update\" on resource \"secrets\" named \"%s\" in namespace \"%s\"`,
+		record, rig.Namespace,
+	)
+	if !strings.Contains(sidecar.Log(), want) {
 		t.Errorf("the sidecar does not say what is missing:\n%s", sidecar.Log())
 	}
 	ready(t, sidecar)
@@ -809,7 +813,8 @@ func TestExitCodes(t *testing.T) {
 			}
 			last := lastLine(t, sidecar)
 			said, _ := last["error"].(string)
-			if sidecar.Exit() != test.exit || last["exitCode"] != float64(test.exit) || last["level"] != "error" || last["msg"] != "rotate failed" || !strings.Contains(said, test.want) {
+			if sidecar.Exit() != test.exit || last["exitCode"] != float64(test.exit) ||
+				last["level"] != "error" || last["msg"] != "rotate failed" || !strings.Contains(said, test.want) {
 				t.Errorf("exit code %d, want %d with %q; the last line is %v", sidecar.Exit(), test.exit, test.want, last)
 			}
 			if len(sidecar.Lines("rotate failed")) != 1 {

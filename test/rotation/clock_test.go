@@ -158,7 +158,10 @@ func TestClockJumps(t *testing.T) {
 			t.Helper()
 			r := recordOf(t, plane)
 			if r.Generation != generation || r.OtherRetired != retired || r.Pending != nil {
-				t.Fatalf("%s: generation %d, retired %t, pending %t; want generation %d, retired %t", what, r.Generation, r.OtherRetired, r.Pending != nil, generation, retired)
+				t.Fatalf(
+					"%s: generation %d, retired %t, pending %t; want generation %d, retired %t", what, r.Generation, r.OtherRetired,
+					r.Pending != nil, generation, retired,
+				)
 			}
 			return r
 		}

@@ -260,7 +260,11 @@ func TestFilesAreLookedAfter(t *testing.T) {
 	check(t, "preparing the hand-over", err)
 	ca, err := bed.Authority()
 	check(t, "making a CA", err)
-	r := tenant.NewRecord("uid", "ns", "v", dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull, CA: string(ca.PEM)}, 10)
+	r := tenant.NewRecord(
+		"uid", "ns", "v",
+		dbserver.Server{Engine: dbserver.Postgres, Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull, CA: string(ca.PEM)},
+		10,
+	)
 	check(t, "handing over, as init does", p.Write(r))
 	synctest.Test(t, func(t *testing.T) {
 		r.ProvisionedAt, r.RotatedAt = time.Now(), time.Now()

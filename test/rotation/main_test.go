@@ -84,7 +84,10 @@ const patience = 2 * time.Minute
 func newTenant(tb testing.TB, s *bed.Server, addr string) *rig.Tenant {
 	tb.Helper()
 	dir := tb.TempDir()
-	t := &rig.Tenant{Binary: initBinary, Name: rig.Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector")}
+	t := &rig.Tenant{
+		Binary: initBinary, Name: rig.Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"),
+		ConnectorDir: filepath.Join(dir, "connector"),
+	}
 	for _, d := range []string{t.Out, t.ConnectorDir} {
 		check(tb, "making a directory", os.Mkdir(d, 0o755))
 	}

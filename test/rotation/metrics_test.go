@@ -299,7 +299,9 @@ func TestEvents(t *testing.T) {
 	list := events(t, p, pod, append(want, "Warning Failed x2")...)
 	for _, e := range list {
 		about := e.InvolvedObject
-		if about.APIVersion != "v1" || about.Kind != "Pod" || about.Namespace != rig.Namespace || about.UID != uid || e.Source.Component != "dbconnector-rotate" || e.FirstTimestamp.IsZero() {
+		if about.APIVersion != "v1" || about.Kind != "Pod" ||
+			about.Namespace != rig.Namespace || about.UID != uid ||
+			e.Source.Component != "dbconnector-rotate" || e.FirstTimestamp.IsZero() {
 			t.Errorf("got %+v", e)
 		}
 		if found := holds(e.Message, words); len(found) > 0 {

@@ -40,7 +40,10 @@ var (
 )
 
 func patchRule(release string) object {
-	return object{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "deployments"}, "resourceNames": []string{release}, "verbs": []string{"get", "patch"}}
+	return object{
+		"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "deployments"},
+		"resourceNames": []string{release}, "verbs": []string{"get", "patch"},
+	}
 }
 
 const rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/" + rig.Namespace
@@ -170,7 +173,10 @@ func (w *workload) get(tb testing.TB) (rest object, generation int64, ours objec
 func (w *workload) roll(tb testing.TB, replicas, updated int) {
 	tb.Helper()
 	_, generation, _ := w.get(tb)
-	check(tb, "reporting the workload's status", w.cluster.API.Do(tb.Context(), http.MethodPatch, w.path+"/status", object{"status": w.status(generation, replicas, updated)}, nil))
+	check(
+		tb, "reporting the workload's status",
+		w.cluster.API.Do(tb.Context(), http.MethodPatch, w.path+"/status", object{"status": w.status(generation, replicas, updated)}, nil),
+	)
 }
 
 // TestRollout: three sidecars race for the rollout of one rotation. The pod template is changed once, and nothing else

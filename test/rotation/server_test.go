@@ -556,7 +556,10 @@ func TestConnectionsExhausted(t *testing.T) {
 					names := plane.Names()
 					limit := []string{`ALTER DATABASE "` + names.Database + `" CONNECTION LIMIT 5`}
 					if engine != bed.Postgres {
-						limit = []string{"ALTER USER '" + names.User(tenant.A) + "'@'%' WITH MAX_USER_CONNECTIONS 5", "ALTER USER '" + names.User(tenant.B) + "'@'%' WITH MAX_USER_CONNECTIONS 5"}
+						limit = []string{
+							"ALTER USER '" + names.User(tenant.A) + "'@'%' WITH MAX_USER_CONNECTIONS 5",
+							"ALTER USER '" + names.User(tenant.B) + "'@'%' WITH MAX_USER_CONNECTIONS 5",
+						}
 					}
 					check(t, "limiting the tenant", server.Exec(t.Context(), limit...))
 				}

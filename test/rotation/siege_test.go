@@ -304,7 +304,8 @@ func (s *siege) newcomers(t *testing.T) {
 		result, err := newcomer.Run(t.Context())
 		check(t, "dbconnector-init", err)
 		by := fmt.Sprintf("of login %q (another's) holds a lock", ally.Names().User(tenant.A))
-		if said := strings.ReplaceAll(result.Stderr, `\"`, `"`); result.Exit == 0 || !strings.Contains(said, `database "postgres" is shut`) || !strings.Contains(said, by) {
+		if said := strings.ReplaceAll(result.Stderr, `\"`, `"`); result.Exit == 0 ||
+			!strings.Contains(said, `database "postgres" is shut`) || !strings.Contains(said, by) {
 			t.Errorf("exit code %d, want %q:\n%s", result.Exit, by, said)
 		}
 		release()

@@ -93,7 +93,9 @@ func (t *Tenant) Trace(dirs []string, at int, moment Moment) (calls []string, ex
 		switch s := status.StopSignal(); s {
 		case syscallStop:
 			var info syscallInfo
-			if _, _, errno := syscall.Syscall6(syscall.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0); errno != 0 {
+			if _, _, errno := syscall.Syscall6(
+				syscall.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0,
+			); errno != 0 {
 				break // it was killed
 			}
 			strike := false
