@@ -1131,7 +1131,9 @@ func TestLooksBad(t *testing.T) {
 		{"clear text", "it was said", postgres, all(unset("caCert"), key("sslMode", "disable")), []string{"clear text"}, "sslmode=disable"},
 		{
 			"unknown variable", "several programs write a pod's environment", postgres,
-			variable("DBCONNECTOR_TIME_LIMIT", "1h"), []string{"DBCONNECTOR_TIME_LIMIT", "ignored"}, "",
+			variable("DBCONNECTOR_TIME_LIMIT", "1h"),
+			[]string{"DBCONNECTOR_TIME_LIMIT", "ignored"},
+			"",
 		},
 		{
 			"empty variables", "set to nothing counts as not set", postgres,
@@ -1161,7 +1163,9 @@ func TestLooksBad(t *testing.T) {
 		},
 		{
 			"config of 256 KiB", "as large as it can be", postgres,
-			config(embedded + "# " + strings.Repeat("x", 256<<10-len(embedded)-3) + "\n"), []string{"dataSource is empty"}, "",
+			config(embedded + "# " + strings.Repeat("x", 256<<10-len(embedded)-3) + "\n"),
+			[]string{"dataSource is empty"},
+			"",
 		},
 		{"long tenant UID", "as long as it may be", postgres, func(_ testing.TB, s *site) {
 			s.uid += strings.Repeat("ü", (1024-len(s.uid))/2)
