@@ -144,7 +144,7 @@ func TestApplyConnectorWithoutKubernetes(t *testing.T) {
 	s.provision(t)
 	s.connector = good
 	if o := s.run(t); !o.said("ready", "sslMode:require") {
-		t.Errorf("it was applied without a request:\n%s", o.stderr)
+		t.Errorf("init applied the connector without a request:\n%s", o.stderr)
 	}
 	file := filepath.Join(s.stateDir, "apply-connector")
 	write(t, file, "")

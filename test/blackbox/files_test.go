@@ -27,11 +27,11 @@ func (c *child) endsWithin(tb testing.TB, limit time.Duration) *outcome {
 		defer grace.Stop()
 		select {
 		case <-c.done:
-			tb.Errorf("it ran for %s, and ended when it was asked to", limit)
+			tb.Errorf("init ran for %s, and ended when it was asked to", limit)
 		case <-grace.C:
 			_ = c.cmd.Process.Kill()
 			<-c.done
-			tb.Errorf("it ran for %s, and did not end when it was asked to", limit)
+			tb.Errorf("init ran for %s, and did not end when it was asked to", limit)
 		}
 	}
 	return c.wait(tb)

@@ -101,7 +101,7 @@ func TestWaitingIsSaid(t *testing.T) {
 					"resourceAttributes": object{"namespace": v.namespace, "resource": "events", "verb": "patch"},
 				}}, &review)
 				if err == nil && review.Status.Allowed {
-					err = errors.New("it may still patch Events")
+					err = errors.New("init may still patch Events")
 				}
 				return err
 			})

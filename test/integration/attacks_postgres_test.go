@@ -480,7 +480,7 @@ func TestLimitHoldsElsewhere(t *testing.T) {
 			x.Session(t, elsewhere)
 		}
 		if err := s.Engine.Login(t.Context(), elsewhere); !fault.Is(err, fault.Unavailable) {
-			t.Errorf("one more: %v", err)
+			t.Errorf("one session more: %v", err)
 		}
 		// During a rolling update both are in use.
 		if err := s.Engine.Login(t.Context(), x.Login(tenant.B)); err != nil {

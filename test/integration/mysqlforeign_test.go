@@ -556,7 +556,7 @@ func TestGrantOption(t *testing.T) {
 				plant()
 				root(t, server, "GRANT PROXY ON ''@'' TO '"+s.Connector.User+"' WITH GRANT OPTION")
 				if left := heal(); strings.Contains(left, "As root") {
-					t.Errorf("by an admin who may do it all: %s", left)
+					t.Errorf("by an admin with all rights: %s", left)
 				}
 				root(t, server, "REVOKE PROXY ON ''@'' FROM '"+s.Connector.User+"'")
 				rows, err := lines(t.Context(), server, "", "SELECT CONCAT(User, ' as ', Proxied_user) FROM mysql.proxies_priv WHERE Host = '%'")

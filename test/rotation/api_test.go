@@ -230,7 +230,7 @@ func waits(tb testing.TB, s *rig.Sidecar, attempts float64) {
 				return nil
 			}
 		}
-		return fmt.Errorf("it never waits for the API server:\n%s", s.Log())
+		return fmt.Errorf("the sidecar never waits for the API server:\n%s", s.Log())
 	})
 }
 
@@ -718,7 +718,7 @@ func TestStop(t *testing.T) {
 	starting := rotate(t, through, hourly...)
 	bed.Eventually(t, patience, func(context.Context) error {
 		if starting.Log() == "" {
-			return errors.New("it has not begun")
+			return errors.New("the sidecar has not begun")
 		}
 		return nil
 	})
@@ -809,7 +809,7 @@ func TestExitCodes(t *testing.T) {
 			select {
 			case <-sidecar.Done():
 			case <-time.After(patience):
-				t.Fatal("it does not end")
+				t.Fatal("the sidecar does not end")
 			}
 			last := lastLine(t, sidecar)
 			said, _ := last["error"].(string)

@@ -123,7 +123,7 @@ func (j *jumpy) jump(tb testing.TB, ahead time.Duration) {
 			j.mu.Lock()
 			defer j.mu.Unlock()
 			if j.published == before {
-				return errors.New("it has not looked at the record")
+				return errors.New("the sidecar has not looked at the record")
 			}
 			return nil
 		})

@@ -158,7 +158,7 @@ func resigned(tb testing.TB, s *rig.Sidecar, since int) int {
 				return nil
 			}
 		}
-		return fmt.Errorf("it has failed %d times, and asks again soon", len(lines))
+		return fmt.Errorf("the sidecar has failed %d times, and asks again soon", len(lines))
 	})
 	return len(lines) - since
 }
@@ -381,7 +381,7 @@ func TestLockedOut(t *testing.T) {
 			most *= 2
 		}
 		if got := refusals() - began; n > 5 || got > most {
-			t.Errorf("%d tries and %d refused logins before it waits for minutes", n, got)
+			t.Errorf("%d tries and %d refused logins before the sidecar waits for minutes", n, got)
 		}
 
 		provision(t, plane)

@@ -151,7 +151,7 @@ func TestPeriodShorterThanAdoption(t *testing.T) {
 			bed.Eventually(t, patience, func(context.Context) error { // the line follows the metric
 				logged := sidecar.Lines("postponed")
 				if len(logged) != lines || logged[len(logged)-1]["reason"] != reason {
-					return fmt.Errorf("it has logged %v, want %d lines, %s last", logged, lines, reason)
+					return fmt.Errorf("the sidecar has logged %v, want %d lines, %s last", logged, lines, reason)
 				}
 				return nil
 			})

@@ -215,7 +215,7 @@ func TestRollout(t *testing.T) {
 			stuck := fmt.Sprintf("%s %s/%s: 0 of 3 pods replaced, 3 available; to see why: kubectl --namespace %s rollout status %s %s",
 				kind.name, rig.Namespace, p.Name, rig.Namespace, strings.ToLower(kind.name), p.Name)
 			if lines := sidecars[0].Lines("postponed"); len(lines) == 0 || lines[len(lines)-1]["detail"] != stuck {
-				t.Errorf("it says %v, want %q", lines, stuck)
+				t.Errorf("the sidecar says %v, want %q", lines, stuck)
 			}
 			after, generationAfter, ours := w.get(t)
 			if generationAfter != generationBefore+1 {

@@ -348,7 +348,7 @@ func received(tb testing.TB, from <-chan error) error {
 	case err := <-from:
 		return err
 	case <-time.After(patience):
-		tb.Fatal("it never came to that")
+		tb.Fatal("the hook was never called")
 		return nil
 	}
 }
@@ -432,7 +432,7 @@ func TestFailover(t *testing.T) {
 				rewrite(t, plane, overdue)
 				metric(t, sidecar, "dbconnector_consecutive_failures", "is positive", func(v float64) bool { return v > 0 })
 				if log := sidecar.Log(); !strings.Contains(log, "SQLSTATE 25006") && !strings.Contains(log, "is a standby") && !strings.Contains(log, "error 1290") {
-					t.Error("it fails for another reason")
+					t.Error("the sidecar fails for another reason")
 				}
 				client.connected(t)
 				r := recordOf(t, plane)
