@@ -44,7 +44,7 @@ func run(ctx context.Context, cfg config.Init, log *zap.Logger) error {
 	var client *kube.Client
 	if cfg.UsesKubernetes() {
 		var err error
-		if client, err = app.Kubernetes(program, log); err != nil {
+		if client, err = app.Kubernetes(program, log, true); err != nil {
 			return err
 		}
 	}

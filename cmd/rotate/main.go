@@ -17,7 +17,6 @@ import (
 	"dbconnector/pkg/app"
 	"dbconnector/pkg/config"
 	"dbconnector/pkg/dbserver"
-	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/health"
@@ -61,7 +60,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	}
 	var client *kube.Client
 	if cfg.UsesKubernetes() {
-		if client, err = app.Kubernetes(program, log); err != nil {
+		if client, err = app.Kubernetes(program, log, false); err != nil {
 			return err
 		}
 	}
@@ -109,7 +108,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	group.Go(func() error { return metrics.Serve(ctx, listener) })
 	group.Go(func() error {
 		defer done()
-		return rotation.Run(ctx, job, func(s dbserver.Server) engine.Engine { return open.Engine(s, program) })
+		return rotation.Run(ctx, job, func(s dbserver.Server) rotation.Server { return open.Engine(s, program) })
 	})
 	group.Go(func() error { return events.Run(working) })
 	return group.Wait()

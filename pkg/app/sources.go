@@ -21,14 +21,15 @@ import (
 	"dbconnector/pkg/vclusterconfig"
 )
 
-// Kubernetes makes a client that logs what it waits for. A wait may last, and a thousand sidecars log it: so with growing gaps.
-func Kubernetes(program string, log *zap.Logger) (*kube.Client, error) {
+// Kubernetes makes a client that logs what it waits for: all of it, or with growing gaps, because a wait may last and a thousand
+// sidecars log it.
+func Kubernetes(program string, log *zap.Logger, all bool) (*kube.Client, error) {
 	client, err := kube.New(program)
 	if err != nil {
 		return nil, err
 	}
 	client.OnWaiting(func(err error, attempt int, next time.Duration) {
-		if bits.OnesCount(uint(attempt)) == 1 {
+		if all || bits.OnesCount(uint(attempt)) == 1 {
 			log.Warn("waiting", zap.String("error", err.Error()), zap.Int("attempt", attempt), zap.Duration("next", next))
 		}
 	})

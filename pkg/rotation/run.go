@@ -79,6 +79,13 @@ type Rotation struct {
 	jitter func(time.Duration) time.Duration // for tests; the time given, give or take half of it
 }
 
+// Server is what the sidecar asks of a database server. The admin's session is not among it.
+type Server interface {
+	Login(ctx context.Context, login tenant.Login) error
+	Ready(ctx context.Context, login tenant.Login, names tenant.Names) error
+	TenantSession(ctx context.Context, login tenant.Login) (engine.TenantSession, error)
+}
+
 const (
 	// reproject is how often the hand-over is looked at while nothing happens: another program may have changed a file.
 	reproject = time.Minute
@@ -103,7 +110,7 @@ const (
 
 // Run rotates until ctx ends, which is no error. A step that was begun gets a few seconds to finish, and no other is begun: the
 // record says how far it came, and the next replica that looks goes on from there. open gives access to a server.
-func Run(ctx context.Context, p Rotation, open func(dbserver.Server) engine.Engine) error {
+func Run(ctx context.Context, p Rotation, open func(dbserver.Server) Server) error {
 	l := newLoop(p, open)
 	updates := p.Store.Follow(ctx)
 	timer := time.NewTimer(0)
@@ -129,7 +136,7 @@ func Run(ctx context.Context, p Rotation, open func(dbserver.Server) engine.Engi
 	}
 }
 
-func newLoop(p Rotation, open func(dbserver.Server) engine.Engine) *loop {
+func newLoop(p Rotation, open func(dbserver.Server) Server) *loop {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
@@ -142,7 +149,7 @@ func newLoop(p Rotation, open func(dbserver.Server) engine.Engine) *loop {
 // loop is one replica's rotation. It is for one goroutine.
 type loop struct {
 	Rotation
-	open func(dbserver.Server) engine.Engine
+	open func(dbserver.Server) Server
 
 	record     *tenant.Record
 	stale      bool      // Follow told of a record that is no successor of this one: it has to be read again

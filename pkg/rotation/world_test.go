@@ -580,7 +580,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 	for _, c := range configure {
 		c(by, &job)
 	}
-	if err := Run(ctx, job, func(dbserver.Server) engine.Engine { return p.server.For(by) }); err != nil {
+	if err := Run(ctx, job, func(dbserver.Server) Server { return p.server.For(by) }); err != nil {
 		p.t.Errorf("the loop ended: %v", err)
 	}
 }

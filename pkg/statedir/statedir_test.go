@@ -370,3 +370,18 @@ func TestWaitingForTheLockEndsWithTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A lock that is free is got at the time limit as well: the message that another process holds it must be true.
+func TestFreeLockAtTheTimeLimit(t *testing.T) {
+	t.Parallel()
+	store, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wanted := errors.New("asked")
+	if _, err := store.Update(ctx, func(*tenant.Record) (*tenant.Record, error) { return nil, wanted }); !errors.Is(err, wanted) {
+		t.Errorf("got %v", err)
+	}
+}

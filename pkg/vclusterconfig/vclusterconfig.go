@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -303,7 +302,9 @@ func (c *Config) verify(result []byte, edits map[string]*string) error {
 			changed[key] = was
 		}
 	}
-	if !reflect.DeepEqual(c.content, got) {
+	was, err := yaml.Marshal(c.content) // and not DeepEqual: .nan is the same as another one
+	is, err2 := yaml.Marshal(got)
+	if err != nil || err2 != nil || !bytes.Equal(was, is) {
 		return rule
 	}
 	return nil
@@ -369,7 +370,11 @@ func checkNode(node *yaml.Node, left *int, depth int) error {
 	if *left--; *left < 0 || depth > maxDepth {
 		return refuse("has more than %d values or more than %d levels", maxValues, maxDepth)
 	}
-	if node.Anchor != "" || node.Kind == yaml.AliasNode || node.ShortTag() == "!!merge" {
+	merges := false
+	for i := 0; node.Kind == yaml.MappingNode && i < len(node.Content); i += 2 {
+		merges = merges || node.Content[i].ShortTag() == "!!merge"
+	}
+	if node.Anchor != "" || node.Kind == yaml.AliasNode || merges {
 		return refuse("line %d: has an anchor (&), an alias (*) or a merge (<<), which vCluster's chart never writes: write out what it stands for", node.Line)
 	}
 	for _, child := range node.Content {

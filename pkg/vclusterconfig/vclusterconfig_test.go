@@ -54,6 +54,10 @@ func TestEditConfig(t *testing.T) {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine}}}}\n",
 			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine, dataSource: \"DSN\"}}}}\n",
 		},
+		"values that are easily taken for others": {
+			source: "a: .nan\nb: <<\nc: '<<'\ncontrolPlane: {backingStore: {database: {embedded: {enabled: true}}}}\n",
+			want:   "a: .nan\nb: <<\nc: '<<'\ncontrolPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"DSN\"}}}}\n",
+		},
 		"no data source, in so many words": {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: ''}, external: {dataSource: ~}}}}\n",
 			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"DSN\"}, external: {dataSource: ~}}}}\n",

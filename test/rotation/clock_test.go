@@ -15,7 +15,6 @@ import (
 	"go.uber.org/zap"
 
 	"dbconnector/pkg/dbserver"
-	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/statedir"
@@ -92,7 +91,7 @@ func (j *jumpy) start(tb testing.TB, p rotation.Policy) {
 	ctx, cancel := context.WithCancel(context.Background())
 	j.stop, j.done = cancel, make(chan error, 1)
 	go func() {
-		j.done <- rotation.Run(ctx, job, func(s dbserver.Server) engine.Engine { return open.Engine(s, "dbconnector-test") })
+		j.done <- rotation.Run(ctx, job, func(s dbserver.Server) rotation.Server { return open.Engine(s, "dbconnector-test") })
 	}()
 	tb.Cleanup(func() { j.halt(tb) })
 }

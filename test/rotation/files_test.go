@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"dbconnector/pkg/dbserver"
-	"dbconnector/pkg/engine"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/rotation"
@@ -274,7 +273,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 			err := rotation.Run(ctx, rotation.Rotation{
 				Policy: rotation.Policy{Period: 1000 * time.Hour, Grace: time.Minute}, Namespace: "ns", VCluster: "v",
 				Store: quiet{record: r}, Publish: p.Write, Replaces: p.Replaces, Observer: uneventful{t}, Attempt: time.Second, Log: zap.NewNop(),
-			}, func(dbserver.Server) engine.Engine {
+			}, func(dbserver.Server) rotation.Server {
 				t.Error("the server was asked")
 				return nil
 			})
