@@ -19,7 +19,7 @@ import (
 )
 
 // TestEventsInTheBackground: they are sent in the background, each tried for a moment and once. At the end what is left is sent,
-// and nobody waits for an API server that does not answer.
+// and no program waits for an API server that does not answer.
 func TestEventsInTheBackground(t *testing.T) {
 	arrived := make(chan string, 100)
 	away := make(chan struct{})

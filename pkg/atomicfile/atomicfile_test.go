@@ -36,7 +36,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// TestReplaceLink: a symbolic link is replaced and what it points to is left alone.
+// TestReplaceLink: a symbolic link is replaced and its target is left alone.
 func TestReplaceLink(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -127,7 +127,7 @@ func TestEverythingSet(t *testing.T) {
 		}
 	}
 	if _, ok := effective["DBCONNECTOR_STATE_DIR"]; ok {
-		t.Error("what is not set is not in force")
+		t.Error("a variable that is not set must not be in force")
 	}
 }
 
@@ -247,7 +247,7 @@ func TestNamespaceOfTheServiceAccount(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	environment(t, with(standalone, map[string]string{
 		"DBCONNECTOR_TIME_LIMIT": "1m", "DBCONNECTOR_RECORD_SECRET": "unused", "DBCONNECTOR_ADOPTION": "none", "DBCONNECTOR_GRACE": "1m",
-		// What the kubelet sets for Services called dbconnector and dbconnector-pg.
+		// The variables that the kubelet sets for Services called dbconnector and dbconnector-pg.
 		"DBCONNECTOR_SERVICE_HOST": "10.0.0.1", "DBCONNECTOR_SERVICE_PORT": "5432", "DBCONNECTOR_SERVICE_PORT_SQL": "5432",
 		"DBCONNECTOR_PORT": "tcp://10.0.0.1:5432", "DBCONNECTOR_PORT_5432_TCP": "tcp://10.0.0.1:5432",
 		"DBCONNECTOR_PORT_5432_TCP_PROTO": "tcp", "DBCONNECTOR_PORT_5432_TCP_PORT": "5432", "DBCONNECTOR_PORT_5432_TCP_ADDR": "10.0.0.1",
@@ -268,7 +268,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestLogOfARefusal: a refusal is logged as it was asked for, and by default where that is what is wrong.
+// TestLogOfARefusal: a refusal is logged in the wanted format, and in the default one where the format itself is wrong.
 func TestLogOfARefusal(t *testing.T) {
 	for name, test := range map[string]struct {
 		level, format string
@@ -294,7 +294,7 @@ func TestNoNameThatAServiceInjects(t *testing.T) {
 	t.Parallel()
 	for _, v := range Variables() {
 		if foreign.MatchString(v.Name) {
-			t.Errorf("%s is what Kubernetes sets for a Service", v.Name)
+			t.Errorf("Kubernetes sets %s for a Service", v.Name)
 		}
 	}
 }

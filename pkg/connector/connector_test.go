@@ -116,13 +116,13 @@ func TestParse(t *testing.T) {
 				t.Errorf("got  %#v\nwant %#v", got, want)
 			}
 			if _, err := got.Server.TLSConfig(); err != nil {
-				t.Errorf("what is accepted must make a TLS configuration: %v", err)
+				t.Errorf("an accepted connector must make a TLS configuration: %v", err)
 			}
 		})
 	}
 }
 
-// TestParseAsThePlatformDoes: what vCluster Platform accepts is accepted, or named. (F16)
+// TestParseAsThePlatformDoes: the program accepts a connector that vCluster Platform accepts, or names the difference. (F16)
 func TestParseAsThePlatformDoes(t *testing.T) {
 	t.Parallel()
 	for engine, want := range map[string]uint16{"postgres": 5432, "mysql": 3306, "": 3306} {
@@ -146,8 +146,8 @@ func TestParseAsThePlatformDoes(t *testing.T) {
 	}
 }
 
-// TestParseBundles: text around certificates, and what is none, does not keep a bundle from being used; what is handed on is
-// what Go's library, and so kine, takes whole. (F15)
+// TestParseBundles: a bundle may have text around its certificates and blocks of other kinds; the part that is handed on is
+// one that Go's library, and so kine, takes whole. (F15)
 func TestParseBundles(t *testing.T) {
 	t.Parallel()
 	one, two := authority(t, now.AddDate(1, 0, 0)), authority(t, now.AddDate(2, 0, 0))

@@ -18,7 +18,7 @@ func TestOf(t *testing.T) {
 		want Class
 	}{
 		"nothing":                   {nil, Unknown},
-		"nobody classified it":      {io.EOF, Unknown},
+		"unclassified":              {io.EOF, Unknown},
 		"classified":                {inner, Unavailable},
 		"wrapped":                   {fmt.Errorf("logging in: %w", inner), Unavailable},
 		"joined":                    {errors.Join(io.EOF, inner), Unavailable},
@@ -46,7 +46,7 @@ func TestCauseIsFound(t *testing.T) {
 	if err := New(Refused, "reading: %w", io.EOF); !errors.Is(err, io.EOF) || err.Error() != "reading: EOF" {
 		t.Errorf("got %v", err)
 	}
-	// Translate says nothing of what the cause says, for that may be a secret.
+	// Translate repeats nothing of the cause, because the cause may hold a secret.
 	cause := fmt.Errorf("password hunter2: %w", io.EOF)
 	err := fmt.Errorf("logging in: %w", Translate(Refused, cause, "the server says no: %w", io.ErrNoProgress))
 	if !errors.Is(err, io.EOF) || !errors.Is(err, io.ErrNoProgress) {

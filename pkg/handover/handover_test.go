@@ -84,7 +84,7 @@ func TestWrite(t *testing.T) {
 	write(all, 0o660, true) // the umask has no say
 	all.dsn = "mysql://u:q@tcp(h:1)/d"
 	write(all, 0o660, true)
-	write(files{dsn: all.dsn}, 0o660, true) // what is not wanted any more is stale
+	write(files{dsn: all.dsn}, 0o660, true) // a file that is not wanted any more is stale
 	write(files{dsn: all.dsn}, 0o660, false)
 }
 
@@ -110,7 +110,7 @@ func TestWriteSweeps(t *testing.T) {
 	}
 }
 
-// TestWriteUnderALock: another container holds the lock for as long as it likes, and sweeps what it likes. (S13)
+// TestWriteUnderALock: another container holds the lock for as long as it likes, and sweeps any files that it likes. (S13)
 func TestWriteUnderALock(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -74,7 +74,7 @@ func TestServe(t *testing.T) {
 	}
 	_ = listener.Close() // under it
 	if err := New().Serve(t.Context(), listener); err == nil {
-		t.Error("what cannot be served any more is no error")
+		t.Error("an error of a server that cannot serve any more is lost")
 	}
 }
 

@@ -168,7 +168,7 @@ func TestWhatPassesIsRepeated(t *testing.T) {
 	t.Parallel()
 	c, s := play(t, status(503, metav1.StatusReasonServiceUnavailable, "starting"), hangUp,
 		status(500, metav1.StatusReasonInternalError, "etcdserver: leader changed"), notFound)
-	var waited []string // in silence, nobody would know what it is that takes so long
+	var waited []string // without a log line, the operator would not know why it takes so long
 	c.OnWaiting(func(err error, attempt int, next time.Duration) {
 		if !fault.Is(err, fault.Unavailable) || next <= 0 || next > 10*time.Second {
 			t.Errorf("waits %v for class %v: %v", next, fault.Of(err), err)
@@ -179,7 +179,7 @@ func TestWhatPassesIsRepeated(t *testing.T) {
 		t.Errorf("got %v, %v", r, err)
 	}
 	s.count(t, "GET", "GET", "GET", "GET")
-	// What hung up on a connection that was kept is asked again by net/http itself, at once.
+	// net/http itself asks a server again, at once, if that hung up on a connection that was kept.
 	if len(waited) < 2 || !strings.HasPrefix(waited[0], "1 reading the tenant's record, secret team-a/rec: ") || !strings.HasPrefix(waited[1], "2 ") {
 		t.Errorf("told of %q", waited)
 	}
@@ -287,7 +287,7 @@ func TestRefusedWrites(t *testing.T) {
 	}
 }
 
-// TestLongWords: who refuses may say very much; an operator wants the beginning of it, and all of what we say.
+// TestLongWords: a server that refuses may say very much; an operator wants the beginning of it, and all of our own message.
 func TestLongWords(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("policy says no\n", 1<<16)
@@ -377,8 +377,8 @@ func TestIdentityOfTheServer(t *testing.T) {
 	plain.Config.ErrorLog = quiet
 	t.Cleanup(plain.Close)
 	for name, test := range map[string]struct{ host, want string }{
-		"certificate of nobody we know": {strangers.URL, "identity cannot be verified"},
-		"no TLS":                        {strings.Replace(plain.URL, "http://", "https://", 1), "what answers is not an API server"},
+		"certificate of an unknown CA": {strangers.URL, "identity cannot be verified"},
+		"no TLS":                       {strings.Replace(plain.URL, "http://", "https://", 1), "what answers is not an API server"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -431,7 +431,7 @@ func TestRequests(t *testing.T) {
 	s.count(t, "GET", "POST")
 }
 
-// TestStaleGuess: what the store saw last may be old, and neither an error nor a "nothing to do" may rest on it.
+// TestStaleGuess: the record that the store saw last may be old, and neither an error nor a "nothing to do" may rest on it.
 func TestStaleGuess(t *testing.T) {
 	t.Parallel()
 	old, current := newRecord(), newRecord()
@@ -517,7 +517,7 @@ func TestEvent(t *testing.T) {
 	if err := c.Event(t.Context(), pod, Normal, "Provisioned", "x"); err == nil {
 		t.Error("want the error, for a debug line")
 	}
-	s.count(t, "POST", "POST") // once each: nobody waits for an Event
+	s.count(t, "POST", "POST") // once each: no program waits for an Event
 }
 
 func TestKubeconfig(t *testing.T) {

@@ -23,7 +23,7 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// TestFollowFaults: what a real API server does not do on demand.
+// TestFollowFaults: answers that a real API server does not give on demand.
 func TestFollowFaults(t *testing.T) {
 	t.Parallel()
 	long := patience{watch: time.Hour, silence: time.Hour, start: time.Minute, outage: time.Minute, longOutage: time.Hour}

@@ -16,14 +16,14 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// The facts in the annotations of the record's Secret, and what they say of whose record it is (F2).
+// The facts in the annotations of the record's Secret, and which tenant they give the record to (F2).
 
 const (
 	homeUID = "11111111-0000-4000-8000-000000000000"
 	ownUID  = "22222222-0000-4000-8000-000000000000"
 )
 
-// TestWhoseRecord goes through what can stand beside a record, and counts the requests (F2).
+// TestWhoseRecord goes through the facts that can stand beside a record, and counts the requests (F2).
 func TestWhoseRecord(t *testing.T) {
 	t.Parallel()
 	home := object(metav1.PartialObjectMetadata{
@@ -67,7 +67,7 @@ func TestWhoseRecord(t *testing.T) {
 			r := tenant.NewRecord(uid, "team-a", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			secret := stored(t, r, "7")
 			secret.UID = types.UID(ownUID)
-			secret.Annotations = map[string]string{"note": "of somebody else"}
+			secret.Annotations = map[string]string{"note": "of another tool"}
 			for key, value := range test.facts {
 				secret.Annotations["dbconnector/"+key] = value
 			}

@@ -48,7 +48,7 @@ func TestTypes(t *testing.T) {
 	clone.Items[0].Data["i"][0], clone.Items[0].Labels["a"], *clone.Items[0].Immutable = 1, "", false
 	convert(t, list.Items[0], &back)
 	if !equality.Semantic.DeepEqual(back, whole) {
-		t.Error("who changes a copy changes the original")
+		t.Error("a change of a copy changes the original")
 	}
 
 	sent := &apiEvent{

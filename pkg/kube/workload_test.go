@@ -25,7 +25,7 @@ func of(generation int64) *tenant.Record {
 
 func newest(context.Context) error { return nil }
 
-// TestWorkloadFaults: what a real API server does not do on demand.
+// TestWorkloadFaults: answers that a real API server does not give on demand.
 func TestWorkloadFaults(t *testing.T) {
 	t.Parallel()
 	there := func(version string, r *tenant.Record) answer {
@@ -40,9 +40,9 @@ func TestWorkloadFaults(t *testing.T) {
 		answers []answer
 		want    []string
 	}{
-		"the answer is lost":    {[]answer{there("1", of(1)), hangUp, conflict, there("2", of(2))}, []string{"GET", "PATCH", "PATCH", "GET"}},
-		"the question is lost":  {[]answer{there("1", nil), hangUp, there("2", of(2))}, []string{"GET", "PATCH", "PATCH"}},
-		"deleted and made anew": {[]answer{there("1", nil), conflict, there("1", nil), there("2", of(2))}, []string{"GET", "PATCH", "GET", "PATCH"}},
+		"the answer is lost":     {[]answer{there("1", of(1)), hangUp, conflict, there("2", of(2))}, []string{"GET", "PATCH", "PATCH", "GET"}},
+		"the question is lost":   {[]answer{there("1", nil), hangUp, there("2", of(2))}, []string{"GET", "PATCH", "PATCH"}},
+		"deleted and made again": {[]answer{there("1", nil), conflict, there("1", nil), there("2", of(2))}, []string{"GET", "PATCH", "GET", "PATCH"}},
 	} {
 		c, s := play(t, test.answers...)
 		if err := c.Workload("team-a", "blue").Request(within(t, time.Minute), of(2), newest); err != nil {

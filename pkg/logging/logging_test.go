@@ -71,6 +71,6 @@ func TestTerminate(t *testing.T) {
 		terminate(path, "x") // returns
 	}
 	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("made a file that nobody reads: %v", err)
+		t.Errorf("made a file that no program reads: %v", err)
 	}
 }

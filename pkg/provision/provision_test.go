@@ -200,7 +200,7 @@ func (w *world) run(ctx context.Context, change ...func(*Init)) (Result, error) 
 	})
 }
 
-// must is run, which must succeed and hand over what works.
+// must is run, which must succeed and hand over a credential that works.
 func (w *world) must(what string, change ...func(*Init)) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
@@ -232,7 +232,7 @@ func (w *world) works(what string) {
 	}
 }
 
-// scenarios are what init may find. Each returns the logins of running pods, which must keep working.
+// scenarios are the states that init may find. Each returns the logins of running pods, which must keep working.
 var scenarios = map[string]func(*world) []tenant.Slot{
 	"new": func(*world) []tenant.Slot { return nil },
 	"restart": func(w *world) []tenant.Slot {
@@ -353,7 +353,7 @@ func (w *world) pend(slot tenant.Slot, purpose tenant.Purpose, applied bool) {
 }
 
 // TestKillInit is promise 3: killed at any call, before or after its effect, and killed again in the run after that, init
-// converges, and whoever is logged in stays so. The points are counted, not listed.
+// converges, and a client that is logged in stays so. The points are counted, not listed.
 func TestKillInit(t *testing.T) {
 	t.Parallel()
 	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
@@ -456,7 +456,7 @@ func TestRotationMeanwhile(t *testing.T) {
 						t.Errorf("the login %s, which a pod uses, has another password", user)
 					}
 				}
-				// What init itself has brought about is left to a sidecar to confirm (S5).
+				// init leaves it to a sidecar to confirm a change of its own (S5).
 				if p := w.store.Record.Pending; staged != nil && p != nil && p.Password != staged.Password && p.Password != w.store.Record.Slots[p.Slot].Password {
 					t.Error("the staged change was replaced")
 				}
@@ -540,10 +540,10 @@ func interleave(t *testing.T, w *world, seed uint64, runs int) {
 		waiting = slices.Delete(waiting, i, i+1)
 		close(next)
 	}
-	// Nobody was given what another one then made useless.
+	// No init handed over a credential that another one then made useless.
 	for _, r := range handed {
 		if l := r.Login(r.Active); w.server.Users[l.User] != l.Password {
-			t.Errorf("what was handed over (slot %s, generation %d) does not work any more", r.Active, r.Generation)
+			t.Errorf("the credential that was handed over (slot %s, generation %d) does not work any more", r.Active, r.Generation)
 		}
 	}
 }
@@ -564,7 +564,7 @@ func TestRepairedMeanwhile(t *testing.T) {
 		}
 		w.must("beside another init")
 		if w.server.Users[names.User(w.handed.Active)] != theirs || w.handed.Login(w.handed.Active).Password != theirs {
-			t.Error("what the other one had handed over does not work any more")
+			t.Error("the credential that the other init had handed over does not work any more")
 		}
 		w.works("beside another init")
 	})
@@ -600,7 +600,7 @@ func TestBothInUse(t *testing.T) {
 			if !maps.Equal(before, w.server.Users) || w.store.Record.Pending != nil {
 				t.Error("something was changed")
 			}
-			for login, times := range w.server.Wrong { // (F13) or the server blocks it for those who use it
+			for login, times := range w.server.Wrong { // (F13) or the server blocks it for the clients that use it
 				if times > tries {
 					t.Errorf("login %s: a wrong password was presented %d times", login.User, times)
 				}
@@ -779,7 +779,7 @@ func TestMake(t *testing.T) {
 	}
 	w.store.Record.Make = tenant.Make + 1
 	if ensured() || w.store.Record.Make != tenant.Make+1 {
-		t.Errorf("what a later release made was touched; it is of make %d now", w.store.Record.Make)
+		t.Errorf("init touched the work of a later release; it is of make %d now", w.store.Record.Make)
 	}
 	if !ensured(func(p *Init) { p.ConnectionLimit = 11 }) || w.store.Record.Make != tenant.Make+1 {
 		t.Errorf("the admin path made it one of make %d", w.store.Record.Make)
@@ -895,8 +895,8 @@ func TestGuards(t *testing.T) {
 	})
 }
 
-// TestDatabaseIsDroppedMeanwhile drops the database before each call of a run. What was provisioned is never made again, and
-// is a refusal wherever that is noticed; what never was complete is made again.
+// TestDatabaseIsDroppedMeanwhile drops the database before each call of a run. init never makes a provisioned database again, and
+// refuses wherever it notices that; it makes again a database that never was complete.
 func TestDatabaseIsDroppedMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
@@ -952,7 +952,7 @@ func TestStopInit(t *testing.T) {
 	}
 }
 
-// After a restart of the server nobody has a session, and a running pod is back in a moment: one look is not enough.
+// After a restart of the server no client has a session, and a running pod is back in a moment: one look is not enough.
 func TestPasswordIsLeftToWhoComesBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -41,7 +41,7 @@ func served(t *testing.T, m *health.Metrics) map[string]string {
 	return list
 }
 
-// TestObserver: what happens becomes metrics that say how things are, and Events that say once what changed (B2).
+// TestObserver: the observer turns news into metrics, which show the state, and into Events, which tell each change once (B2).
 func TestObserver(t *testing.T) {
 	t.Parallel()
 	events := make(queue, 16)
@@ -82,7 +82,7 @@ func TestObserver(t *testing.T) {
 	shows(now)
 
 	// Trouble that lasts is one Event, and a number that grows.
-	o.Postponed(rotation.OtherInUse, "somebody is there")
+	o.Postponed(rotation.OtherInUse, "a client is there")
 	refused := fault.New(fault.WrongPassword, "the server says no")
 	for range 100 {
 		o.Failed("look", refused)
@@ -117,33 +117,33 @@ func TestObserver(t *testing.T) {
 	o.Retired(r)
 	told("Warning Failed", "Normal Rotated", "Normal Retired")
 
-	// Whoever moves is seen now here, now there: one Event for all of it. That init is needed is another story, and so is the
-	// next rotation.
+	// A client that moves is seen now on one slot, now on the other: one Event for all of it. That init is needed is another
+	// reason, and so is the next rotation.
 	o.Healthy()
 	for range 2 {
 		o.Postponed(rotation.NotAdopted, "not all have moved")
-		o.Postponed(rotation.OtherInUse, "somebody is there")
+		o.Postponed(rotation.OtherInUse, "a client is there")
 		o.Failed("look", errors.New("an outage"))
 		o.Postponed("", "")
 		o.Healthy()
 	}
 	told("Warning Postponed", "Warning Failed", "Warning Failed")
-	o.Postponed(rotation.OtherUnknown, "who knows")
-	o.Postponed(rotation.OtherInUse, "somebody is there")
+	o.Postponed(rotation.OtherUnknown, "the password is unknown")
+	o.Postponed(rotation.OtherInUse, "a client is there")
 	r.Pending = nil
 	o.Record(r, time.Unix(2000, 0))
 	o.Postponed(rotation.NotAdopted, "not all have moved")
 	told("Warning Postponed")
 	r.OtherRetired = true
 	o.Record(r, time.Unix(2000, 0))
-	o.Postponed(rotation.OtherInUse, "somebody is there")
+	o.Postponed(rotation.OtherInUse, "a client is there")
 	told("Warning Postponed")
 
-	// The slot whose password nobody knows is locked out, whatever the server would say.
+	// The slot whose password is unknown is locked out, whatever the server would say.
 	r.OtherRefused, r.Slots[tenant.B] = false, tenant.Credential{}
 	o.Record(r, time.Unix(2000, 0))
 	if served(t, o.Metrics)[`locked_out{login="inactive"}`] != "1" {
-		t.Error("a slot whose password nobody knows counts as one that can be used")
+		t.Error("a slot whose password is unknown counts as one that can be used")
 	}
 }
 

@@ -25,9 +25,9 @@ var (
 
 // TestSchedules runs one to four replicas of init, sidecar and control plane through schedules that a seed decides: kills at
 // any call, before its effect or after, calls that fail, stall or come too late, outages, restarts, a scaling down, rejected
-// passwords. At every change of a password the world checks that nobody who uses it is cut off, at every write of the record that
-// the active credential logs in, that there is one pending change at most, and that what is retired is dead, with all that an
-// attacker has begun in time (S5). When the faults end, rotations have to go on: due, rotated, adopted, retired.
+// passwords. At every change of a password the world checks that no client that uses it is cut off, at every write of the
+// record that the active credential logs in, that there is one pending change at most, and that what is retired is dead, with
+// all that an attacker has begun in time (S5). When the faults end, rotations have to go on: due, rotated, adopted, retired.
 func TestSchedules(t *testing.T) {
 	t.Parallel()
 	if *seedFlag != 0 {
@@ -61,7 +61,7 @@ func TestSchedules(t *testing.T) {
 	for _, call := range []string{"login", "open session", "count sessions", "set password", "write record", "publish", "workload status", "request rollout"} {
 		for _, when := range []string{"before ", "after "} {
 			if points[when+call] == 0 && *schedules >= 1000 {
-				t.Errorf("nobody was ever killed %s%s: the schedules are not what they should be", when, call)
+				t.Errorf("no replica was ever killed %s%s: the schedules are incomplete", when, call)
 			}
 		}
 	}
@@ -127,7 +127,8 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 			from = w.store.Record.Generation
 		}
 		w.mu.Unlock()
-		// A restart for what only init can repair, and the time for three rotations, the longest wait between two looks included.
+		// A restart for a fault that only init can repair, and the time for three rotations, the longest wait between two looks
+		// included.
 		for _, p := range w.pods[:replicas] {
 			wait(ctx, time.Minute)
 			select {
@@ -138,7 +139,7 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 		done := false
 		for began := time.Now(); !done && time.Since(began) < time.Hour; {
 			wait(ctx, 5*time.Second)
-			if rng.IntN(100) == 0 { // what only init can repair is noticed late at times
+			if rng.IntN(100) == 0 { // a fault that only init can repair is noticed late at times
 				select {
 				case w.pods[0].restart <- struct{}{}:
 				default:
@@ -161,7 +162,7 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 	})
 }
 
-// byHand: somebody changes the password of the slot that nobody uses.
+// byHand: an operator changes the password of the slot that no client uses.
 func (w *world) byHand() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -209,7 +210,7 @@ func TestKill(t *testing.T) {
 }
 
 // kill runs one rotation from its being due to the death of the old credential. It says whether all calls were reached at
-// which somebody was to be killed.
+// which a replica was to be killed.
 func kill(t *testing.T, rollout, after bool, points map[string]int, plan ...int) (reached bool) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// The loop's own behaviour: one replica, one thing that goes wrong, and what is told of it how often.
+// The loop's own behaviour: one replica, one fault, and how often the sidecar reports it.
 
 var hourly = Policy{Period: time.Hour, Grace: time.Minute}
 
@@ -63,7 +63,7 @@ func (b *bench) start(configure ...func(*proc, *Rotation)) {
 
 func (b *bench) halt() { b.stop(); <-b.done }
 
-// after lets time pass, and lets everybody come to rest: what the test does next, it does alone.
+// after lets time pass, and lets all replicas come to rest: the test takes its next step alone.
 func (b *bench) after(d time.Duration) {
 	b.edit(func() {})
 	wait(b.t.Context(), d)
@@ -77,7 +77,7 @@ func (b *bench) edit(fn func()) {
 	fn()
 }
 
-// rewrite changes the record as somebody else would.
+// rewrite changes the record as another writer would.
 func (b *bench) rewrite(fn func(*tenant.Record)) {
 	b.edit(func() {
 		r := b.store.Record.Clone()
@@ -152,7 +152,7 @@ func TestLoop(t *testing.T) {
 			}
 		})
 	})
-	run(t, "a day with a control plane that nobody restarts", hourly, func(t *testing.T, b *bench) {
+	run(t, "a day with a control plane that is not restarted", hourly, func(t *testing.T, b *bench) {
 		b.edit(func() { b.open(nil, tenant.A, "1") })
 		b.start()
 		b.after(2 * time.Hour)
@@ -164,7 +164,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%d logins in a day", n)
 		}
 	})
-	run(t, "what was postponed, and then fails, or waits for something else", hourly, func(t *testing.T, b *bench) {
+	run(t, "a postponed step fails, or waits for something else", hourly, func(t *testing.T, b *bench) {
 		var client *memory.Session
 		b.edit(func() { client = b.open(nil, tenant.A, "1"); b.open(nil, tenant.B, "2") })
 		b.rewrite(func(r *tenant.Record) { r.Active, r.OtherRetired, r.Clients = tenant.B, false, 1 })
@@ -180,7 +180,7 @@ func TestLoop(t *testing.T) {
 		b.edit(func() { b.before = nil })
 		b.after(2 * time.Minute)
 		b.told("healthy", "postponed OldCredentialInUse")
-		// The client has gone, another replica has staged what follows, and is slow.
+		// The client has gone, another replica has staged the next change, and is slow.
 		b.edit(func() { client.End(); b.open(&proc{world: b.world}, tenant.A, "sidecar") })
 		b.rewrite(pends(tenant.A, tenant.Retire))
 		b.after(2 * time.Second)
@@ -206,11 +206,11 @@ func TestLoop(t *testing.T) {
 		b.edit(func() { b.open(nil, tenant.B, "3") })
 		b.after(patience*time.Minute - 30*time.Second)
 		if b.store.Record.OtherRetired {
-			t.Error("retired too early: who was the second?")
+			t.Error("retired too early: the second client has not moved")
 		}
 		b.after(10 * time.Minute)
 		if !b.store.Record.OtherRetired {
-			t.Error("not retired: he who waits for ever")
+			t.Error("not retired: the sidecar waits for ever")
 		}
 	})
 	run(t, "an outage right before the commit", hourly, func(t *testing.T, b *bench) {
@@ -308,7 +308,7 @@ func TestLoop(t *testing.T) {
 		}
 		b.edit(func() { b.refuse = nil })
 		b.after(8 * time.Minute)
-		b.told("rotated 2", "healthy", "postponed NotAdopted") // nobody is there
+		b.told("rotated 2", "healthy", "postponed NotAdopted") // no client is there
 	})
 	run(t, "rejected, and yet applied (B1)", hourly, func(t *testing.T, b *bench) {
 		b.refuse = func() error {
@@ -340,7 +340,7 @@ func TestLoop(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.after(20 * time.Second)
-		b.told("postponed ", "retired", "rotated 2") // what init has set is retired by the sidecar
+		b.told("postponed ", "retired", "rotated 2") // the sidecar retires the password that init has set
 	})
 	run(t, "the inactive slot refused for a while", hourly, func(t *testing.T, b *bench) {
 		right := b.server.Users[names.User(tenant.B)]
@@ -356,7 +356,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("the doubt stays for good: %+v", r)
 		}
 	})
-	// The password of a retired slot was given to nobody: who has a session there for longer than a rival has to go (S5).
+	// The password of a retired slot was given to no client: a session there that outlives a rival's must go (S5).
 	run(t, "an intruder on the retired slot", hourly, func(t *testing.T, b *bench) {
 		var intruder *memory.Session
 		b.edit(func() { b.open(nil, tenant.A, "1"); intruder = b.open(nil, tenant.B, evil) })
@@ -481,7 +481,7 @@ func TestLoop(t *testing.T) {
 		b.after(4 * time.Minute)
 		b.told("rotated 2", "healthy", "postponed NotAdopted")
 	})
-	run(t, "the record deleted and made anew", hourly, func(t *testing.T, b *bench) {
+	run(t, "the record deleted and made again", hourly, func(t *testing.T, b *bench) {
 		b.start()
 		b.after(10 * time.Minute)
 		b.edit(func() { b.put(nil) })
@@ -518,7 +518,7 @@ func TestLoop(t *testing.T) {
 		b.edit(func() { b.put(backup.Clone()) })
 		b.after(10 * time.Minute)
 		if got := b.pod.handover; got.Login(got.Active).Password != good {
-			t.Error("what worked was replaced by what the server refuses")
+			t.Error("the sidecar replaced a working credential by one that the server refuses")
 		}
 		for _, line := range b.journal.take() {
 			if !strings.HasPrefix(line, "failed project: the record has another active login than the hand-over, and it is locked out") {
@@ -530,7 +530,7 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(10 * time.Minute)
 		if got := b.pod.handover; got.Login(got.Active).Password != good {
-			t.Error("what worked was replaced by what the server refuses, by a sidecar that started anew")
+			t.Error("a sidecar that started again replaced a working credential by one that the server refuses")
 		}
 		// The same where the record was gone in between.
 		b.edit(func() { b.put(nil) })
@@ -538,10 +538,10 @@ func TestLoop(t *testing.T) {
 		b.edit(func() { b.put(backup.Clone()) })
 		b.after(10 * time.Minute)
 		if got := b.pod.handover; got.Login(got.Active).Password != good {
-			t.Error("what worked was replaced by what the server refuses, because the record was gone in between")
+			t.Error("the sidecar replaced a working credential by one that the server refuses, because the record was gone in between")
 		}
 		b.journal.take()
-		// init gives the login that nobody uses a password that is known.
+		// init gives the login that no client uses a known password.
 		b.edit(func() {
 			r := b.store.Record.Clone()
 			r.Slots[tenant.A] = tenant.Credential{Password: b.server.Users[names.User(tenant.A)]}
@@ -723,7 +723,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("the hand-over went back: %v", generations)
 		}
 	})
-	// What keeps a stalled replica from setting a password that has moved on: init dropped its change and made another one
+	// A stalled replica must not set a password that has moved on: init dropped its change and made another one
 	// active on the same slot, all while this one stood between its look and its deed.
 	run(t, "a late apply (f)", hourly, func(t *testing.T, b *bench) {
 		b.rewrite(pends(tenant.B, tenant.Activate))

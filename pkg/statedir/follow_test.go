@@ -59,11 +59,11 @@ func TestFollow(t *testing.T) {
 	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
 	cancel()
 	for range news {
-		t.Log("the last news, which nobody had taken")
+		t.Log("the last news, which no reader had taken")
 	}
 }
 
-// TestFollowNothing: what stays the same is told once, also that there is no record.
+// TestFollowNothing: a state that stays the same is told once, also that there is no record.
 func TestFollowNothing(t *testing.T) {
 	t.Parallel()
 	store, err := Open(t.TempDir())

@@ -103,7 +103,7 @@ func TestLifeOfARecord(t *testing.T) {
 	t.Parallel()
 	s, dir := open(t)
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("a new directory is open to nobody else: got %v, %v", info.Mode(), err)
+		t.Errorf("a new directory is open to its owner only: got %v, %v", info.Mode(), err)
 	}
 	if r, err := s.Load(t.Context()); r != nil || err != nil {
 		t.Fatalf("no record: got %v, %v", r, err)
@@ -125,7 +125,7 @@ func TestLifeOfARecord(t *testing.T) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
-		t.Error("what stays the same must not be written")
+		t.Error("an unchanged record must not be written")
 	}
 	if got, err = s.Update(t.Context(), increment); err != nil || got.Generation != 2 || generation(t, s) != 2 {
 		t.Errorf("got %v, %v", got, err)
@@ -196,7 +196,7 @@ func TestFactsBesideTheRecord(t *testing.T) {
 	}
 	store(func(r *tenant.Record) { r.Apply = "" })
 	if load().Apply != "" {
-		t.Error("the request outlived what was done")
+		t.Error("the request was kept after it was done")
 	}
 }
 
@@ -275,7 +275,7 @@ func TestRefusedDirectories(t *testing.T) {
 	}
 }
 
-// TestManyGoroutines and TestManyProcesses: nobody's change is lost.
+// TestManyGoroutines and TestManyProcesses: no writer's change is lost.
 func TestManyGoroutines(t *testing.T) {
 	t.Parallel()
 	s, dir := open(t)
@@ -319,7 +319,7 @@ func TestManyProcesses(t *testing.T) {
 }
 
 // TestKilled: B12, wherever a process is killed, the record can be read, holds every change that was acknowledged, and can be
-// changed; and the dead process's lock and temporary files are in nobody's way.
+// changed; and the dead process's lock and temporary files block no writer.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	s, dir := open(t)

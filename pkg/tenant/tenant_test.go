@@ -133,7 +133,7 @@ func encode(t testing.TB, r *Record) []byte {
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	r := record()
-	r.Slots[B] = Credential{} // nobody knows it
+	r.Slots[B] = Credential{} // it is unknown
 	r.Pending = &Change{Slot: B, Password: NewPassword(), Purpose: Activate}
 	data := encode(t, r)
 	got, err := DecodeRecord(data)
@@ -213,7 +213,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// FuzzDecodeRecord: what is read can be written, and reads the same again; what is not read is refused in one line.
+// FuzzDecodeRecord: a record that is read can be written, and reads the same again; any other is refused in one line.
 func FuzzDecodeRecord(f *testing.F) {
 	r := record()
 	f.Add(encode(f, r))
@@ -255,15 +255,15 @@ func TestCommit(t *testing.T) {
 		want    func(*Record)
 	}{
 		"nothing": {"nothing is pending: nothing changes", nil, func(*Record) {}},
-		"rotation": {"the other slot becomes active, and somebody may still use the old one", &Change{Slot: B, Password: p, Purpose: Activate}, func(r *Record) {
+		"rotation": {"the other slot becomes active, and a client may still use the old one", &Change{Slot: B, Password: p, Purpose: Activate}, func(r *Record) {
 			r.Active, r.OtherRetired, r.Generation, r.RotatedAt = B, false, 2, now
 			r.Slots[B] = Credential{p}
 		}},
 		"repair":         {"the active slot has a new password: a new credential", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
-		"repaired":       {"what the server refused, it accepts now", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
+		"repaired":       {"the server accepts the login again", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
 		"doubtful":       {"a repair of the active slot says nothing of the other", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
 		"retirement":     {"the old slot's old password is dead", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRetired = true; r.Slots[B] = Credential{p} }},
-		"retired active": {"cannot be: at least it must not count as the other slot's", &Change{Slot: A, Password: p, Purpose: Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
+		"retired active": {"impossible, but it must not count as the other slot's", &Change{Slot: A, Password: p, Purpose: Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -136,7 +136,7 @@ func TestEditConfigRefusals(t *testing.T) {
 		"merged on the way":   {"a: &a\n  backingStore:\n    database: {embedded: {enabled: true}}\ncontrolPlane:\n  <<: *a\n", "has an anchor (&)"},
 		"key of another type": {embedded + "        12: hunter2\n", "line 6: has a key that is not a string"},
 		"key that is a list":  {embedded + "        ? [hunter2]\n        : x\n", "is not YAML"},
-		// F1. A control plane with data there would start on an empty database. Only what is shipped is no such store.
+		// F1. A control plane with data there would start on an empty database. Only the shipped values name no such store.
 		"store is named":            {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: names a store of its own"},
 		"store is named merged":     {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "has an anchor (&), an alias (*) or a merge (<<)"},
 		"store without a scheme":    {embedded + "        dataSource: hunter2\n", "dataSource: names a store of its own"},
@@ -146,7 +146,7 @@ func TestEditConfigRefusals(t *testing.T) {
 		"placeholder with an end":   {embedded + "        dataSource: '" + Placeholder + "/hunter2'\n", "dataSource: names a store of its own"},
 		"placeholder in upper case": {embedded + "        dataSource: '" + strings.ToUpper(Placeholder) + "'\n", "dataSource: names a store of its own"},
 		"external store is named":   {head + "      external: {enabled: true, dataSource: hunter2}\n", "external.dataSource: names a store of its own"},
-		// F1. vCluster lets extraArgs outweigh what it says itself, and kine takes one dash for two.
+		// F1. vCluster lets extraArgs outweigh its own arguments, and kine takes one dash for two.
 		"endpoint as an argument":     {embedded + "        extraArgs: [--log-format=json, --endpoint=sqlite://hunter2]\n", "embedded.extraArgs: has --endpoint"},
 		"endpoint, then its value":    {embedded + "        extraArgs: [--endpoint, hunter2]\n", "extraArgs: has --endpoint"},
 		"endpoint with one dash":      {embedded + "        extraArgs: [-endpoint=hunter2]\n", "extraArgs: has --endpoint"},
@@ -238,7 +238,7 @@ func TestLogFile(t *testing.T) {
 	}
 }
 
-// TestBudget: what costs more memory or time than the container has is refused, and what is just below works. (Measured at
+// TestBudget: a file that costs more memory or time than the container has is refused, and one just below works. (Measured at
 // the limit, with the program's other parts: 44 MiB at most, and half a second.)
 func TestBudget(t *testing.T) {
 	t.Parallel()
@@ -336,7 +336,7 @@ func TestConnectorName(t *testing.T) {
 }
 
 // FuzzEditConfig: whatever is accepted differs from its source in the three fields and in nothing else, and is edited the
-// same way again by whoever reads it back.
+// same way again by every reader.
 func FuzzEditConfig(f *testing.F) {
 	f.Add("controlPlane: {backingStore: {database: {embedded: {enabled: true}}}}", testDSN)
 	f.Add("controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        connector: pg\n# end", "mysql://u:p@tcp(h:1)/d?tls=x")

@@ -36,7 +36,8 @@ func TestAsked(t *testing.T) {
 	}
 }
 
-// TestVersionOfABuild: what the build says counts; without it there is a version all the same. It can stand in a user agent. (F30)
+// TestVersionOfABuild: the build's own version counts; without it there is a version all the same. It can stand in a user
+// agent. (F30)
 func TestVersionOfABuild(t *testing.T) {
 	if got := String(); got == "" || strings.ContainsAny(got, "() /") {
 		t.Errorf("without the build's word it is %q", got)

@@ -17,7 +17,7 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// TestConformanceInMemory holds the server in memory to what real servers are held to. Its language has two statements.
+// TestConformanceInMemory holds the server in memory to the same rules as real servers. Its language has two statements.
 func TestConformanceInMemory(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex

@@ -13,7 +13,7 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// kine reads a DSN as kine does (pkg/drivers/pgsql, prepareDSN): what follows "postgres://" goes through net/url, the path
+// kine reads a DSN as kine does (pkg/drivers/pgsql, prepareDSN): the part after "postgres://" goes through net/url, the path
 // is lower-cased, the query rebuilt with the files of its flags, and pgx reads the result.
 func kine(endpoint string) (*pgx.ConnConfig, url.Values, error) {
 	u, err := url.Parse("postgres://" + strings.TrimPrefix(endpoint, "postgres://"))

@@ -44,16 +44,16 @@ func TestClassifyPostgres(t *testing.T) {
 		"08006":           {"the connection broke", server("08006"), fault.Unavailable},
 		"40P01":           {"a deadlock", server("40P01"), fault.Unavailable},
 		"XX000":           {"B41: tuple concurrently updated", server("XX000"), fault.Unavailable},
-		"42P04":           {"B40: somebody else created the database just now", server("42P04"), fault.Unavailable},
-		"42704":           {"somebody dropped the role just now", server("42704"), fault.Unavailable},
-		"42710":           {"B40: somebody else created the role just now", server("42710"), fault.Unavailable},
+		"42P04":           {"B40: another session created the database just now", server("42P04"), fault.Unavailable},
+		"42704":           {"another session dropped the role just now", server("42704"), fault.Unavailable},
+		"42710":           {"B40: another session created the role just now", server("42710"), fault.Unavailable},
 		"23505":           {"B40: and in the same instant", server("23505"), fault.Unavailable},
 		"55006":           {"the database is in use just now", server("55006"), fault.Unavailable},
 		"55P03":           {"the server's limit for waiting for a lock", server("55P03"), fault.Unavailable},
 		"0A000":           {"F18: a server that is not all that PostgreSQL is", server("0A000"), fault.Refused},
-		"0L000":           {"who grants may not", server("0L000"), fault.Refused},
+		"0L000":           {"the admin may not grant this", server("0L000"), fault.Refused},
 		"0LP01":           {"a circle of roles", server("0LP01"), fault.Refused},
-		"0P000":           {"a role that cannot be what it should", server("0P000"), fault.Refused},
+		"0P000":           {"a role that cannot be used like this", server("0P000"), fault.Refused},
 		"2BP01":           {"others depend on it", server("2BP01"), fault.Refused},
 		"38000":           {"an event trigger's function", server("38000"), fault.Refused},
 		"39P03":           {"an event trigger's function is none", server("39P03"), fault.Refused},
@@ -76,8 +76,8 @@ func TestClassifyPostgres(t *testing.T) {
 		"57P05":           {"idle_session_timeout", server("57P05"), fault.Unavailable},
 		"25P03":           {"idle_in_transaction_session_timeout", server("25P03"), fault.Unavailable},
 		"40001":           {"a rival", server("40001"), fault.Unavailable},
-		"42P01":           {"somebody dropped the table just now", server("42P01"), fault.Unavailable},
-		"3F000":           {"somebody dropped the schema just now", server("3F000"), fault.Unavailable},
+		"42P01":           {"another session dropped the table just now", server("42P01"), fault.Unavailable},
+		"3F000":           {"another session dropped the schema just now", server("3F000"), fault.Unavailable},
 		"72000":           {"the snapshot is too old", server("72000"), fault.Unavailable},
 		"58P01":           {"a login's own setting can cause it", server("58P01"), fault.Unknown},
 		"22023":           {"a login's own setting can cause it", server("22023"), fault.Unknown},
@@ -96,7 +96,7 @@ func TestClassifyPostgres(t *testing.T) {
 		"reset":           {"the connection broke", os.NewSyscallError("read", syscall.ECONNRESET), fault.Unavailable},
 		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
 		"cancelled":       {"a stop is no failure of the server", context.Canceled, fault.Unknown},
-		"anything else":   {"nobody knows", errors.New("what?"), fault.Unknown},
+		"anything else":   {"an error of an unknown kind", errors.New("what?"), fault.Unknown},
 		"classified once": {"the first word counts", fault.New(fault.Refused, "no"), fault.Refused},
 	}
 	for name, tc := range tests {
@@ -162,7 +162,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// B18: a server that is not quite what it says repeats what it does not understand.
+// B18: a server of another kind repeats the statement that it does not understand.
 func TestSyntaxErrorPostgres(t *testing.T) {
 	t.Parallel()
 	err := classify(&pgconn.PgError{Code: "42601", Message: `syntax error at or near "'SCRAM-SHA-256$4096:x'"`})

@@ -76,7 +76,7 @@ func TestVerifier(t *testing.T) {
 	if strings.Contains(first, p.Reveal()) {
 		t.Error("the verifier holds the password")
 	}
-	literal(first) // would panic on what needs quoting
+	literal(first) // would panic on text that needs quoting
 	if _, err := verifierWith(p, nil, -1); err != nil && strings.Contains(err.Error(), p.Reveal()) {
 		t.Error("the error repeats the password")
 	}

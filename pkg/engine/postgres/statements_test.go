@@ -82,17 +82,17 @@ func TestPlanRoles(t *testing.T) {
 		want   []statement
 	}{
 		"nothing to do":  {"a second run must change nothing", cloud16, func(*catalog) {}, nil},
-		"new, superuser": {"who may do everything needs no grant", super, func(c *catalog) { *c = catalog{} }, newTenant()},
+		"new, superuser": {"a superuser needs no grant", super, func(c *catalog) { *c = catalog{} }, newTenant()},
 		"new, cloud admin up to 15": {
 			"ALTER ROLE … SET role wants membership, for the transaction only (B32)", cloud13, func(c *catalog) { *c = catalog{} },
 			newTenant(statement{"grant owner role to admin", `GRANT "vcxo" TO CURRENT_USER`}, revoke),
 		},
 		"new, cloud admin from 16 on": {
-			"the creator has ADMIN OPTION only and must say what he wants (B36)", cloud16, func(c *catalog) { *c = catalog{} },
+			"the creator has ADMIN OPTION only and must grant itself the rest (B36)", cloud16, func(c *catalog) { *c = catalog{} },
 			newTenant(statement{"grant owner role to admin", `GRANT "vcxo" TO CURRENT_USER WITH INHERIT TRUE, SET TRUE`}, revoke),
 		},
 		"login gone": {
-			"it is made anew, and nothing else is touched", super, func(c *catalog) { delete(c.roles, "vcxb") },
+			"init makes it again, and touches nothing else", super, func(c *catalog) { delete(c.roles, "vcxb") },
 			[]statement{
 				{"create login b", b},
 				{"mark login b", `COMMENT ON ROLE "vcxb" IS 'dbconnector:0'`},
@@ -134,7 +134,7 @@ func TestPlanRoles(t *testing.T) {
 			},
 		},
 		"settings of a login's own": {
-			"S6: it made them, or who had its password", super, change("vcxa", func(r *role) {
+			"S6: the login made them, or a thief with its password", super, change("vcxa", func(r *role) {
 				r.settings = []setting{{"DateStyle", false}, {"role", true}}
 			}),
 			[]statement{
@@ -203,7 +203,7 @@ func TestPlanDatabase(t *testing.T) {
 			[]statement{{"withhold schemas from tenant", `REVOKE CREATE ON DATABASE "vcx" FROM "vcxo"`}},
 		},
 		"owner role may connect": {
-			"S1: who became a member of it could", func(d *database) { d.acl = append(d.acl, "vcxo CONNECT") },
+			"S1: a member of it could", func(d *database) { d.acl = append(d.acl, "vcxo CONNECT") },
 			[]statement{{"close database to owner role", `REVOKE CONNECT ON DATABASE "vcx" FROM "vcxo"`}},
 		},
 		"pin changed": {
@@ -215,7 +215,7 @@ func TestPlanDatabase(t *testing.T) {
 		},
 		"limit changed": {"the limit is the operator's setting", func(d *database) { d.limit = -1 }, []statement{{"limit connections", `ALTER DATABASE "vcx" CONNECTION LIMIT 40`}}},
 		"mark gone":     {"the mark says whose it is", func(d *database) { d.marker = "" }, []statement{{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`}}},
-		"closed":        {"nobody could use it", func(d *database) { d.allowConn = false }, []statement{{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`}}},
+		"closed":        {"no login could use it", func(d *database) { d.allowConn = false }, []statement{{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`}}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -245,7 +245,7 @@ func TestPlanSchema(t *testing.T) {
 		want   []statement
 	}{
 		{"a second run must change nothing", schema{changeable: true, ownerACL: []string{"USAGE", "CREATE"}}, nil},
-		{"B39: on 15 and later nobody but the owner may create", schema{changeable: true, publicACL: true}, []statement{closeOthers, open}},
+		{"B39: on 15 and later only the owner may create", schema{changeable: true, publicACL: true}, []statement{closeOthers, open}},
 		{"one of two rights is not enough", schema{changeable: true, ownerACL: []string{"USAGE"}}, []statement{open}},
 		{"13 and 14, not superuser: it is the bootstrap superuser's", schema{publicACL: true}, nil},
 	} {
@@ -267,7 +267,7 @@ func TestOursPostgres(t *testing.T) {
 		{"it carries the mark", good(), false, true},
 		{"the record knows it", catalog{database: &database{exists: true, allowConn: true}}, true, true},
 		{"closed, with our owner role: made by us, and the crash came before the mark", catalog{database: closed, roles: owner}, false, true},
-		{"closed by somebody else", catalog{database: closed}, false, false},
+		{"closed by another tool", catalog{database: closed}, false, false},
 		{"open and without a mark", catalog{database: &database{exists: true, allowConn: true}, roles: owner}, false, false},
 		{"another tenant's mark", catalog{database: &database{exists: true, allowConn: true, marker: "dbconnector:1"}}, false, false},
 	} {
