@@ -90,7 +90,7 @@ func unpackDebs(ctx context.Context, dir, suite string, pkgs ...string) error {
 			"-o", "Acquire::Retries=3",
 			"-o", "APT::Update::Error-Mode=any",
 			"-o", "APT::Sandbox::User=", // state belongs to us, _apt cannot write it
-			"-o", "Debug::NoLocking=1", // nobody else knows this state
+			"-o", "Debug::NoLocking=1", // no other program knows this state
 		}, args...)...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 		_, err := output(cmd)

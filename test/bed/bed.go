@@ -75,8 +75,8 @@ func progress(format string, args ...any) {
 // Engine is a kind of database server.
 type Engine string
 
-// The engines. MariaDB is its own engine here, since what differs between it and
-// MySQL is what tests are about.
+// The engines. MariaDB is its own engine here, because tests are about the
+// differences between it and MySQL.
 const (
 	Postgres Engine = "postgres"
 	MySQL    Engine = "mysql"

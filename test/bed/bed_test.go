@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// roleVariable makes the test program play a role, for what takes several processes.
+// roleVariable makes the test program play a role, for tests that take several processes.
 const roleVariable = "DBCONNECTOR_BED_ROLE"
 
 var roles = map[string]func(context.Context) error{
@@ -102,7 +102,7 @@ func TestServers(t *testing.T) {
 	}
 }
 
-// checkCloudAdmin checks what a cloud admin may and may not do.
+// checkCloudAdmin checks the rights that a cloud admin has and has not.
 func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	t.Helper()
 	db, err := s.Open(user, password, "")
@@ -131,7 +131,7 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	}
 }
 
-// latest are one server of each engine, for what does not depend on the version.
+// latest are one server of each engine, for tests that do not depend on the version.
 var latest = []Version{
 	{Engine: Postgres, Version: "18"},
 	{Engine: MariaDB, Version: "11.8"},

@@ -136,7 +136,7 @@ func cachedIn(ctx context.Context, cache string, it item) (string, error) {
 	if exists(dir) {
 		return dir, nil
 	}
-	// Whoever left one of these is dead: we hold the lock.
+	// The process that left one of these is dead: we hold the lock.
 	left, _ := filepath.Glob(filepath.Join(cache, ".tmp-"+it.key+"-*"))
 	for _, l := range left {
 		_ = os.RemoveAll(l)
@@ -203,7 +203,7 @@ func holdDir(dir string) (*os.File, error) {
 // sweepOnce sweeps before this process's first directory.
 var sweepOnce = sync.OnceFunc(func() { sweep(os.TempDir()) })
 
-// sweep removes what beds left behind that were killed: tests of crashes kill
+// sweep removes the remains of beds that were killed: tests of crashes kill
 // often, and a MySQL data directory has a hundred megabytes.
 func sweep(temp string) {
 	owners, _ := filepath.Glob(filepath.Join(temp, tempPrefix+"*", ownerFile))
@@ -228,7 +228,7 @@ func exists(name string) bool {
 func run(ctx context.Context, dir string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOWORK=off") // what runs go, runs it in one module
+	cmd.Env = append(os.Environ(), "GOWORK=off") // a command that runs go runs it in one module
 	return output(cmd)
 }
 

@@ -4,7 +4,7 @@ package bed
 
 import "fmt"
 
-// cloudAdmin returns the statements that create what managed databases call the
+// cloudAdmin returns the statements that create the login that managed databases call the
 // master user.
 func cloudAdmin(engine Engine, name, password string) []string {
 	if engine == Postgres {

@@ -27,7 +27,7 @@ type Image struct {
 	// Name is what a pod calls it, with its tag: "bed.test/pause:1".
 	Name  string
 	Files map[string]ImageFile // by absolute path
-	// What a Dockerfile calls USER, ENTRYPOINT, CMD, ENV and LABEL.
+	// USER, ENTRYPOINT, CMD, ENV and LABEL of a Dockerfile.
 	User            string
 	Entrypoint, Cmd []string
 	Env             []string
@@ -49,7 +49,7 @@ type ImageFile struct {
 	Link string
 }
 
-// Size is what the image's files take, uncompressed.
+// Size is the space that the image's files take, uncompressed.
 func (i *Image) Size() (int64, error) {
 	var size int64
 	for name, file := range i.Files {

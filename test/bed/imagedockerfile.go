@@ -21,8 +21,8 @@ import (
 // caBundle is where Debian has its CA bundle.
 const caBundle = "/etc/ssl/certs/ca-certificates.crt"
 
-// What the build stage sees of the machine. Both caches are the machine's own, so that a build compiles only what has
-// changed, and asks no one for a module.
+// The directories of the machine that the build stage sees. Both caches are the machine's own, so that a build compiles only
+// what has changed, and asks no one for a module.
 const (
 	builderGo      = "/usr/local/go"
 	builderModules = "/machine/modules"
@@ -101,7 +101,7 @@ func BuildDockerfile(ctx context.Context, file, name string, args map[string]str
 	return readArchive(name, content)
 }
 
-// baseImage writes the archive base.tar of what stands for the build stage's base image.
+// baseImage writes the archive base.tar, which stands for the build stage's base image.
 func baseImage(ctx context.Context, dir, name string) error {
 	image, err := Busybox(ctx)
 	if err != nil {

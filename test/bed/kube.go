@@ -487,7 +487,7 @@ func (a *APIServer) Token(ctx context.Context, namespace, serviceAccount string)
 }
 
 // Do makes a request to the API as the admin: in is sent as JSON unless nil, and the
-// answer is decoded into out unless nil. It keeps the bed, and whoever needs
+// answer is decoded into out unless nil. It keeps the bed, and tests that need
 // just a namespace and an account, free of client-go.
 func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader

@@ -28,7 +28,7 @@ func (v Version) buildMySQL(ctx context.Context, dir string) error {
 	}
 	script := ""
 	if v.Engine == MariaDB {
-		// What mariadb-install-db does, without the programs it needs around it.
+		// The work of mariadb-install-db, without the programs it needs around it.
 		if script, err = mariadbScript(root); err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func (v Version) buildMySQL(ctx context.Context, dir string) error {
 func mariadbScript(root string) (string, error) {
 	// The files were renamed from mysql_* to mariadb_* on the way.
 	share := filepath.Join(root, "usr/share")
-	// Nobody but root@localhost, by the password that it does not have yet.
+	// Only root@localhost, by the password that it does not have yet.
 	script := "SET @auth_root_socket=NULL;\nCREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\nSET @skip_auth_anonymous=1;\n"
 	for _, pattern := range []string{"*_system_tables.sql", "*_performance_tables.sql", "*_system_tables_data.sql", "fill_help_tables.sql", "maria_add_gis_sp_bootstrap.sql", "*_sys_schema.sql"} {
 		files, _ := filepath.Glob(filepath.Join(share, "m[ya]*", pattern))
@@ -96,7 +96,7 @@ func (v Version) createAdmin(ctx context.Context, dir string) error {
 	if err := s.Halt(ctx); err != nil {
 		return fmt.Errorf("creating admin: %w", err)
 	}
-	// What only this run needed, or what is made anew and would only be copied.
+	// Files that only this run needed, or that the server makes again.
 	for _, pattern := range []string{"ib_buffer_pool", "ibtmp1", "auto.cnf", "*.pem"} {
 		files, _ := filepath.Glob(filepath.Join(s.DataDir, pattern))
 		for _, file := range files {

@@ -33,7 +33,7 @@ const nodeName = "node"
 // but those of the node itself.
 type Node struct {
 	*APIServer
-	// Phases tell what the start took.
+	// Phases tell how long each part of the start took.
 	Phases []Phase
 
 	dir     string
@@ -62,7 +62,7 @@ type daemon struct {
 	proc *process
 }
 
-// nodePackages are what a node has besides Kubernetes: what runs containers, and what programs their network. They are
+// nodePackages are the programs that a node has besides Kubernetes: they run containers, and set up their network. They are
 // of one release, whatever the machine runs, since they run in a root of their own. The kubelet still takes containerd 1.7
 // until Kubernetes 1.38.
 const nodeSuite = "trixie"
@@ -214,7 +214,7 @@ func (n *Node) buildWalls(ctx context.Context) error {
 		"etc/passwd":      "root:x:0:0:root:/root:/bin/sh\n",
 		"etc/group":       "root:x:0:\n",
 		"etc/hosts":       "127.0.0.1 localhost\n" + nodeIP + " " + nodeName + "\n",
-		"etc/resolv.conf": "", // nobody to ask
+		"etc/resolv.conf": "", // no server to ask
 		"etc/os-release":  "ID=dbconnector-bed\nPRETTY_NAME=\"dbconnector's test bed\"\n",
 		"etc/machine-id":  "00000000000000000000000000000001\n",
 	}); err != nil {
@@ -227,7 +227,7 @@ func (n *Node) buildWalls(ctx context.Context) error {
 	if err := n.walls.ready(ctx, func(context.Context) error {
 		_, err := os.Stat(n.file("ready"))
 		if err == nil {
-			_, err = os.Stat(n.file("pid")) // somebody else writes it, maybe later
+			_, err = os.Stat(n.file("pid")) // another process writes it, maybe later
 		}
 		return err
 	}); err != nil {
@@ -377,7 +377,7 @@ func (a *APIServer) nodeArgs() []string {
 	}
 }
 
-// startControlPlane starts what a cluster has without nodes.
+// startControlPlane starts the programs that a cluster has without nodes.
 func (n *Node) startControlPlane(ctx context.Context) error {
 	ca, err := Authority()
 	if err != nil {
@@ -439,7 +439,7 @@ func (n *Node) startControlPlane(ctx context.Context) error {
 			"--root-ca-file="+n.file("pki/ca.crt"),
 			"--service-account-private-key-file="+n.APIServer.file("sa.key"),
 			"--bind-address=127.0.0.1",
-			"--leader-elect=false", // nobody competes
+			"--leader-elect=false", // no other instance competes
 			// All controllers start at once.
 			"--kube-api-qps=200", "--kube-api-burst=400",
 		)),
@@ -453,7 +453,7 @@ func (n *Node) startControlPlane(ctx context.Context) error {
 	)
 }
 
-// startKubelet starts what runs pods, and what makes Services reachable.
+// startKubelet starts the programs that run pods and make Services reachable.
 func (n *Node) startKubelet(ctx context.Context) error {
 	if err := n.writeFiles(map[string]string{
 		"etc/kubernetes/kubelet.yaml": `apiVersion: kubelet.config.k8s.io/v1beta1
@@ -478,7 +478,7 @@ localStorageCapacityIsolation: false
 evictionHard: {memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}
 imageGCHighThresholdPercent: 100
 imageMinimumGCAge: 1000h
-# kube-proxy uses nftables, and nobody else iptables.
+# kube-proxy uses nftables, and no program uses iptables.
 makeIPTablesUtilChains: false
 serializeImagePulls: false
 # Tests let containers fail. They wait seconds, where in production it is minutes.
@@ -519,7 +519,7 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 	)
 }
 
-// waitReady waits for the node, and for what pods need besides.
+// waitReady waits for the node, and for all else that pods need.
 func (n *Node) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -662,7 +662,7 @@ func removeCgroup(ctx context.Context, dir string) error {
 			if err == nil && entry.IsDir() {
 				groups = append(groups, name)
 			}
-			return nil // what has gone meanwhile is what we want
+			return nil // already gone, as wanted
 		})
 		for _, group := range slices.Backward(groups) {
 			if err := syscall.Rmdir(group); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -707,7 +707,7 @@ func sweepNodes() {
 	}
 }
 
-// populated tells whether there is a process in a group or below: somebody's with another temporary directory.
+// populated tells whether there is a process in a group or below: one of a bed with another temporary directory.
 func populated(dir string) (yes bool) {
 	_ = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Name() == "cgroup.procs" {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses of the node's network, which nobody outside of it sees.
+// Addresses of the node's network, which no process outside of it sees.
 const (
 	nodeIP      = "10.98.0.1"
 	podCIDR     = "10.99.0.0/24"
@@ -28,7 +28,7 @@ const (
 func (n *Node) within(f func() error) error {
 	errs := make(chan error)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, instead of surprising somebody else.
+		// Never unlocked: the thread ends with the goroutine, instead of surprising another goroutine.
 		runtime.LockOSThread()
 		if err := unix.Setns(int(n.network.Fd()), unix.CLONE_NEWNET); err != nil {
 			errs <- fmt.Errorf("entering the node's network: %w", err)
@@ -59,7 +59,7 @@ func (n *Node) Listen(ctx context.Context, network, address string) (l net.Liste
 	return l, err
 }
 
-// Host is where pods find what is behind [Node.Expose].
+// Host is the address at which pods find a port behind [Node.Expose].
 func (n *Node) Host() string { return nodeIP }
 
 // Expose lets pods reach a server of this machine, such as [Server.Addr], and returns the port of [Node.Host] that leads

@@ -100,7 +100,7 @@ func serverEnv() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC", "HOME=/", "TMPDIR=" + os.TempDir()}
 }
 
-// account is who the database servers run as: ourselves, or if we are root the
+// account is the user that the database servers run as: ourselves, or if we are root the
 // account nobody. It must have an entry in passwd, initdb looks.
 var account = sync.OnceValues(func() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
@@ -179,14 +179,14 @@ func (p *process) resume() {
 }
 
 func (p *process) signal(sig syscall.Signal) {
-	// Process remembers that it was waited for, when the id may be somebody else's.
+	// Process remembers that it was waited for, when the id may be another process's.
 	_ = p.cmd.Process.Signal(sig)
 }
 
 func (p *process) descendants() []int {
 	select {
 	case <-p.done:
-		return nil // the id may be somebody else's by now
+		return nil // the id may be another process's by now
 	default:
 	}
 	children := map[int][]int{}
@@ -247,7 +247,7 @@ func (p *process) text() string {
 	return string(log)
 }
 
-// freePort finds a port nobody listens on, below those the kernel gives to
+// freePort finds a port that no process listens on, below those the kernel gives to
 // outgoing connections: one of these could take it before the server does.
 func freePort() (int, error) {
 	// A child that is forked meanwhile would keep the port busy until it is another

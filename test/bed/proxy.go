@@ -129,7 +129,7 @@ func (p *Proxy) Refuse() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.listener != nil {
-		// As in freePort: afterwards nobody must be listening.
+		// As in freePort: afterwards no process must be listening.
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 		_ = p.listener.Close()

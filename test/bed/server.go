@@ -296,7 +296,7 @@ func (s *Server) Restart(ctx context.Context) error {
 }
 
 // Pause makes the server a black hole: the kernel still accepts connections for it,
-// and nobody ever answers.
+// and no server ever answers.
 func (s *Server) Pause() error {
 	p, err := s.process()
 	if err != nil {
@@ -362,7 +362,7 @@ func (s *Server) open(user, password, database string, verify bool) (*sql.DB, er
 			return nil, fmt.Errorf("making connection settings: %w", err)
 		}
 		c.User, c.Password, c.Database, c.TLSConfig = user, password, database, config
-		// Tests count statements and flights: no pings that nobody asked for.
+		// Tests count statements and flights: no pings that the test did not ask for.
 		noPing := func(context.Context, stdlib.ShouldPingParams) bool { return false }
 		return stdlib.OpenDB(*c, stdlib.OptionShouldPing(noPing)), nil
 	}
@@ -407,7 +407,7 @@ func (s *Server) ExecIn(ctx context.Context, database string, statements ...stri
 		return err
 	}
 	defer func() { _ = db.Close() }()
-	db.SetMaxOpenConns(1) // so that SET and the like hold for what follows
+	db.SetMaxOpenConns(1) // so that SET and the like hold for the next statements
 	for _, statement := range statements {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("executing %q: %w", statement, err)

@@ -28,7 +28,7 @@ type CA struct {
 	key  *ecdsa.PrivateKey
 }
 
-// Request says what certificate a [CA] shall issue. The zero value is a good server
+// Request describes the certificate that a [CA] shall issue. The zero value is a good server
 // certificate for the loopback addresses and localhost.
 type Request struct {
 	Hosts      []string // names and addresses; 127.0.0.1, ::1 and localhost by default
@@ -38,7 +38,7 @@ type Request struct {
 	Client     bool      // for a client, not a server
 }
 
-// NewCA makes an authority of its own, for tests that need one nobody trusts.
+// NewCA makes an authority of its own, for tests that need one that no system trusts.
 func NewCA() (*CA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

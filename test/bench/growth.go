@@ -22,7 +22,7 @@ var tenantCounts = []int{100, 500, 1000, 2000}
 // growthPairs is how many pairs are timed at each size: each one is two tenants more.
 const growthPairs = 7
 
-// runGrowth measures what a tenant costs on a server that has many.
+// runGrowth measures the cost of a tenant on a server that has many.
 func runGrowth(ctx context.Context, write bool) (err error) {
 	b, end, err := newBench(ctx, growthPairs)
 	if err != nil {

@@ -7,8 +7,8 @@
 //	go run ./test/bench -only pods -write  # only what is measured in real pods; or processes
 //	go run ./test/bench -only growth       # with up to 2,000 tenants on a server, half an hour; not part of the others
 //
-// Times are noise on a machine that does something else as well: what is compared runs in pairs, one beside the other in
-// changing order, and what counts is the median of the pairs' ratios. Counts are exact, and a count that is off ends the
+// Times are noise on a machine that does something else as well: compared programs run in pairs, one beside the other in
+// changing order, and the result is the median of the pairs' ratios. Counts are exact, and a count that is off ends the
 // program with exit code 1.
 package main
 
@@ -70,7 +70,7 @@ const (
 	growth    = "growth"
 )
 
-// engines are what is measured, and what the counts have to be.
+// engines are the servers that are measured, with the counts that they must show.
 var engines = []struct {
 	engine  bed.Engine
 	version string
@@ -85,7 +85,7 @@ var engines = []struct {
 	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 19}, cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4}},
 }
 
-// restart is what the counts of a restart have to be, with every engine.
+// restart has the counts that a restart must show, with every engine.
 var restart = counts{API: 1, Connections: 1}
 
 const (
@@ -158,7 +158,7 @@ func run(ctx context.Context, pairs int, herd, write bool) (err error) {
 	return report(processes, render(figures, sizes, pairs), off, write)
 }
 
-// runPods measures what can only be seen in real pods.
+// runPods measures the figures that only real pods can show.
 func runPods(ctx context.Context, write bool) error {
 	f, off, err := onNode(ctx)
 	if err != nil {
@@ -167,7 +167,7 @@ func runPods(ctx context.Context, write bool) error {
 	return report(pods, renderNode(f), off, write)
 }
 
-// report shows a part's figures, and what of them is off.
+// report shows a part's figures, and marks those that are off.
 func report(part, table string, off []string, write bool) error {
 	fmt.Println(table)
 	if write {

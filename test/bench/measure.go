@@ -24,7 +24,7 @@ import (
 	"dbconnector/test/races/rig"
 )
 
-// bench is what all measurements share.
+// bench is the state that all measurements share.
 type bench struct {
 	dir, init, rotate, minimal string
 	// volume is where hand-overs go: memory where there is some, as in the pod (emptyDir, medium: Memory).
@@ -95,7 +95,7 @@ func (b *bench) tenant(connector string) (*rig.Tenant, error) {
 	return t, os.Mkdir(t.Out, 0o755)
 }
 
-// counts are what the servers saw of one run.
+// counts are the requests and connections that the servers saw of one run.
 type counts struct{ API, Connections, Admin, Statements int }
 
 func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []string, err error) {
@@ -126,7 +126,7 @@ func (b *bench) engine(ctx context.Context, i int, herd bool) (f figures, off []
 	if f.first != e.want {
 		off = append(off, fmt.Sprintf("%s: first provision: got %+v, want %+v", e.name, f.first, e.want))
 	}
-	f.restart.Statements = 0 // the drivers' own; what the restart path may cost are connections
+	f.restart.Statements = 0 // the drivers' own; the restart path may cost connections only
 	if f.restart != restart {
 		off = append(off, fmt.Sprintf("%s: restart: got %+v, want %+v", e.name, f.restart, restart))
 	}
@@ -581,7 +581,7 @@ const (
 	measurements = 3
 )
 
-// memory is the most resident memory that a run took, of a few. The kernel counts the memory of whoever starts a process
+// memory is the most resident memory that a run took, of a few. The kernel counts the parent's memory
 // into the maximum of that process, and we are large: so a copy of ourselves, that has done nothing yet, starts it.
 func memory(ctx context.Context, t *rig.Tenant) (int64, error) {
 	self, err := os.Executable()

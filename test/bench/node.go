@@ -54,7 +54,7 @@ type starts struct{ whole, added, container, work []time.Duration }
 // cgroup is a container's memory, as the kubelet tells it.
 type cgroup struct{ workingSet, usage, most, anonymous int64 }
 
-// onNode measures what can only be seen in pods.
+// onNode measures the figures that only pods can show.
 func onNode(ctx context.Context) (f nodeFigures, off []string, err error) {
 	progress("starting a node")
 	c, err := cluster.Start(ctx)
@@ -146,7 +146,7 @@ func (f *nodeFigures) startPods(ctx context.Context, c *cluster.Cluster) error {
 			func() (err error) { first, err = p.first(ctx); return err },
 			func() (err error) { later, err = p.with(ctx); return err },
 		}
-		if n > 0 { // there is a tenant for what comes later
+		if n > 0 { // later measurements have a tenant
 			steps = slices.Concat(steps[n%3:], steps[:n%3])
 		}
 		for _, step := range steps {
@@ -175,7 +175,7 @@ func (s *starts) add(one started, without time.Duration) {
 type started struct {
 	whole     time.Duration // from the scheduler's decision to the start of the control plane's container
 	container time.Duration // init's container, from its start to its end
-	work      time.Duration // what init itself says that it took
+	work      time.Duration // by init's own log
 }
 
 // podStarter starts pods from a template.
@@ -222,7 +222,7 @@ func (p *podStarter) start(ctx context.Context, change func(*corev1.PodSpec)) (o
 	template := p.template.DeepCopy()
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", p.v.Release, p.pods), Labels: template.Labels}, Spec: template.Spec}
 	change(&pod.Spec)
-	// The control plane ends at once: what it takes for its own start is not to be measured, nor to slow the next pod's down.
+	// The control plane ends at once: its own start is not to be measured, nor to slow the next pod's down.
 	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	pod.Spec.Containers[0].Command = []string{"/vcluster", "nothing"}
 	pods := "/api/v1/namespaces/" + p.v.Namespace + "/pods"
@@ -230,7 +230,7 @@ func (p *podStarter) start(ctx context.Context, change func(*corev1.PodSpec)) (o
 		return one, err
 	}
 	if err := bed.Wait(ctx, func(ctx context.Context) error {
-		now := &corev1.Pod{} // or what is gone from the status would stay
+		now := &corev1.Pod{} // or a field that is gone from the status would stay
 		if err := p.c.Do(ctx, http.MethodGet, pods+"/"+pod.Name, nil, now); err != nil {
 			return err
 		}
@@ -388,8 +388,8 @@ func (f *nodeFigures) idleSidecar(ctx context.Context, c *cluster.Cluster) error
 
 const sidecarName = "dbconnector-rotate"
 
-// forgetProgram drops the sidecar's program from the page cache, where it is on the account of who wrote it, so that it is
-// on the sidecar's: the worst case, a node on which no other sidecar runs.
+// forgetProgram drops the sidecar's program from the page cache, where it is on the account of the process that wrote it, so
+// that it is on the sidecar's: the worst case, a node on which no other sidecar runs.
 func forgetProgram(c *cluster.Cluster) error {
 	files, err := filepath.Glob(filepath.Join(c.Dir(), "var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs/usr/local/bin", sidecarName))
 	if err != nil {
@@ -403,7 +403,7 @@ func forgetProgram(c *cluster.Cluster) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Fsync(int(f.Fd())); err != nil { // what is not written cannot be dropped
+	if err := unix.Fsync(int(f.Fd())); err != nil { // a page that is not written cannot be dropped
 		return fmt.Errorf("writing the program: %w", err)
 	}
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {

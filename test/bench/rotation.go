@@ -42,7 +42,8 @@ const (
 	idleWindow = time.Minute
 )
 
-// policy is what the sidecars here run with: nothing is due in the time that a benchmark takes, but what it makes due.
+// policy is what the sidecars here run with: nothing is due in the time that a benchmark takes, unless the benchmark makes it
+// due.
 var policy = rotation.Policy{Period: 24 * time.Hour, Grace: grace}
 
 // cost is what the servers saw of all sidecars of a tenant.
@@ -121,7 +122,7 @@ func offCost(name string, got []cost, want, again cost) []string {
 	return off
 }
 
-// sidecars measures what the sidecars of a new tenant cost, and leaves one of them to idle.
+// sidecars measures the cost of the sidecars of a new tenant, and leaves one of them to idle.
 func (b *bench) sidecars(ctx context.Context, s *bed.Server, connector string, f *figures) (_ *idle, err error) {
 	progress("%s: rotations", s.Engine)
 	t, err := b.tenant(connector)
@@ -234,7 +235,7 @@ func (p *plane) move(ctx context.Context) error {
 	return errors.Join(err, db.PingContext(ctx))
 }
 
-// seen is what the servers have seen so far.
+// seen are the requests and connections that the servers have seen so far.
 func (p *plane) seen() (c cost, err error) {
 	if c.Connections, err = p.s.Connections(); err != nil {
 		return c, err
@@ -267,7 +268,7 @@ func (p *plane) settled(ctx context.Context) (cost, error) {
 	return last, err
 }
 
-// run makes the password due a few times, and counts what comes of it. A round that this machine was too slow for is
+// run makes the password due a few times, and counts the rotations. A round that this machine was too slow for is
 // repeated.
 func (p *plane) run(ctx context.Context, rounds int) (r rotations, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
@@ -388,7 +389,7 @@ func (p *plane) watchIdle(ctx context.Context) (*idle, error) {
 	return i, nil
 }
 
-// off says what of it is too much.
+// off names the figures that are too high.
 func (f idleFigures) off(name string) []string {
 	var off []string
 	if f.memory > maxIdleMemory {

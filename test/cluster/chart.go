@@ -15,7 +15,7 @@ import (
 )
 
 // Values are Helm values for the official vCluster chart. Those that [Values.Render] does not know are errors: a test with
-// values that nobody heeds proves nothing.
+// values that are not heeded proves nothing.
 type Values struct {
 	ControlPlane struct {
 		// BackingStore is vCluster's business. The chart only looks at which store it is.

@@ -2,8 +2,8 @@
 
 // Package cluster runs the shipped image and the shipped manifests in real pods, on the bed's node.
 //
-// What it takes from this repository: the image built from the Dockerfile, the Helm values, the connectors and the Roles from
-// deploy. What it stands in for: the chart ([Values.Render]) and the control plane (vcluster, kubernetes).
+// It takes from this repository: the image built from the Dockerfile, the Helm values, the connectors and the Roles from
+// deploy. It stands in for: the chart ([Values.Render]) and the control plane (vcluster, kubernetes).
 package cluster
 
 import (
@@ -31,7 +31,7 @@ const (
 // Token is the admin's, for the API of every stand-in for a vCluster.
 const Token = "stand-in"
 
-// What vCluster's syncer puts on an object that it makes on the host: the label says whose it is, the annotations of which
+// vCluster's syncer puts these on an object that it makes on the host: the label says whose it is, the annotations of which
 // virtual object.
 const (
 	ManagedBy       = "vcluster.loft.sh/managed-by"
@@ -209,7 +209,7 @@ func (c *Cluster) Connect(ctx context.Context, example, name string, s *bed.Serv
 	return c.Apply(ctx, text, "--namespace", PlatformNamespace)
 }
 
-// Names are what a user writes into vcluster.yaml.
+// Names are the names that a user writes into vcluster.yaml.
 type Names struct {
 	Release, Namespace, Connector string
 	// ServiceAccount, unless it is the chart's.

@@ -18,16 +18,16 @@ import (
 )
 
 // TestConnectorIsMended starts a vCluster before its connector is there, then gives it one with a wrong password, and then
-// the right one. The pod shows what is the matter each time, and comes up in the end without anybody touching it.
+// the right one. The pod shows the cause each time, and comes up in the end without a human touching it.
 func TestConnectorIsMended(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)
-	c, server := newConnector(t, "mended")
-	kubectl(t, c, "delete", "secret", "--namespace", PlatformNamespace, "mended")
-	if err := server.Exec(t.Context(), "ALTER ROLE mended PASSWORD 'right'"); err != nil {
+	c, server := newConnector(t, "repaired")
+	kubectl(t, c, "delete", "secret", "--namespace", PlatformNamespace, "repaired")
+	if err := server.Exec(t.Context(), "ALTER ROLE repaired PASSWORD 'right'"); err != nil {
 		t.Fatal(err)
 	}
-	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "mended", Connector: "mended"}, func(values *Values) {
+	v := install(t, c, "open-source", Names{Release: "team-a", Namespace: "repaired", Connector: "repaired"}, func(values *Values) {
 		values.SetEnv("DBCONNECTOR_TIMEOUT", "5s") // it tries again for two minutes otherwise
 	})
 	says := func(want string) {
@@ -35,13 +35,13 @@ func TestConnectorIsMended(t *testing.T) {
 		refused(t, v, func(ctx context.Context) (*corev1.Pod, error) { return onePod(ctx, v) }, want)
 		lap(want)
 	}
-	says("secret vcluster-platform/mended does not exist")
-	if err := c.Connect(t.Context(), "postgres", "mended", server, "mended", "wrong"); err != nil {
+	says("secret vcluster-platform/repaired does not exist")
+	if err := c.Connect(t.Context(), "postgres", "repaired", server, "repaired", "wrong"); err != nil {
 		t.Fatal(err)
 	}
 	says("28P01")
 	tried(t, c, "Failed", "28P01")
-	if err := c.Connect(t.Context(), "postgres", "mended", server, "mended", "right"); err != nil {
+	if err := c.Connect(t.Context(), "postgres", "repaired", server, "repaired", "right"); err != nil {
 		t.Fatal(err)
 	}
 	ready(t, v)
@@ -50,7 +50,7 @@ func TestConnectorIsMended(t *testing.T) {
 	lap("tried")
 }
 
-// tried does what docs/deployment.md says to try a connector, here "mended", and waits for the end of the Job (F41).
+// tried follows docs/deployment.md to try a connector, here "repaired", and waits for the end of the Job (F41).
 func tried(t *testing.T, c *Cluster, want, says string) {
 	t.Helper()
 	root, err := bed.Root()
@@ -62,12 +62,12 @@ func tried(t *testing.T, c *Cluster, want, says string) {
 		t.Fatal(err)
 	}
 	// Like [Values.RenderForNode] without a request for ephemeral storage, of which the bed's node keeps no account.
-	job := strings.NewReplacer("postgres", "mended", ", ephemeral-storage: 16Mi", "", ", ephemeral-storage: 1Gi", "").Replace(string(shipped))
+	job := strings.NewReplacer("postgres", "repaired", ", ephemeral-storage: 16Mi", "", ", ephemeral-storage: 1Gi", "").Replace(string(shipped))
 	if _, err := c.Kubectl(t.Context(), job, "apply", "--filename", "-"); err != nil {
 		t.Fatal(err)
 	}
 	name := "check-" + strings.ToLower(want)
-	kubectl(t, c, "--namespace", PlatformNamespace, "create", "job", "--from", "cronjob/dbconnector-check-mended", name)
+	kubectl(t, c, "--namespace", PlatformNamespace, "create", "job", "--from", "cronjob/dbconnector-check-repaired", name)
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		got, err := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "job", name, "--output", `jsonpath={.status.conditions[?(@.status=="True")].type}`)
 		if err == nil && !slices.Contains(strings.Fields(got), want) {
@@ -81,7 +81,7 @@ func tried(t *testing.T, c *Cluster, want, says string) {
 	}
 }
 
-// refused waits until a pod and an Event on it say why there is no control plane in it, and that somebody has to act.
+// refused waits until a pod and an Event on it say why there is no control plane in it, and that the operator has to act.
 func refused(t *testing.T, v *VCluster, find func(context.Context) (*corev1.Pod, error), want string) {
 	t.Helper()
 	var name string
@@ -112,9 +112,9 @@ func refused(t *testing.T, v *VCluster, find func(context.Context) (*corev1.Pod,
 	}
 }
 
-// TestConnectorMoved lets the connector of a running vCluster point at another server, where its data is not. What runs goes
+// TestConnectorMoved lets the connector of a running vCluster point at another server, where its data is not. A running pod goes
 // on, rotates its password, and may be replaced: all that needs is in the record. But where the record's login does not work
-// any more, init asks the connector, and refuses to begin anew on the other server; until the connector is put back.
+// any more, init asks the connector, and refuses to begin again on the other server; until the connector is put back.
 func TestConnectorMoved(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)

@@ -17,7 +17,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// workload is something of the tenant's: an object in the vCluster, and what the syncer made of it on the host.
+// workload is something of the tenant's: an object in the vCluster, and the syncer's copy of it on the host.
 type workload struct{ kind, virtual, host string }
 
 var workloads = []workload{
@@ -25,7 +25,7 @@ var workloads = []workload{
 	{"pods", "/api/v1/namespaces/default/pods/web", "web-x-default-x-team-a"},
 }
 
-// runWorkloads makes a tenant's workloads in the vCluster, and on the host what its syncer would make of them.
+// runWorkloads makes a tenant's workloads in the vCluster, and on the host the copies that its syncer would make.
 func runWorkloads(t *testing.T, v *VCluster) {
 	t.Helper()
 	no := false
@@ -59,7 +59,7 @@ func runWorkloads(t *testing.T, v *VCluster) {
 	}
 }
 
-// deployed counts the workloads that are on the host, and that nobody is about to end.
+// deployed counts the workloads that are on the host, and that Kubernetes is not about to end.
 func deployed(ctx context.Context, v *VCluster) (n int, err error) {
 	for _, w := range workloads {
 		var got metav1.PartialObjectMetadata

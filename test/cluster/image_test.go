@@ -18,7 +18,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// mostBytes is how large the image may be, uncompressed. A larger one is not wrong, but nobody should make it by accident.
+// mostBytes is how large the image may be, uncompressed. A larger one is not wrong, but no change should make it by accident.
 const mostBytes = 40_000_000
 
 // TestImage holds the image that the cluster's tests run, which is built from the Dockerfile, against what the documentation
@@ -30,7 +30,7 @@ func TestImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if image.User != "65532:65532" {
-		t.Errorf("it runs as %q, which the kubelet cannot tell from root or nobody can tell from the manifests", image.User)
+		t.Errorf("it runs as %q, which the kubelet cannot tell from root, or a reader cannot tell from the manifests", image.User)
 	}
 	if want := []string{"/usr/local/bin/dbconnector-init"}; !slices.Equal(image.Entrypoint, want) || image.Cmd != nil {
 		t.Errorf("its entry point is %q %q, want %q", image.Entrypoint, image.Cmd, want)
@@ -118,7 +118,7 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// copyOfSources copies what an image is built from.
+// copyOfSources copies the sources of an image.
 func copyOfSources(t *testing.T) string {
 	t.Helper()
 	root, err := bed.Root()

@@ -21,7 +21,7 @@ import (
 	"dbconnector/test/bed"
 )
 
-// patience is how long a test waits for what takes a moment, or two minutes at most, on an idle machine.
+// patience is how long a test waits for an event that takes a moment, or two minutes at most, on an idle machine.
 const patience = 5 * time.Minute
 
 // shared is the cluster of all tests, and database the server of those that do not bring their own. The first that needs
@@ -82,7 +82,7 @@ func newCluster(t *testing.T) *Cluster {
 	return c
 }
 
-// newConnector returns the cluster with a connector of that name, whose admin nobody else uses, and the server.
+// newConnector returns the cluster with a connector of that name, whose admin no other test uses, and the server.
 func newConnector(t *testing.T, name string) (*Cluster, *bed.Server) {
 	t.Helper()
 	c := newCluster(t)
@@ -247,7 +247,7 @@ func enters(ctx context.Context, server *bed.Server, login tenant.Login, databas
 	return db.PingContext(ctx)
 }
 
-// kubectl runs kubectl and returns what it says.
+// kubectl runs kubectl and returns its output.
 func kubectl(t *testing.T, c *Cluster, args ...string) string {
 	t.Helper()
 	out, err := c.Kubectl(t.Context(), "", args...)
@@ -293,7 +293,7 @@ func containerOf(pod *corev1.Pod, name string) (s corev1.ContainerStatus) {
 }
 
 // cliStatus is what the vCluster CLI (0.37) makes of a pod, and kubectl before 1.29 did: it takes every entry of the init
-// containers that has not ended well for one that is still to end. What is not "Running" it refuses to work with (F21).
+// containers that has not ended well for one that is still to end. It refuses to work with a pod that is not "Running" (F21).
 func cliStatus(pod *corev1.Pod) string {
 	for i, s := range pod.Status.InitContainerStatuses {
 		switch {
@@ -313,7 +313,7 @@ func events(ctx context.Context, v *VCluster) (string, error) {
 		"--output=custom-columns=R:.reason,O:.involvedObject.kind,S:.source.component,M:.message")
 }
 
-// stopwatch logs what each part of a test takes.
+// stopwatch logs how long each part of a test takes.
 func stopwatch(t *testing.T) (lap func(what string)) {
 	began := time.Now()
 	return func(what string) {

@@ -64,7 +64,7 @@ func TestNewcomer(t *testing.T) {
 	}
 }
 
-// describe shows what an operator would look at.
+// describe shows the output that an operator would look at.
 func describe(t *testing.T, v *VCluster) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own has ended
 	defer cancel()

@@ -147,7 +147,7 @@ func TestRotationLosesNothing(t *testing.T) {
 	old := before.Login(before.Active)
 	lap(fmt.Sprintf("three replicas, generation %d", before.Generation))
 
-	// Until the next password is everybody's and this one is nobody's.
+	// Until all replicas use the next password and none uses this one.
 	after := before
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		if after, err = v.Record(ctx); err != nil {

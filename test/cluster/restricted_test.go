@@ -113,7 +113,7 @@ func TestRestricted(t *testing.T) {
 		{"default", "outside", "stranger", "Permission denied"},
 		{"default", "outside", "member", ""},
 	} {
-		// What cat says; not what it reads, which is a secret.
+		// cat's message; not the file that it reads, which is a secret.
 		got := kubectl(t, c, "exec", "--namespace", test.namespace, test.pod, "--container", test.container, "--",
 			"sh", "-c", "cd /var/run && for name in "+strings.Join(files, " ")+"; do cat dbconnector/$name 2>&1 >/dev/null; done; true")
 		want := ""

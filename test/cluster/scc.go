@@ -5,8 +5,8 @@ package cluster
 import corev1 "k8s.io/api/core/v1"
 
 // AsSCC does to a pod what OpenShift's admission does for the SCC restricted-v2: where the pod names no user, it becomes
-// the first id of the namespace's range, which is the pod's fsGroup, too; all capabilities go. What the pod names stays, and
-// is refused later if it does not fit. No group is set: a process has the group 0, and fsGroup beside it.
+// the first id of the namespace's range, which is the pod's fsGroup, too; all capabilities go. A user that the pod names stays,
+// and is refused later if it does not fit. No group is set: a process has the group 0, and fsGroup beside it.
 func AsSCC(spec *corev1.PodSpec, id int64) {
 	if spec.SecurityContext == nil {
 		spec.SecurityContext = &corev1.PodSecurityContext{}

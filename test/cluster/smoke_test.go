@@ -45,7 +45,7 @@ spec:
       volumeMounts: [{name: shared, mountPath: /shared, readOnly: true}]
 `
 
-// TestNode makes sure of what the scenarios take for granted: a node that runs a pod of init container, native sidecar
+// TestNode checks the basis of all scenarios: a node that runs a pod of init container, native sidecar
 // and memory volume, its logs, programs run in it, a Service, and its end.
 func TestNode(t *testing.T) {
 	lap := stopwatch(t)

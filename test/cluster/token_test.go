@@ -77,7 +77,7 @@ func TestTokenRenewed(t *testing.T) {
 	if err := c.ReplaceTokenKey(); err != nil {
 		t.Fatal(err)
 	}
-	c.Kill() // in order it would wait a minute for those who watch
+	c.Kill() // an orderly end would wait a minute for the clients that watch
 	if err := c.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestTokenRenewed(t *testing.T) {
 	untouched(t, v, pod)
 }
 
-// authenticate asks the API server whose a token is, and is refused if nobody's.
+// authenticate asks the API server whose a token is, and is refused if it is of no account.
 func (c *Cluster) authenticate(ctx context.Context, token string) error {
 	file := filepath.Join(c.Dir(), "kubeconfig-of-token")
 	if err := os.WriteFile(file, c.KubeconfigFor(token), 0o600); err != nil {

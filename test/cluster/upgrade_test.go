@@ -37,7 +37,7 @@ func sourceBefore(t *testing.T) string {
 		t.Fatal(err)
 	}
 	git := func(args ...string) *exec.Cmd {
-		// Whoever owns the checkout: nothing in it is run but what git itself does.
+		// Any user may own the checkout: the test runs nothing in it but git itself.
 		return exec.CommandContext(t.Context(), "git", append([]string{"-C", root, "-c", "safe.directory=*"}, args...)...)
 	}
 	if _, err := os.Stat(filepath.Join(root, ".git")); errors.Is(err, os.ErrNotExist) {
@@ -91,11 +91,11 @@ func imageOfPod(pod *corev1.Pod) string {
 	return ""
 }
 
-// makeDue dates the record back, without making it anew, so that the next rotation begins when the test wants it to.
+// makeDue dates the record back, without making it again, so that the next rotation begins when the test wants it to.
 func makeDue(t *testing.T, v *VCluster) {
 	t.Helper()
 	path := "/api/v1/namespaces/" + v.Namespace + "/secrets/dbconnector-" + v.Release
-	bed.Eventually(t, patience, func(ctx context.Context) error { // somebody may write meanwhile
+	bed.Eventually(t, patience, func(ctx context.Context) error { // a sidecar may write meanwhile
 		var secret corev1.Secret
 		if err := v.c.Do(ctx, http.MethodGet, path, nil, &secret); err != nil {
 			return err
@@ -148,7 +148,7 @@ func follows(ctx context.Context, v *VCluster, pod *corev1.Pod, generation int64
 //
 // A commit whose record is refused by the programs before it, on purpose, has to say here what holds instead: today a rolling
 // upgrade and a rollback are promised for records of the same format alone (docs/lifecycle.md, "Upgrade and rollback").
-// test/upgrade has what earlier releases wrote.
+// test/upgrade has the records that earlier releases wrote.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)

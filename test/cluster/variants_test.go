@@ -34,7 +34,7 @@ func TestVariantsInPods(t *testing.T) {
 	values.SetEnv("DBCONNECTOR_ROTATION_PERIOD", "30s")
 	values.SetEnv("DBCONNECTOR_GRACE", "1s")
 	values.ControlPlane.Advanced.ServiceAccount.Name = names.ServiceAccount
-	// What OpenShift's admission sets for restricted-v2, where the pod leaves it open: see AsSCC.
+	// The fields that OpenShift's admission sets for restricted-v2, where the pod leaves it open: see AsSCC.
 	set := &values.ControlPlane.StatefulSet
 	set.Security.PodSecurityContext["fsGroup"] = id
 	set.Security.ContainerSecurityContext["runAsUser"] = id

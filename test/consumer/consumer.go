@@ -5,7 +5,7 @@
 // hand-over as strictly as vCluster does, and starts a real kine on what it finds.
 //
 // The connector is a directory here, and so is the record, unless replicas share one.
-// What differs with Secrets is tested elsewhere; a consumer sees nothing of it.
+// Other tests cover the differences with Secrets; a consumer sees nothing of it.
 package consumer
 
 import (
@@ -127,7 +127,7 @@ func (t *Tenant) Environ() []string {
 	return append(env, t.Env...)
 }
 
-// Ready is what dbconnector-init says when it has succeeded.
+// Ready is the message of dbconnector-init when it has succeeded.
 type Ready struct {
 	Database, User string
 	// Restart: the restart path sufficed.

@@ -451,16 +451,16 @@ func TestBothSlots(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := get(t, b, "/shared/key"); got != "a" {
-				t.Errorf("slot b reads %q, want what slot a wrote", got)
+				t.Errorf("slot b reads %q, want the value that slot a wrote", got)
 			}
 			if response := <-events; len(response.Events) == 0 || string(response.Events[0].Kv.Key) != "/shared/key" {
-				t.Errorf("slot b's watch does not see what slot a wrote: %v", errors.Join(response.Err(), ctx.Err()))
+				t.Errorf("slot b's watch does not see the value that slot a wrote: %v", errors.Join(response.Err(), ctx.Err()))
 			}
 			if _, err = Put(ctx, b, "/shared/key", "b", revision); err != nil {
-				t.Errorf("slot b updates what slot a created: %v", err)
+				t.Errorf("slot b updates the object that slot a created: %v", err)
 			}
 			if got := get(t, a, "/shared/key"); got != "b" {
-				t.Errorf("slot a reads %q, want what slot b wrote", got)
+				t.Errorf("slot a reads %q, want the value that slot b wrote", got)
 			}
 
 			// Both write at once.

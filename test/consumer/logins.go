@@ -28,8 +28,8 @@ func Logins(s *bed.Server, user string) (int, error) {
 	return len(regexp.MustCompile(pattern).FindAllString(log, -1)), nil
 }
 
-// Refusal is what a server said when it refused something; empty if the error has
-// another reason. It begins with what identifies it to a machine.
+// Refusal is a server's message when it refused a statement; empty if the error has
+// another reason. It begins with the code that identifies it to a machine.
 func Refusal(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {

@@ -50,8 +50,8 @@ type setting struct {
 	example string // the Helm values: "open-source" for the embedded store, "licensed" for the external one
 }
 
-// settings are what a control plane must run on. With TLS, the server takes nothing else
-// and its certificate is from a CA that no system trusts, so that whoever gets through
+// settings are the settings that a control plane must run with. With TLS, the server takes nothing else
+// and its certificate is from a CA that no system trusts, so that a program that gets through
 // has read the CA of the hand-over.
 var settings = []setting{
 	{"postgres-17 verified", bed.Postgres, "17", bed.Options{RequireTLS: true}, "open-source"},

@@ -90,7 +90,7 @@ func newPlane(t *testing.T, s setting) *plane {
 		}
 		endpoints[i] = r.kine.Endpoint
 	}
-	// From here on nobody knows the admin's credential.
+	// From here on no program knows the admin's credential.
 	if err := os.RemoveAll(connector); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func (r *pod) cleanUp(t *testing.T) {
 	}
 }
 
-// start does what the kubelet does with a new pod: the volume of the hand-over is empty, dbconnector-init runs to its end,
+// start treats a new pod as the kubelet does: the volume of the hand-over is empty, dbconnector-init runs to its end,
 // then the sidecar, if it has settings, and the control plane start. It returns when all are ready.
 func (r *pod) start(ctx context.Context, settings ...string) error {
 	if err := errors.Join(os.RemoveAll(r.Output()), os.Mkdir(r.Output(), 0o750)); err != nil {
@@ -217,7 +217,7 @@ func (p *plane) workload() string {
 	return "/apis/apps/v1/namespaces/" + rig.Namespace + "/statefulsets/" + p.name
 }
 
-// statefulSet is what a test wants to know of one.
+// statefulSet has the fields of one that a test reads.
 type statefulSet struct {
 	Metadata struct{ Generation int64 }
 	Spec     struct {

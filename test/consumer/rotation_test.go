@@ -98,7 +98,7 @@ func TestRotationWithRollout(t *testing.T) {
 	}
 }
 
-// TestRotationWithoutRollout rotates under the load of a control plane whose pods nobody replaces: not one request fails, and
+// TestRotationWithoutRollout rotates under the load of a control plane whose pods are not replaced: not one request fails, and
 // the old credential, which all kines go on using, stays valid until the last pod has been restarted for a reason of its own
 // (B3, B46).
 func TestRotationWithoutRollout(t *testing.T) {
@@ -150,7 +150,7 @@ func TestRotationWithoutRollout(t *testing.T) {
 	}
 }
 
-// waits waits until the sidecar says that it waits for those who use the old credential.
+// waits waits until the sidecar says that it waits for the clients that use the old credential.
 func (r *pod) waits(t *testing.T) {
 	t.Helper()
 	bed.Eventually(t, patience, func(ctx context.Context) error {

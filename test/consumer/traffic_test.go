@@ -36,11 +36,11 @@ const (
 // authentication is how PostgreSQL, MySQL and MariaDB refuse a login, in the words of the drivers that kine has.
 var authentication = regexp.MustCompile(`SQLSTATE 28|password authentication failed|Error 1045|Access denied`)
 
-// object is what a writer knows of a ConfigMap: its value and its resourceVersion, both empty while there is none.
+// object is a writer's knowledge of a ConfigMap: its value and its resourceVersion, both empty while there is none.
 type object struct{ value, version string }
 
-// traffic is what the clients of an API server do: they write and read ConfigMaps in the namespace default, list them and
-// watch them. They keep track of what the API server acknowledged.
+// traffic stands for the clients of an API server: they write and read ConfigMaps in the namespace default, list them and
+// watch them. They keep track of the writes that the API server acknowledged.
 //
 // A client goes on after a failure like a Kubernetes controller does: it reads what is there now, and if that is what was
 // there before, it tries again. So it knows at any time what there is, and everything else is an error.
@@ -65,7 +65,7 @@ type traffic struct {
 	deleted  map[string]bool   // the names that were acknowledged to be gone
 	failures map[string]int    // requests that got no answer, by reason
 	refused  int               // requests that were refused because of a conflict
-	errs     []error           // what must not happen, the first times that it did
+	errs     []error           // the first errors that must not happen
 }
 
 // watcher is a client that watches; it is one goroutine's until that has ended.
@@ -172,8 +172,8 @@ func code(err error) int {
 	return status.code
 }
 
-// do makes a request. Who gets no answer, or one that says that there will be one later, is counted; a refusal of the
-// database's, and what no client should be told, must not happen.
+// do makes a request. It counts a request without an answer, or with one that asks to try again later. A refusal by the
+// database must not happen, nor any other answer that a client should not get.
 func (l *traffic) do(ctx context.Context, method, path string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
@@ -214,7 +214,7 @@ func (l *traffic) do(ctx context.Context, method, path string, in, out any) erro
 	return err
 }
 
-// reason is what a Status says.
+// reason is the text of a Status.
 func reason(err error, answer []byte) string {
 	var status struct{ Message string }
 	if json.Unmarshal(answer, &status) != nil || status.Message == "" {
@@ -223,7 +223,7 @@ func reason(err error, answer []byte) string {
 	return strconv.Itoa(code(err)) + " " + status.Message
 }
 
-// read returns what there is under a name. It asks until it is told.
+// read returns the object of a name. It asks until it gets an answer.
 func (l *traffic) read(ctx context.Context, name string) (now object, err error) {
 	err = bed.Wait(ctx, func(ctx context.Context) error {
 		var c configMap
@@ -448,7 +448,7 @@ func (l *traffic) failed() (n int) {
 	return n
 }
 
-// check ends the traffic and holds what the watches saw, and what there is, against what was acknowledged.
+// check ends the traffic and compares the events of the watches, and the objects, with the acknowledged writes.
 func (l *traffic) check(t *testing.T) {
 	t.Helper()
 	l.end()

@@ -39,7 +39,7 @@ func TestShippedValues(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// A field of a later chart, and one of somebody's own.
+				// A field of a later chart, and one of the operator's own.
 				values = append(values, "\nlaterChart:\n  field: [1, 2.50, \"on\", ~] # kept\n"...)
 				const dsn = "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"
 				config, err := vclusterconfig.Parse(values)
@@ -144,7 +144,7 @@ func TestWithoutHandOver(t *testing.T) {
 	}
 }
 
-// TestStandInKnowsSQLite: what the tests take for a vCluster does with a config what a vCluster does, or no test could see
+// TestStandInKnowsSQLite: the stand-in for a vCluster treats a config as a vCluster does, or no test could see
 // that a hand-over was missed (F1).
 func TestStandInKnowsSQLite(t *testing.T) {
 	t.Parallel()
@@ -242,7 +242,7 @@ func database(t *testing.T, config map[string]any) map[string]any {
 	return at
 }
 
-// comments lists what a config says to people.
+// comments lists the comments of a config.
 func comments(config []byte) []string {
 	var list []string
 	for line := range strings.Lines(string(config)) {

@@ -12,7 +12,7 @@ import (
 )
 
 // console writes plain lines. A step's line is begun when the step begins and ended
-// with its outcome, so that one sees what is being waited for.
+// with its outcome, so that the reader sees which step is awaited.
 type console struct {
 	w io.Writer
 
@@ -58,7 +58,7 @@ func (c *console) begin(what string) {
 func (c *console) end(outcome string, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pending == "" { // something came between: say again what this is about
+	if c.pending == "" { // another line came between: name the step again
 		fmt.Fprint(c.w, "  ... ")
 	}
 	c.pending = ""
@@ -73,7 +73,7 @@ func (c *console) interrupt() {
 	}
 }
 
-// progress is a writer for the test bed's remarks on what takes long.
+// progress is a writer for the test bed's remarks on long steps.
 func (c *console) progress() io.Writer { return &remarks{c: c} }
 
 type remarks struct {

@@ -45,8 +45,8 @@ type member struct {
 	*consumer.Tenant
 	ready   consumer.Ready
 	kine    *bed.Kine
-	dsn     string            // what kine runs on
-	objects map[string]string // what it must find
+	dsn     string            // of kine's database
+	objects map[string]string // that it must find
 }
 
 // run shows everything and cleans up.
@@ -92,7 +92,7 @@ func (d *demo) cleanUp(ctx context.Context) error {
 }
 
 // step does one thing, saying so, and keeps it for the table if it has a title there. f
-// returns what is worth knowing of the outcome.
+// returns the outcome in a few words.
 func (d *demo) step(parent context.Context, what, tenant, title string, f func(ctx context.Context) (string, error)) error {
 	ctx, cancel := context.WithTimeout(parent, time.Minute)
 	defer cancel()
@@ -285,7 +285,7 @@ func write(ctx context.Context, t *member) (string, error) {
 		}
 		for _, event := range response.Events {
 			if !strings.HasPrefix(string(event.Kv.Key), keys+t.Name) {
-				return "", fmt.Errorf("watching: saw %s, which belongs to somebody else", event.Kv.Key)
+				return "", fmt.Errorf("watching: saw %s, which belongs to another tenant", event.Kv.Key)
 			}
 			seen++
 		}

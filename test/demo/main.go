@@ -44,7 +44,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	signal.Ignore(syscall.SIGPIPE) // clean up also if nobody listens any more
+	signal.Ignore(syscall.SIGPIPE) // clean up also if no program reads the output any more
 	d := &demo{out: &console{w: os.Stdout}, server: servers[*engine].name}
 	bed.Progress = d.out.progress()
 	err := d.run(ctx, servers[*engine].engine, servers[*engine].version)

@@ -23,7 +23,7 @@ import (
 
 const (
 	// rotations is how often each tenant's password changes, period how often it is to, and grace how long the one before
-	// is left alone. Nobody rotates like that; it makes a short demo.
+	// is left alone. No operator rotates like that; it makes a short demo.
 	rotations = 3
 	period    = 2 * time.Second
 	grace     = 500 * time.Millisecond
@@ -38,7 +38,7 @@ func (d *demo) rotate(ctx context.Context) error {
 	defer cancel()
 	for _, line := range []string{
 		"Beside each tenant runs dbconnector-rotate, and each tenant writes and reads without a pause.",
-		"rotated:  the login that nobody uses got a new password, and that is in the hand-over now",
+		"rotated:  the login that no client uses got a new password, and that is in the hand-over now",
 		"adopted:  as in a rolling update, a second kine started on it, and then the first one ended",
 		"retired:  the password before is not in use any more, and the server does not take it any more",
 	} {
@@ -196,7 +196,7 @@ func (d *demo) adopt(ctx context.Context, t *member, l *load, sidecar *rig.Sidec
 	return r, nil
 }
 
-// wait is bed.Wait for what a sidecar has to do.
+// wait is bed.Wait for a step of a sidecar.
 func wait(ctx context.Context, sidecar *rig.Sidecar, cond func(context.Context) error) error {
 	return bed.Wait(ctx, func(ctx context.Context) error {
 		select {
@@ -229,7 +229,7 @@ func (d *demo) dead(ctx context.Context, login tenant.Login) (string, error) {
 // load writes objects and reads each back, through whatever kine its tenant has at the time.
 type load struct {
 	prefix string
-	// mu is held for reading during a request, so that whoever moves the client waits for those that are on their way.
+	// mu is held for reading during a request, so that a move of the client waits for requests that are on their way.
 	mu     sync.RWMutex
 	client *kubernetes.Client
 

@@ -38,7 +38,7 @@ const (
 )
 
 // values are the parts of the chart's values that ours set. They are decoded strictly: a key that is not here is a typo,
-// or an addition that somebody has to check against the chart.
+// or an addition that a maintainer has to check against the chart.
 type values struct {
 	ControlPlane struct {
 		BackingStore struct {
@@ -99,7 +99,7 @@ func decode(t *testing.T, data []byte, into any) {
 	}
 }
 
-// vcluster is what the file vcluster.yaml of an example says.
+// vcluster is the content of an example's file vcluster.yaml.
 type vcluster struct{ release, namespace, connector, platform string }
 
 // grants holds the Roles and bindings that a directory renders, by namespace.
@@ -143,7 +143,7 @@ func rendered(t *testing.T, dir string) grants {
 	return got
 }
 
-// checkGrants compares what was rendered with the whole of what a vCluster may be granted. Nothing is left out: whoever
+// checkGrants compares the rendered rights with all the rights that a vCluster may have. Nothing is left out: a person who
 // adds a right has to add it here, too.
 func checkGrants(t *testing.T, got grants, v vcluster) {
 	t.Helper()
@@ -324,7 +324,7 @@ func TestValues(t *testing.T) {
 				t.Errorf("values-native-sidecar.yaml makes\n%+v\n%+v\nwant\n%+v\n%+v", native.InitContainers, native.SidecarContainers, init, asNative)
 			}
 
-			// What is the same in both examples must stay the same.
+			// The parts that both examples share must stay the same.
 			both := []corev1.Container{init, rotate}
 			for i, c := range both {
 				both[i].Env = slices.DeleteFunc(slices.Clone(c.Env), func(e corev1.EnvVar) bool {
@@ -339,7 +339,7 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// checkSidecar: rotate has what init has, and what it says of itself is true.
+// checkSidecar: rotate has the same settings as init, and its own are right.
 func checkSidecar(t *testing.T, init, c corev1.Container) {
 	t.Helper()
 	if c.RestartPolicy != nil {
@@ -405,7 +405,7 @@ func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, c
 		t.Errorf("stores %+v: want one of them, and nothing said of the other", db)
 	}
 	if used.DataSource != vclusterconfig.Placeholder {
-		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on what is there", used.DataSource, vclusterconfig.Placeholder)
+		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on the database that is there", used.DataSource, vclusterconfig.Placeholder)
 	}
 	if named := env["DBCONNECTOR_CONNECTOR"].Value; named != connector {
 		t.Errorf("values name the connector %q, vcluster.yaml allows to read %q", named, connector)
@@ -417,7 +417,7 @@ func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, c
 	}
 }
 
-// checkHandOver: what the init container writes is what the control plane reads.
+// checkHandOver: the control plane reads the files that the init container writes.
 func checkHandOver(t *testing.T, v values) {
 	t.Helper()
 	set := v.ControlPlane.StatefulSet
@@ -517,7 +517,7 @@ func variables(t *testing.T) map[string]string {
 	return known
 }
 
-// Commented lines are documentation: what they name must exist, too.
+// Commented lines are documentation: the names in them must exist, too.
 func TestEveryVariableThatIsNamedExists(t *testing.T) {
 	t.Parallel()
 	known := variables(t)

@@ -20,9 +20,9 @@ import (
 	"dbconnector/test/deploy"
 )
 
-// TestGitOps shows what docs/deployment.md says of tools that keep a cluster as a repository has it (F42): the annotations
-// that a rollout leaves in the pod template are no difference for them, and are kept by both ways to apply; replacing the
-// object takes them away. It needs the environment, so it runs alone.
+// TestGitOps proves the claims of docs/deployment.md about tools that keep a cluster as a repository has it (F42): the
+// annotations that a rollout leaves in the pod template are no difference for them, and are kept by both ways to apply;
+// replacing the object takes them away. It needs the environment, so it runs alone.
 func TestGitOps(t *testing.T) {
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
 	const namespace = "gitops"

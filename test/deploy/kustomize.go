@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package deploy renders what deploy/ ships, for the tests that check it and for those that install it in a cluster.
+// Package deploy renders the manifests in deploy/, for the tests that check them and for those that install them in a cluster.
 package deploy
 
 import (
@@ -18,7 +18,8 @@ import (
 // Newer versions than this one ask for a newer Go than the programs do.
 const kustomize = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.2"
 
-// Build returns what `kubectl apply -k dir` would send. The first call on a machine builds kustomize, in about a minute.
+// Build returns the objects that `kubectl apply -k dir` would send. The first call on a machine builds kustomize, in about a
+// minute.
 func Build(ctx context.Context, dir string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "go", "run", kustomize, "build", dir)
@@ -32,7 +33,7 @@ func Build(ctx context.Context, dir string) ([]byte, error) {
 }
 
 // Values reads Helm values, the later files over the former ones, as `helm --values A --values B` does: mappings are
-// merged, and all else, lists too, takes the place of what was there. A null stays one: it takes a default of the chart away.
+// merged, and all else, lists too, replaces the old value. A null stays one: it takes a default of the chart away.
 func Values(files ...string) ([]byte, error) {
 	all := map[string]any{}
 	for _, file := range files {

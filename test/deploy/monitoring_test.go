@@ -177,7 +177,7 @@ func reasons(t *testing.T) []string {
 	return list
 }
 
-// exposition is what /metrics answers when everything has happened once.
+// exposition is the answer of /metrics when everything has happened once.
 func exposition(t *testing.T) string {
 	t.Helper()
 	m := health.New()
@@ -207,7 +207,7 @@ func served(t *testing.T) map[string]string {
 	return list
 }
 
-// checkNames: what an expression asks for is served, and the reasons that it tells apart are there.
+// checkNames: the sidecar serves the metrics that an expression asks for, and the reasons that it tells apart exist.
 func checkNames(t *testing.T, where, expr string, served map[string]string) {
 	t.Helper()
 	bare := regexp.MustCompile(`"[^"]*"|\$\w+`).ReplaceAllString(expr, "")

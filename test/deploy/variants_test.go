@@ -124,7 +124,7 @@ func refused(t *testing.T, api *bed.APIServer, pod corev1.Pod, words string, not
 	})
 }
 
-// TestVariants: each file changes what it is there for, holds no list of containers, and fits every example.
+// TestVariants: each file makes its own change, holds no list of containers, and fits every example.
 func TestVariants(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob(filepath.Join(variantsDir(t), "*.yaml"))
@@ -153,7 +153,7 @@ func TestVariants(t *testing.T) {
 	}
 }
 
-// scc is what OpenShift's SCC restricted-v2 demands of a pod, for a namespace with the given range of ids.
+// scc has the demands of OpenShift's SCC restricted-v2 on a pod, for a namespace with the given range of ids.
 func scc(namespace string, from, to int64) (policy, binding object) {
 	each := func(rule string) string {
 		return "(object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : [])).all(c, " + rule + ")"

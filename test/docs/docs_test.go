@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package docs_test holds the documentation to the code: what it names must exist, and what ends a run must be explained.
+// Package docs_test holds the documentation to the code: each name in it must exist, and it must explain each error that ends a
+// run.
 package docs_test
 
 import (

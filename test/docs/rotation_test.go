@@ -40,7 +40,7 @@ func metrics(t *testing.T) []string {
 	return list
 }
 
-// TestMetricsAreExplained holds the table of metrics to what is served, in both directions.
+// TestMetricsAreExplained compares the table of metrics with the metrics that are served, in both directions.
 func TestMetricsAreExplained(t *testing.T) {
 	t.Parallel()
 	text := read(t, "docs/operate.md")
@@ -59,7 +59,7 @@ func TestMetricsAreExplained(t *testing.T) {
 	}
 }
 
-// TestStepsAndReasonsAreExplained: what a log, an Event or a label names is in the documentation, too.
+// TestStepsAndReasonsAreExplained: each step and reason in a log, an Event or a label is in the documentation, too.
 func TestStepsAndReasonsAreExplained(t *testing.T) {
 	t.Parallel()
 	operate, rotation, source := read(t, "docs/operate.md"), read(t, "docs/rotation.md"), read(t, "pkg/rotation/next.go")

@@ -99,7 +99,7 @@ func TestSQLOfOperations(t *testing.T) {
 			}
 			work(t, login, server)
 
-			// PostgreSQL: as the connector's admin, as the text says. The others: as one who has DROP.
+			// PostgreSQL: as the connector's admin, as the text says. The others: as a login that has DROP.
 			user, password := "dbconnector", "change-me"
 			if test.engine != bed.Postgres {
 				user, password = server.AdminUser, server.AdminPassword
@@ -206,7 +206,7 @@ func TestDeletionAmongNeighbours(t *testing.T) {
 	}
 }
 
-// work leaves a table behind, as kine does: what is owned decides the order of the deletion.
+// work leaves a table behind, as kine does: its owner decides the order of the deletion.
 func work(t *testing.T, login tenant.Login, server *bed.Server) {
 	t.Helper()
 	db, err := server.Open(login.User, login.Password.Reveal(), login.Database)

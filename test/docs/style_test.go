@@ -59,7 +59,7 @@ func TestCellsAreShort(t *testing.T) {
 	}
 }
 
-// TestReadmeIsShort: what does not fit belongs on one of the pages that it links.
+// TestReadmeIsShort: longer text belongs on one of the pages that the README links.
 func TestReadmeIsShort(t *testing.T) {
 	t.Parallel()
 	if lines := strings.Count(read(t, "README.md"), "\n"); lines >= 150 {

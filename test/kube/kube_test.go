@@ -92,7 +92,7 @@ func (c cluster) grant(t *testing.T, namespace, account string, rules ...rbacv1.
 		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
 		"subjects": []any{map[string]any{"kind": "ServiceAccount", "name": account, "namespace": namespace}},
 	}, nil)
-	// The API server's authorizer learns of it by a watch, as everybody does.
+	// The API server's authorizer learns of it by a watch, as every client does.
 	for _, rule := range rules {
 		attributes := map[string]any{"namespace": namespace, "group": rule.APIGroups[0], "resource": rule.Resources[0], "verb": rule.Verbs[0]}
 		if len(rule.ResourceNames) > 0 {
@@ -125,10 +125,10 @@ func TestOnAnAPIServer(t *testing.T) {
 	// A group, so that the server outlives its parallel members.
 	t.Run("group", func(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, cluster){
-			"what the Secret looks like":     testSecret,
-			"nobody's update is lost":        testUpdates,
+			"the form of the Secret":         testSecret,
+			"no writer's update is lost":     testUpdates,
 			"of many creators one wins":      testCreators,
-			"what others write there stays":  testForeignEdits,
+			"edits of other tools stay":      testForeignEdits,
 			"deleted between read and write": testDeleted,
 			"a copy is told from the record": testCopies,
 			"not a record":                   testNotARecord,
@@ -245,7 +245,7 @@ func testCreators(t *testing.T, c cluster) {
 	}
 }
 
-// testForeignEdits: B11, an edit of metadata changes nothing, and what others keep there is kept.
+// testForeignEdits: B11, an edit of metadata changes nothing, and the keys of other tools stay.
 func testForeignEdits(t *testing.T, c cluster) {
 	c.namespace(t, "edits")
 	store := c.admin(t).Records("edits", "rec", dsn)
@@ -265,7 +265,7 @@ func testForeignEdits(t *testing.T, c cluster) {
 		t.Fatalf("an edit of labels changed the record: %v, %v", got, err)
 	}
 	if c.secret(t, "edits", "rec").ResourceVersion != version {
-		t.Error("what stays the same was written")
+		t.Error("an unchanged record was written")
 	}
 	c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"note": "m"}}}, nil)
 	if got, err = store.Update(t.Context(), increment); err != nil || got.Generation != before.Generation+1 {
@@ -316,7 +316,7 @@ func testNotARecord(t *testing.T, c cluster) {
 		store := c.admin(t).Records("foreign", "rec", dsn)
 		_, loading := store.Load(t.Context())
 		_, updating := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) {
-			t.Errorf("%s: asked about what cannot be read", name)
+			t.Errorf("%s: asked about a record that cannot be read", name)
 			return newRecord(), nil
 		})
 		for _, err := range []error{loading, updating} {
@@ -375,8 +375,8 @@ func testConnector(t *testing.T, c cluster) {
 
 func testRights(t *testing.T, c cluster) {
 	c.namespace(t, "rights")
-	nobody := c.account(t, "rights", "nobody")
-	c.grant(t, "rights", "nobody") // a Role that allows nothing
+	powerless := c.account(t, "rights", "powerless")
+	c.grant(t, "rights", "powerless") // a Role that allows nothing
 	reader := c.account(t, "rights", "reads")
 	c.grant(t, "rights", "reads", rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"get"}})
 
@@ -389,15 +389,18 @@ func testRights(t *testing.T, c cluster) {
 		want string
 	}{
 		"connector": {
-			func(ctx context.Context) error { _, err := nobody.Connector(ctx, "kube-system", "pg"); return err },
+			func(ctx context.Context) error { _, err := powerless.Connector(ctx, "kube-system", "pg"); return err },
 			`verb "get" on resource "secrets" named "pg" in namespace "kube-system" (deploy/kustomize has`,
 		},
 		"namespace": {
-			func(ctx context.Context) error { _, err := nobody.NamespaceUID(ctx, "rights"); return err },
+			func(ctx context.Context) error { _, err := powerless.NamespaceUID(ctx, "rights"); return err },
 			`verb "get" on resource "namespaces" named "rights" in namespace "rights" (a Role in the namespace itself is enough; or set DBCONNECTOR_TENANT_UID)`,
 		},
 		"reading the record": {
-			func(ctx context.Context) error { _, err := nobody.Records("rights", "rec", nil).Load(ctx); return err },
+			func(ctx context.Context) error {
+				_, err := powerless.Records("rights", "rec", nil).Load(ctx)
+				return err
+			},
 			`verb "get" on resource "secrets" named "rec" in namespace "rights"`,
 		},
 		"creating the record": {
@@ -416,7 +419,7 @@ func testRights(t *testing.T, c cluster) {
 		},
 		"event": {
 			func(ctx context.Context) error {
-				return nobody.Event(ctx, kube.Pod{Namespace: "rights", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x")
+				return powerless.Event(ctx, kube.Pod{Namespace: "rights", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x")
 			},
 			`verb "create" on resource "events" in namespace "rights"`,
 		},
@@ -435,7 +438,7 @@ func testRights(t *testing.T, c cluster) {
 	}
 }
 
-// testLeastRights: what the refusals ask for, and no more, is enough: a Namespace can be read by a Role in it, and the
+// testLeastRights: the rights that the refusals ask for are enough: a Namespace can be read by a Role in it, and the
 // record needs get and update by name.
 func testLeastRights(t *testing.T, c cluster) {
 	c.namespace(t, "least")
@@ -470,7 +473,7 @@ func testLeastRights(t *testing.T, c cluster) {
 
 func testEnding(t *testing.T, c cluster) {
 	c.namespace(t, "ending")
-	// Nobody finalizes it here: it stays as it is.
+	// No controller finalizes it here: it stays as it is.
 	c.do(t, http.MethodDelete, "/api/v1/namespaces/ending", nil, nil)
 	_, err := c.admin(t).Records("ending", "rec", nil).Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil })
 	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), `the namespace "ending" is being deleted`) {
@@ -478,7 +481,7 @@ func testEnding(t *testing.T, c cluster) {
 	}
 }
 
-// testEvents: what is said again is one Event with a count, as far as it differs only in its numbers; without the right to patch
+// testEvents: a repeated message is one Event with a count, if only its numbers differ; without the right to patch
 // each is one of its own (F35).
 func testEvents(t *testing.T, c cluster) {
 	c.namespace(t, "events")
@@ -495,7 +498,7 @@ func testEvents(t *testing.T, c cluster) {
 			}
 		}
 		replaced := pod
-		replaced.UID = "66666666-2222-3333-4444-555555555555" // a pod of a StatefulSet that was made anew
+		replaced.UID = "66666666-2222-3333-4444-555555555555" // a pod of a StatefulSet that was made again
 		for pod, message := range map[kube.Pod]string{pod: "the file is open", replaced: "port 40719 is closed " + strings.Repeat("ü", 2000)} {
 			if err := teller.Event(t.Context(), pod, kube.Warning, "Waiting", message); err != nil {
 				t.Fatal(err)
@@ -579,8 +582,8 @@ func testFollow(t *testing.T, c cluster) {
 	until("a new record", func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == 7 })
 }
 
-// testFollowRights: whoever may read but not watch gets the record, and is told once for each try what is missing. In between
-// nobody says that all is well, or there would be an Event for every try.
+// testFollowRights: a sidecar that may read but not watch gets the record, and each try reports the missing rule once. In between
+// the sidecar does not say that all is well, or there would be an Event for every try.
 func testFollowRights(t *testing.T, c cluster) {
 	c.namespace(t, "follow-rights")
 	store := c.admin(t).Records("follow-rights", "rec", dsn)
@@ -601,7 +604,7 @@ func testFollowRights(t *testing.T, c cluster) {
 			t.Fatalf("got %+v", n)
 		}
 	}
-	// What changes is worth a word all the same: then it is read, if not watched.
+	// The sidecar reports a change all the same: then it can read the record, if not watch it.
 	if _, err := store.Update(t.Context(), increment); err != nil {
 		t.Fatal(err)
 	}
@@ -626,7 +629,7 @@ func testFollowRights(t *testing.T, c cluster) {
 }
 
 // testCopies is the same on an API server: a record is restored in place, outlives its namespace, is copied, and taken over.
-// A copy of what was taken over is refused again.
+// A copy of a record that was taken over is refused again.
 func testCopies(t *testing.T, c cluster) {
 	make := func(name string) (uid string) {
 		var made struct{ Metadata struct{ UID string } }
@@ -682,7 +685,7 @@ func testCopies(t *testing.T, c cluster) {
 	before := c.secret(t, "copies", "rec").ResourceVersion
 	must(update(store(), func(*tenant.Record) {}))
 	if c.secret(t, "copies", "rec").ResourceVersion != before {
-		t.Error("what stays the same was written")
+		t.Error("an unchanged record was written")
 	}
 
 	replace(c.secret(t, "copies", "rec"))
@@ -729,14 +732,14 @@ func testCopies(t *testing.T, c cluster) {
 				t.Errorf("%s a copy: class %v: %v", who, fault.Of(err), err)
 			}
 		}
-		// Who follows it learns of the taking over.
+		// A follower learns that the record was taken over.
 		news := store().Follow(within(t, 2*time.Minute))
 		if n := <-news; n.Err == nil {
 			t.Errorf("following a copy: %+v", n)
 		}
 		c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/namespace-uid": uid}}}, nil)
 		if n := <-news; n.Err != nil || n.Record == nil {
-			t.Errorf("following what was taken over: %+v", n)
+			t.Errorf("following the record that was taken over: %+v", n)
 		}
 		must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
 		claimed("taken over")
@@ -764,7 +767,7 @@ func (c cluster) deployed(t *testing.T, namespace, kind, name string) (path stri
 // template is how often the object was changed, and the annotations of its pod template.
 func (c cluster) template(t *testing.T, path string) (generation int64, annotations map[string]string) {
 	t.Helper()
-	var o appsv1.Deployment // or a StatefulSet: what is read is the same
+	var o appsv1.Deployment // or a StatefulSet: the fields that the test reads are the same
 	c.do(t, http.MethodGet, path, nil, &o)
 	return o.Generation, o.Spec.Template.Annotations
 }
@@ -868,7 +871,7 @@ func testWorkload(t *testing.T, c cluster) {
 			want     bool
 			progress string
 		}{
-			{"nobody looks after it", 0, 0, 0, 0, false, "0 of 2 pods replaced, 0 available"},
+			{"no controller looks after it", 0, 0, 0, 0, false, "0 of 2 pods replaced, 0 available"},
 			{"the controller has not seen it", generation - 1, 2, 2, 2, false, "0 of 2 pods replaced, 2 available"},
 			{"the old pods", generation, 2, 0, 2, false, "0 of 2 pods replaced, 2 available"},
 			{"one of two", generation, 2, 1, 2, false, "1 of 2 pods replaced, 2 available"},
@@ -891,14 +894,14 @@ func testWorkload(t *testing.T, c cluster) {
 	}
 }
 
-// testWorkloadRights: whoever may not restart the workload learns which rule he lacks.
+// testWorkloadRights: a sidecar that may not restart the workload learns which rule it lacks.
 func testWorkloadRights(t *testing.T, c cluster) {
 	c.namespace(t, "workload-rights")
 	path := c.deployed(t, "workload-rights", "StatefulSet", "w")
-	nobody, reader := c.account(t, "workload-rights", "nobody"), c.account(t, "workload-rights", "reads")
-	c.grant(t, "workload-rights", "nobody")
+	powerless, reader := c.account(t, "workload-rights", "powerless"), c.account(t, "workload-rights", "reads")
+	c.grant(t, "workload-rights", "powerless")
 	c.grant(t, "workload-rights", "reads", rbacv1.PolicyRule{APIGroups: []string{"apps"}, Resources: []string{"statefulsets"}, Verbs: []string{"get"}})
-	for verb, who := range map[string]*kube.Client{"get": nobody, "patch": reader} {
+	for verb, who := range map[string]*kube.Client{"get": powerless, "patch": reader} {
 		want := `an RBAC rule is missing, verb "` + verb + `" on resource "statefulsets.apps" named "w" in namespace "workload-rights" (deploy/kustomize/rbac has it)`
 		err := who.Workload("workload-rights", "w").Request(t.Context(), of(2), newest)
 		if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), want) {

@@ -21,11 +21,12 @@ import (
 // have options and an owner of their own.
 var moves = []struct{ from, to string }{{"13", "15"}, {"13", "18"}, {"14", "16"}, {"14", "17"}}
 
-// TestServerUpgraded: on a PostgreSQL 13 or 14, with tenants as the last release made them, somebody who has a victim's DSN for a
-// moment makes his own login a member of the victim's logins, and forces another one of his on them. Then the server is upgraded.
-// The memberships survive that, and he is still in. The next start of the victim's init takes both back, whatever admin it has,
-// and does not fail because of them; the victim's data and its logins stay what they were (S1). Where an admin has lost ADMIN
-// OPTION by the upgrade, init says what a superuser has to run, once, and that is enough (F14).
+// TestServerUpgraded: on a PostgreSQL 13 or 14, with tenants as the last release made them, an attacker who has a victim's DSN
+// for a moment makes his own login a member of the victim's logins, and forces another one of his on them. Then the server is
+// upgraded. The memberships survive that, and he is still in. The next start of the victim's init takes both back, whatever
+// admin it has, and does not fail because of them; the victim's data and its logins stay what they were (S1). Where an admin
+// has lost ADMIN OPTION by the upgrade, init prints the statements that a superuser has to run, once, and they are enough
+// (F14).
 func TestServerUpgraded(t *testing.T) {
 	t.Parallel()
 	for _, move := range moves {
@@ -72,7 +73,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 
 	victim.store(t, victim.text(t, "secret/record.json"))
 	files := victim.handOver(t)
-	victim.kine(t, files[handover.DSNFile])() // who has not been restarted yet
+	victim.kine(t, files[handover.DSNFile])() // a control plane that has not been restarted yet
 	lacking := cloud && to >= "16"
 	if said := start(t, victim, newer, user, password, lacking); !lacking && !strings.Contains(said, "revoke foreign membership") {
 		t.Errorf("init does not say that it took a membership back:\n%s", said)
@@ -97,7 +98,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 		victim.kine(t, rig.WithLogin(dsn, theirs.Login(slot)))()
 	}
 
-	// The attacker is a tenant, too. What it did keeps nobody from a control plane, itself included.
+	// The attacker is a tenant, too. Its attack keeps no tenant from a control plane, itself included.
 	attacker.store(t, attacker.text(t, "secret/record.json"))
 	attacker.handOver(t)
 	start(t, attacker, newer, user, password, lacking)
@@ -125,9 +126,9 @@ func start(tb testing.TB, l *left, server *bed.Server, user, password string, la
 		advice := regexp.MustCompile(`(?:GRANT|REVOKE) "vc\w+" (?:TO "cloud@admin" WITH ADMIN OPTION|FROM "vc\w+" GRANTED BY "\w+" CASCADE)`)
 		statements := advice.FindAllString(said, -1)
 		if len(statements) < 3 {
-			tb.Fatalf("init does not say what gives the admin its rights back:\n%s", said)
+			tb.Fatalf("init does not print the statements that give the admin its rights back:\n%s", said)
 		}
-		check(tb, "doing what init says", server.Exec(tb.Context(), statements...))
+		check(tb, "running init's statements", server.Exec(tb.Context(), statements...))
 		said = run()
 	}
 	if !strings.Contains(said, "let owner role not inherit") {

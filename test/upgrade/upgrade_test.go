@@ -62,7 +62,7 @@ func check(tb testing.TB, what string, err error) {
 	}
 }
 
-// What stands in the frozen files for what a test cannot choose, but for the CA.
+// The placeholders in the frozen files for values that a test cannot choose, but for the CA.
 const (
 	frozenAddress = "127.0.0.1"
 	frozenOut     = "/var/run/dbconnector"
@@ -92,7 +92,7 @@ func releases(tb testing.TB) (names []string) {
 	return names
 }
 
-// eachRelease runs a test with what each release has left behind on each server.
+// eachRelease runs a test with the files and tenants that each release has left behind on each server.
 func eachRelease(t *testing.T, test func(t *testing.T, l *left)) {
 	for _, release := range releases(t) {
 		for i, s := range servers {
@@ -104,7 +104,7 @@ func eachRelease(t *testing.T, test func(t *testing.T, l *left)) {
 	}
 }
 
-// left is what a release has left behind, on a server of its own.
+// left has the files and tenants that a release has left behind, on a server of its own.
 type left struct {
 	*rig.Tenant
 	server     *bed.Server
@@ -175,8 +175,8 @@ func (l *left) leave(tb testing.TB, server *bed.Server) {
 	statements := func(text string) []string {
 		return slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(line string) bool { return strings.HasPrefix(line, "--") })
 	}
-	check(tb, "making what was on the server", server.Exec(tb.Context(), statements(outer)...))
-	check(tb, "making what was in the database", server.ExecIn(tb.Context(), l.decode(tb, "secret/record.json").Database, statements(inner)...))
+	check(tb, "making the tenant's objects on the server", server.Exec(tb.Context(), statements(outer)...))
+	check(tb, "making the objects in the database", server.ExecIn(tb.Context(), l.decode(tb, "secret/record.json").Database, statements(inner)...))
 }
 
 // text is a frozen file as it would be here.
@@ -368,8 +368,8 @@ func TestOldRecordIsRead(t *testing.T) {
 		}
 		sameHandover(t, l.handed(t), files, l.today(t, frozen, files[handover.DSNFile]))
 
-		check(t, "storing a key of somebody else's", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
-			map[string]any{"data": map[string][]byte{"of-somebody-else": []byte("kept")}}, nil))
+		check(t, "storing a key of another tool", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
+			map[string]any{"data": map[string][]byte{"of-another-tool": []byte("kept")}}, nil))
 		keys := l.secret(t).Data
 		sidecar := l.rotate(t)
 		rotated, dsn := l.until(t, "a rotation", func(r *tenant.Record) bool { return r.Generation == frozen.Generation+1 })
@@ -378,14 +378,14 @@ func TestOldRecordIsRead(t *testing.T) {
 			t.Errorf("the active slot is %q, want %q with another password", rotated.Active, active)
 		}
 		sameHandover(t, l.handed(t), files, dsn)
-		l.kine(t, files[handover.DSNFile])() // until everybody has moved, the old one opens, too
+		l.kine(t, files[handover.DSNFile])() // until all clients have moved, the old one opens, too
 
 		leave()
 		l.kine(t, dsn)
 		retired, _ := l.until(t, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
 		refused(t, retired, frozen.Login(frozen.Active))
 		refused(t, retired, frozen.Login(active))
-		// What a rotation changes, and nothing else.
+		// The fields that a rotation changes, and no others.
 		want := frozen.Clone()
 		want.Active, want.Generation, want.RotatedAt, want.Slots = active, frozen.Generation+1, retired.RotatedAt, retired.Slots
 		if !reflect.DeepEqual(retired, want) || !retired.RotatedAt.After(frozen.RotatedAt) {
@@ -454,7 +454,7 @@ func TestOldRepairIsFinished(t *testing.T) {
 		want := frozen.Clone()
 		want.Commit(frozen.RotatedAt)
 		want.ConnectionLimit = limit
-		// The sidecar is to see off who logs in with the password before.
+		// The sidecar must end the sessions of an attacker who logs in with the old password.
 		want.Pending = &tenant.Change{Slot: frozen.Pending.Slot, Password: frozen.Pending.Password, Purpose: tenant.Retire}
 		if !reflect.DeepEqual(repaired, want) {
 			t.Errorf("the record is %+v, want %+v", repaired, want)
@@ -486,7 +486,7 @@ func TestOldRepairIsFinished(t *testing.T) {
 // TestNewerRecordIsRefused rolls back to today's programs from a release to come, which wrote a record that they do not know in
 // full. Promised is (docs/lifecycle.md, "Upgrade and rollback") that they refuse it and write nothing, so that nothing is
 // lost; and that they go on by themselves when there is a record that they know. Of the hand-over nothing has to be known: it
-// is made again, and what else is in the directory stays.
+// is made again, and the other files in the directory stay.
 func TestNewerRecordIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, newer := range map[string]struct{ becomes, message string }{
@@ -590,7 +590,7 @@ func mark(v reflect.Value, path string, fields map[string]bool) {
 			return
 		}
 		for i := range v.NumField() {
-			if v.Type().Field(i).Tag.Get("json") == "-" { // what lies beside the record: of that nothing is needed
+			if v.Type().Field(i).Tag.Get("json") == "-" { // kept beside the record: the test needs none of it
 				continue
 			}
 			mark(v.Field(i), path+"."+v.Type().Field(i).Name, fields)

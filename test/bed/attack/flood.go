@@ -18,7 +18,7 @@ type Flood struct {
 	From string
 	// Count is how many connections there are at once.
 	Count int
-	// Habit is what each does with its connection.
+	// Habit is how each client uses its connection.
 	Habit func(ctx context.Context, conn net.Conn)
 }
 
@@ -82,7 +82,7 @@ func SlowReader(ctx context.Context, conn net.Conn) {
 	hold(ctx, 5*time.Second)
 }
 
-// Stuffer sends what nobody asked for, as much as the server's side takes, up to 16 MiB.
+// Stuffer sends bytes that the server did not ask for, as much as the server's side takes, up to 16 MiB.
 func Stuffer(ctx context.Context, conn net.Conn) {
 	if _, err := fmt.Fprintf(conn, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", 16<<20); err != nil {
 		return

@@ -79,7 +79,7 @@ func openGated(dsn string, settings map[string]string, gate func(net.Conn, int, 
 		for name, value := range settings {
 			config.RuntimeParams[name] = value
 		}
-		// Who it is, the choice of SCRAM, the proof.
+		// The login's name, the choice of SCRAM, the proof.
 		config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dial(ctx, network, address, 3, func(b []byte) []byte { return b })
 		}
@@ -91,7 +91,7 @@ func openGated(dsn string, settings map[string]string, gate func(net.Conn, int, 
 	}
 	config.Logger = &mysql.NopLogger{}
 	config.AllowNativePasswords = true
-	// Who it is, with the name of a plugin that nobody has, so that the server asks once more; the answer.
+	// The login's name, with the name of a plugin that no server has, so that the server asks once more; the answer.
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		return dial(ctx, network, address, 2, func(b []byte) []byte {
 			b = bytes.Replace(b, []byte("caching_sha2_password\x00"), []byte("another_sha2_password\x00"), 1)

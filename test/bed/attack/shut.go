@@ -16,9 +16,10 @@ import (
 // shutFor is the most that a server or a database stays shut.
 const shutFor = time.Minute
 
-// Shut keeps one database of a PostgreSQL server shut: nobody gets in until the function that it returns is called, or the test
-// has ended. db is a pool of any login to any other database. It is two statements, and no right prevents them (docs/failures.md
-// S3): the first session holds a weak lock on the database, the second waits for a strong one, in front of all who connect.
+// Shut keeps one database of a PostgreSQL server shut: no client gets in until the function that it returns is called, or the
+// test has ended. db is a pool of any login to any other database. It is two statements, and no right prevents them
+// (docs/failures.md S3): the first session holds a weak lock on the database, the second waits for a strong one, in front of
+// all clients that connect.
 func Shut(tb testing.TB, db *sql.DB, database string) (release func()) {
 	tb.Helper()
 	return block(tb, db,

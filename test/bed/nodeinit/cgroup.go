@@ -99,7 +99,7 @@ func makeCgroups(name string) ([]string, error) {
 			return made, fmt.Errorf("making cgroup: %w", err)
 		}
 		made = append(made, dir)
-		// Nobody can enter a group of v1 without processors and memory.
+		// No process can enter a group of v1 without processors and memory.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if !slices.Contains(h.controllers, "cpuset") {
 				continue

@@ -74,7 +74,7 @@ func main() {
 // outside makes the cgroup and the first process, and waits for its end.
 func outside(dir string) error {
 	groups, err := makeCgroups(filepath.Base(dir))
-	// Also what there is of a failure is to be removed.
+	// Remove the remains of a failed start, too.
 	if werr := os.WriteFile(filepath.Join(dir, "cgroups"), []byte(strings.Join(groups, "\n")), 0o644); werr != nil {
 		err = errors.Join(err, fmt.Errorf("writing cgroups: %w", werr))
 	}
@@ -137,7 +137,7 @@ func first(dir string) error {
 	}
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"},
-		// A cable with both ends here: an interface that is up without anybody at its other end.
+		// A cable with both ends here: an interface that is up without a peer at its other end.
 		{"link", "add", "eth0", "type", "veth", "peer", "name", "far0"},
 		{"link", "set", "far0", "up"},
 		{"link", "set", "eth0", "up"},

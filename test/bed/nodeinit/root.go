@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctls are what the kubelet insists on and would set for the whole machine. It finds them set.
+// sysctls are settings that the kubelet insists on and would change for the whole machine. It finds them set.
 var sysctls = map[string]string{
 	"vm/overcommit_memory":      "1",
 	"vm/panic_on_oom":           "0",
@@ -47,7 +47,7 @@ func enterRoot(dir string, s settings) error {
 		}
 	}
 	if err := errors.Join(
-		bindReadOnly(filepath.Join(s.Root, "usr"), in("usr")), // everybody's: no node may change it
+		bindReadOnly(filepath.Join(s.Root, "usr"), in("usr")), // shared with the machine: no node may change it
 		bind(filepath.Join(dir, "etc"), in("etc")),
 		mountVar(filepath.Join(dir, "var"), in("var")),
 		mount("tmpfs", in("run"), "tmpfs", unix.MS_NOSUID, "mode=755"),
@@ -58,7 +58,7 @@ func enterRoot(dir string, s settings) error {
 	); err != nil {
 		return err
 	}
-	// What the bed names has the same name inside. Last, since it may be below one of the above.
+	// A path of the bed has the same name inside. Last, since it may be below one of the above.
 	if err := errors.Join(os.MkdirAll(in(dir), 0o755), os.MkdirAll(in(s.Cache), 0o755)); err != nil {
 		return fmt.Errorf("making root: %w", err)
 	}
@@ -106,7 +106,7 @@ func mountVar(from, to string) error {
 	return bind(from, to)
 }
 
-// mountDevices makes a /dev with the few devices that everybody expects.
+// mountDevices makes a /dev with the few devices that every program expects.
 func mountDevices(dev string) error {
 	if err := mount("tmpfs", dev, "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
 		return err
@@ -116,7 +116,7 @@ func mountDevices(dev string) error {
 		if err := os.WriteFile(file, nil, 0o666); err != nil {
 			return fmt.Errorf("making device: %w", err)
 		}
-		// Not made anew: that may be forbidden where using them is not.
+		// Not made again: that may be forbidden where using them is not.
 		if err := bind(filepath.Join("/dev", name), file); err != nil {
 			return err
 		}

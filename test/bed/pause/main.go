@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command pause is the first process of every pod of the bed's node: it holds the pod's namespaces, waits for those whom
-// nobody else waits for, and ends when it is told to.
+// no other process waits for, and ends when it is told to.
 package main
 
 import (

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command minimal does what a restart of dbconnector-init cannot do without, and nothing else: it reads the tenant's
+// Command minimal does the steps that a restart of dbconnector-init cannot do without, and nothing else: it reads the tenant's
 // Secret with net/http, logs in once with the driver, and writes the files. It checks nothing and handles no error. It is
 // what the restart path of dbconnector-init is measured against.
 package main

@@ -26,7 +26,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	signal.Ignore(syscall.SIGPIPE) // clean up also if nobody listens any more
+	signal.Ignore(syscall.SIGPIPE) // clean up also if no program reads the output any more
 	bed.Progress = os.Stderr
 	var err error
 	switch {

@@ -197,7 +197,7 @@ func (c *child) stop() {
 	<-c.done
 }
 
-// writeFiles makes what the API server needs. A vCluster would keep its certificates in Secrets; nobody verifies these.
+// writeFiles makes what the API server needs. A vCluster would keep its certificates in Secrets; no client verifies these.
 func writeFiles() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

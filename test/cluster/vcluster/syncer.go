@@ -19,7 +19,7 @@ import (
 	"dbconnector/test/cluster"
 )
 
-// Where the kubelet puts what a pod needs to speak to its API server.
+// The kubelet puts here the files that a pod needs to speak to its API server.
 const account = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // syncer does the one thing of vCluster's syncer that destroys: what is on the host in the vCluster's name, and has no virtual
@@ -98,7 +98,7 @@ func (s *syncer) sync(ctx context.Context, kind string) (err error) {
 		of := item.Metadata.Annotations
 		err := s.virtual.do(ctx, http.MethodGet, "/api/v1/namespaces/"+of[cluster.ObjectNamespace]+"/"+kind+"/"+of[cluster.ObjectName], nil)
 		if !errors.Is(err, errNotThere) {
-			continue // it is there, or nobody knows
+			continue // it is there, or that is unknown
 		}
 		log.Printf("deleting %s %s: the vCluster has none", kind, item.Metadata.Name)
 		if err := s.host.do(ctx, http.MethodDelete, path+"/"+item.Metadata.Name, nil); err != nil && !errors.Is(err, errNotThere) {

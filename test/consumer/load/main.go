@@ -42,7 +42,7 @@ func main() {
 	flag.IntVar(&o.clients, "clients", 20, "clients that write and read at the same time")
 	flag.IntVar(&o.watchers, "watchers", 20, "clients that watch all the while")
 	flag.DurationVar(&o.duration, "duration", 20*time.Second, "how long each measurement takes")
-	flag.IntVar(&o.limit, "limit", 500, "DBCONNECTOR_CONNECTION_LIMIT; high enough not to be what is measured")
+	flag.IntVar(&o.limit, "limit", 500, "DBCONNECTOR_CONNECTION_LIMIT; high enough not to disturb the measurement")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	bed.Progress = os.Stderr
@@ -69,7 +69,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer table.Flush() // what was measured, also if something fails later
+	defer table.Flush() // print the figures, also if a later step fails
 	fmt.Fprintln(table, "server\tpool\tpeak connections\tpeak at start\tpeak busy\trequests/s\tcreate p50\tcreate p99\tfailed\t")
 	for _, name := range strings.Split(o.servers, ",") {
 		engine, version, _ := strings.Cut(name, "-")
