@@ -148,29 +148,65 @@ func TestRefusals(t *testing.T) {
 		vars map[string]string
 		want string // of the whole error but its first word
 	}{
-		"name missing":         {map[string]string{}, `DBCONNECTOR_VCLUSTER_NAME is not set: must be the name`},
-		"name empty":           {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": ""}, `DBCONNECTOR_VCLUSTER_NAME is not set: must be the name`},
-		"name upper case":      {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": "Blue"}, `DBCONNECTOR_VCLUSTER_NAME="Blue": must be a Kubernetes name`},
-		"name white space":     {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": " blue"}, `DBCONNECTOR_VCLUSTER_NAME=" blue": must be a Kubernetes name`},
-		"name with line break": {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": "blue\nexit=0"}, `DBCONNECTOR_VCLUSTER_NAME="blue\nexit=0": must be a Kubernetes name`},
-		"name too long":        {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": long}, `…: must be a Kubernetes name`},
+		"name missing":     {map[string]string{}, `DBCONNECTOR_VCLUSTER_NAME is not set: must be the name`},
+		"name empty":       {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": ""}, `DBCONNECTOR_VCLUSTER_NAME is not set: must be the name`},
+		"name upper case":  {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": "Blue"}, `DBCONNECTOR_VCLUSTER_NAME="Blue": must be a Kubernetes name`},
+		"name white space": {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": " blue"}, `DBCONNECTOR_VCLUSTER_NAME=" blue": must be a Kubernetes name`},
+		"name with line break": {
+			map[string]string{"DBCONNECTOR_VCLUSTER_NAME": "blue\nexit=0"},
+			`DBCONNECTOR_VCLUSTER_NAME="blue\nexit=0": must be a Kubernetes name`,
+		},
+		"name too long": {map[string]string{"DBCONNECTOR_VCLUSTER_NAME": long}, `…: must be a Kubernetes name`},
 		"name too long for the record": {
 			map[string]string{"DBCONNECTOR_VCLUSTER_NAME": long[:242]}, `…: is too long for the record's name`,
 		},
-		"record's name":                 {with(minimal, map[string]string{"DBCONNECTOR_RECORD_SECRET": "a_b"}), `DBCONNECTOR_RECORD_SECRET="a_b": must be a Kubernetes name`},
-		"namespace with dot":            {with(minimal, map[string]string{"DBCONNECTOR_NAMESPACE": "a.b"}), `DBCONNECTOR_NAMESPACE="a.b": must be the name of a namespace`},
-		"namespace too long":            {with(minimal, map[string]string{"DBCONNECTOR_NAMESPACE": long[:64]}), `must be the name of a namespace`},
-		"connector's namespace":         {with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR_NAMESPACE": "-a"}), `DBCONNECTOR_CONNECTOR_NAMESPACE="-a": must be the name of a namespace`},
-		"connector's name is path":      {with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "../x"}), `DBCONNECTOR_CONNECTOR="../x": must be a Kubernetes name`},
-		"connector twice":               {with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "pg", "DBCONNECTOR_CONNECTOR_DIR": "/c"}), `DBCONNECTOR_CONNECTOR_DIR="/c": must not be set together with DBCONNECTOR_CONNECTOR`},
-		"relative path":                 {with(minimal, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "out"}), `DBCONNECTOR_OUTPUT_DIR="out": must be an absolute path`},
-		"root as path":                  {with(minimal, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "//"}), `DBCONNECTOR_OUTPUT_DIR="//": must not be the root directory`},
-		"relative config":               {with(minimal, map[string]string{"DBCONNECTOR_VCLUSTER_CONFIG": "v.yaml"}), `DBCONNECTOR_VCLUSTER_CONFIG="v.yaml": must be an absolute path`},
-		"record in the hand-over":       {with(standalone, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "/s/"}), `DBCONNECTOR_STATE_DIR="/s": must not be DBCONNECTOR_OUTPUT_DIR`},
-		"no UID without Kubernetes":     {with(standalone, map[string]string{"DBCONNECTOR_TENANT_UID": ""}), `DBCONNECTOR_TENANT_UID is not set: without Kubernetes`},
-		"UID with control":              {with(minimal, map[string]string{"DBCONNECTOR_TENANT_UID": "a\x1bb"}), `DBCONNECTOR_TENANT_UID: "a\x1bb" contains a control character`},
-		"UID too long":                  {with(minimal, map[string]string{"DBCONNECTOR_TENANT_UID": strings.Repeat("u", 1025)}), `at most 1024`},
-		"mode is not octal":             {with(minimal, map[string]string{"DBCONNECTOR_FILE_MODE": "0680"}), `DBCONNECTOR_FILE_MODE="0680": must be an octal file mode`},
+		"record's name": {
+			with(minimal, map[string]string{"DBCONNECTOR_RECORD_SECRET": "a_b"}),
+			`DBCONNECTOR_RECORD_SECRET="a_b": must be a Kubernetes name`,
+		},
+		"namespace with dot": {
+			with(minimal, map[string]string{"DBCONNECTOR_NAMESPACE": "a.b"}),
+			`DBCONNECTOR_NAMESPACE="a.b": must be the name of a namespace`,
+		},
+		"namespace too long": {with(minimal, map[string]string{"DBCONNECTOR_NAMESPACE": long[:64]}), `must be the name of a namespace`},
+		"connector's namespace": {
+			with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR_NAMESPACE": "-a"}),
+			`DBCONNECTOR_CONNECTOR_NAMESPACE="-a": must be the name of a namespace`,
+		},
+		"connector's name is path": {
+			with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "../x"}),
+			`DBCONNECTOR_CONNECTOR="../x": must be a Kubernetes name`,
+		},
+		"connector twice": {
+			with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "pg", "DBCONNECTOR_CONNECTOR_DIR": "/c"}),
+			`DBCONNECTOR_CONNECTOR_DIR="/c": must not be set together with DBCONNECTOR_CONNECTOR`,
+		},
+		"relative path": {
+			with(minimal, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "out"}),
+			`DBCONNECTOR_OUTPUT_DIR="out": must be an absolute path`,
+		},
+		"root as path": {
+			with(minimal, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "//"}),
+			`DBCONNECTOR_OUTPUT_DIR="//": must not be the root directory`,
+		},
+		"relative config": {
+			with(minimal, map[string]string{"DBCONNECTOR_VCLUSTER_CONFIG": "v.yaml"}),
+			`DBCONNECTOR_VCLUSTER_CONFIG="v.yaml": must be an absolute path`,
+		},
+		"record in the hand-over": {
+			with(standalone, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "/s/"}),
+			`DBCONNECTOR_STATE_DIR="/s": must not be DBCONNECTOR_OUTPUT_DIR`,
+		},
+		"no UID without Kubernetes": {with(standalone, map[string]string{"DBCONNECTOR_TENANT_UID": ""}), `DBCONNECTOR_TENANT_UID is not set: without Kubernetes`},
+		"UID with control": {
+			with(minimal, map[string]string{"DBCONNECTOR_TENANT_UID": "a\x1bb"}),
+			`DBCONNECTOR_TENANT_UID: "a\x1bb" contains a control character`,
+		},
+		"UID too long": {with(minimal, map[string]string{"DBCONNECTOR_TENANT_UID": strings.Repeat("u", 1025)}), `at most 1024`},
+		"mode is not octal": {
+			with(minimal, map[string]string{"DBCONNECTOR_FILE_MODE": "0680"}),
+			`DBCONNECTOR_FILE_MODE="0680": must be an octal file mode`,
+		},
 		"mode open to others":           {with(minimal, map[string]string{"DBCONNECTOR_FILE_MODE": "0644"}), `DBCONNECTOR_FILE_MODE="0644": must be`},
 		"mode executable":               {with(minimal, map[string]string{"DBCONNECTOR_FILE_MODE": "0750"}), `DBCONNECTOR_FILE_MODE="0750": must be`},
 		"mode executable for the owner": {with(minimal, map[string]string{"DBCONNECTOR_FILE_MODE": "0740"}), `DBCONNECTOR_FILE_MODE="0740": must be`},
@@ -181,17 +217,29 @@ func TestRefusals(t *testing.T) {
 		"time limit too short":          {with(minimal, map[string]string{"DBCONNECTOR_TIMEOUT": "4999ms"}), `must be a duration`},
 		"time limit too long":           {with(minimal, map[string]string{"DBCONNECTOR_TIMEOUT": "61m"}), `must be a duration`},
 		"time limit negative":           {with(minimal, map[string]string{"DBCONNECTOR_TIMEOUT": "-1m"}), `must be a duration`},
-		"limit is not a number":         {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "many"}), `DBCONNECTOR_CONNECTION_LIMIT="many": must be a number from 5 to 10000`},
-		"limit unlimited":               {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "-1"}), `must be a number from 5`},
-		"limit with plus":               {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "+80"}), `must be a number from 5`},
-		"limit too small":               {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "4"}), `must be a number from 5`},
-		"limit too large":               {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "99999999999999999999"}), `must be a number from 5`},
-		"log level":                     {with(minimal, map[string]string{"DBCONNECTOR_LOG_LEVEL": "loud"}), `DBCONNECTOR_LOG_LEVEL="loud": must be debug, info, warn or error`},
-		"log level that ends us":        {with(minimal, map[string]string{"DBCONNECTOR_LOG_LEVEL": "panic"}), `DBCONNECTOR_LOG_LEVEL="panic": must be`},
-		"log format":                    {with(minimal, map[string]string{"DBCONNECTOR_LOG_FORMAT": "JSON"}), `DBCONNECTOR_LOG_FORMAT="JSON": must be json or console`},
-		"pod without UID":               {with(minimal, map[string]string{"DBCONNECTOR_POD_NAME": "blue-0"}), `DBCONNECTOR_POD_UID is not set: must be set together`},
-		"UID without pod":               {with(minimal, map[string]string{"DBCONNECTOR_POD_UID": "1"}), `DBCONNECTOR_POD_NAME is not set: must be set together`},
-		"pod's UID":                     {with(minimal, map[string]string{"DBCONNECTOR_POD_NAME": "blue-0", "DBCONNECTOR_POD_UID": "a b"}), `DBCONNECTOR_POD_UID="a b": must be a pod's UID`},
+		"limit is not a number": {
+			with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "many"}),
+			`DBCONNECTOR_CONNECTION_LIMIT="many": must be a number from 5 to 10000`,
+		},
+		"limit unlimited": {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "-1"}), `must be a number from 5`},
+		"limit with plus": {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "+80"}), `must be a number from 5`},
+		"limit too small": {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "4"}), `must be a number from 5`},
+		"limit too large": {with(minimal, map[string]string{"DBCONNECTOR_CONNECTION_LIMIT": "99999999999999999999"}), `must be a number from 5`},
+		"log level": {
+			with(minimal, map[string]string{"DBCONNECTOR_LOG_LEVEL": "loud"}),
+			`DBCONNECTOR_LOG_LEVEL="loud": must be debug, info, warn or error`,
+		},
+		"log level that ends us": {with(minimal, map[string]string{"DBCONNECTOR_LOG_LEVEL": "panic"}), `DBCONNECTOR_LOG_LEVEL="panic": must be`},
+		"log format": {
+			with(minimal, map[string]string{"DBCONNECTOR_LOG_FORMAT": "JSON"}),
+			`DBCONNECTOR_LOG_FORMAT="JSON": must be json or console`,
+		},
+		"pod without UID": {with(minimal, map[string]string{"DBCONNECTOR_POD_NAME": "blue-0"}), `DBCONNECTOR_POD_UID is not set: must be set together`},
+		"UID without pod": {with(minimal, map[string]string{"DBCONNECTOR_POD_UID": "1"}), `DBCONNECTOR_POD_NAME is not set: must be set together`},
+		"pod's UID": {
+			with(minimal, map[string]string{"DBCONNECTOR_POD_NAME": "blue-0", "DBCONNECTOR_POD_UID": "a b"}),
+			`DBCONNECTOR_POD_UID="a b": must be a pod's UID`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			environment(t, test.vars)

@@ -73,13 +73,19 @@ func TestRotateRefusals(t *testing.T) {
 		vars map[string]string
 		want string
 	}{
-		"period is none":       {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "30d"}, `DBCONNECTOR_ROTATION_PERIOD="30d": must be a duration from 2s to 8784h`},
-		"period too short":     {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "1999ms", "DBCONNECTOR_GRACE": "0s"}, `must be a duration from 2s`},
-		"period too long":      {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "8785h"}, `must be a duration from 2s to 8784h`},
-		"grace negative":       {map[string]string{"DBCONNECTOR_GRACE": "-1s"}, `DBCONNECTOR_GRACE="-1s": must be a duration from 0s`},
-		"grace as the period":  {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "10m", "DBCONNECTOR_GRACE": "10m"}, `DBCONNECTOR_GRACE="10m": must be shorter than DBCONNECTOR_ROTATION_PERIOD=10m`},
-		"adoption":             {map[string]string{"DBCONNECTOR_ADOPT": "socket"}, `DBCONNECTOR_ADOPT="socket": must be none or rollout`},
-		"rollout of nothing":   {map[string]string{"DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_STATE_DIR": "/s"}, `DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`},
+		"period is none":   {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "30d"}, `DBCONNECTOR_ROTATION_PERIOD="30d": must be a duration from 2s to 8784h`},
+		"period too short": {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "1999ms", "DBCONNECTOR_GRACE": "0s"}, `must be a duration from 2s`},
+		"period too long":  {map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "8785h"}, `must be a duration from 2s to 8784h`},
+		"grace negative":   {map[string]string{"DBCONNECTOR_GRACE": "-1s"}, `DBCONNECTOR_GRACE="-1s": must be a duration from 0s`},
+		"grace as the period": {
+			map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "10m", "DBCONNECTOR_GRACE": "10m"},
+			`DBCONNECTOR_GRACE="10m": must be shorter than DBCONNECTOR_ROTATION_PERIOD=10m`,
+		},
+		"adoption": {map[string]string{"DBCONNECTOR_ADOPT": "socket"}, `DBCONNECTOR_ADOPT="socket": must be none or rollout`},
+		"rollout of nothing": {
+			map[string]string{"DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_STATE_DIR": "/s"},
+			`DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`,
+		},
 		"address without port": {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": "localhost"}, `DBCONNECTOR_HTTP_ADDRESS="localhost": must be an address to listen on`},
 		"address by name":      {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": ":http"}, `DBCONNECTOR_HTTP_ADDRESS=":http": must be`},
 		"address with a path":  {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": "http://x/:80"}, `must be an address to listen on`},
@@ -87,7 +93,8 @@ func TestRotateRefusals(t *testing.T) {
 		"of all programs":      {map[string]string{"DBCONNECTOR_FILE_MODE": "0644"}, `DBCONNECTOR_FILE_MODE="0644": must be`},
 		"all at once": {
 			map[string]string{"DBCONNECTOR_ADOPT": "x", "DBCONNECTOR_GRACE": "y", "DBCONNECTOR_LOG_LEVEL": "z"},
-			`DBCONNECTOR_ADOPT="x": must be none or rollout; DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or error; DBCONNECTOR_GRACE="y": must be a duration from 0s to 8784h, such as 10m`,
+			`DBCONNECTOR_ADOPT="x": must be none or rollout; DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or ` +
+				`error; DBCONNECTOR_GRACE="y": must be a duration from 0s to 8784h, such as 10m`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +116,12 @@ func TestRotateRefusals(t *testing.T) {
 
 // TestSharedEnvironment: a variable that only the other program reads is no typing error.
 func TestSharedEnvironment(t *testing.T) {
-	environment(t, with(minimal, map[string]string{"DBCONNECTOR_CONNECTOR": "pg", "DBCONNECTOR_TIMEOUT": "1m", "DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_GRACE_OF": "1m"}))
+	environment(t, with(minimal, map[string]string{
+		"DBCONNECTOR_CONNECTOR": "pg",
+		"DBCONNECTOR_TIMEOUT":   "1m",
+		"DBCONNECTOR_ADOPT":     "rollout",
+		"DBCONNECTOR_GRACE_OF":  "1m",
+	}))
 	want := []string{`"DBCONNECTOR_GRACE_OF" is not a variable of this program and is ignored`}
 	if _, warnings, err := loadRotate(serviceAccount(t, "a")); err != nil || !slices.Equal(warnings, want) {
 		t.Errorf("rotate: %v, %q", err, warnings)

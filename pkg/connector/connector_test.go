@@ -73,28 +73,58 @@ func TestParse(t *testing.T) {
 		want     func(*Connector)
 		warnings []string // the beginning of each
 	}{
-		"complete":           {nil, func(*Connector) {}, nil},
-		"type is mysql":      {keys{"type": "mysql"}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
-		"no type":            {keys{"type": nil}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil}, // the platform's rule
-		"empty type":         {keys{"type": ""}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
-		"upper-case host":    {keys{"endpoint": "DB.Example"}, func(*Connector) {}, nil},
-		"absolute host":      {keys{"endpoint": "db.example."}, func(c *Connector) { c.Server.Host = "db.example." }, nil},
-		"IPv4":               {keys{"endpoint": "10.0.0.1"}, func(c *Connector) { c.Server.Host = "10.0.0.1" }, nil},
-		"IPv6":               {keys{"endpoint": "2001:DB8:0::1"}, func(c *Connector) { c.Server.Host = "2001:db8::1" }, nil},
-		"IPv6 in brackets":   {keys{"endpoint": "[::1]"}, func(c *Connector) { c.Server.Host = "::1" }, nil},
-		"IDN in ASCII":       {keys{"endpoint": "xn--dtenbank-2za.example"}, func(c *Connector) { c.Server.Host = "xn--dtenbank-2za.example" }, nil},
-		"greatest port":      {keys{"port": "65535"}, func(c *Connector) { c.Server.Port = 65535 }, nil},
-		"odd password":       {keys{"password": `'"\;%{}@:/?#ü` + "`"}, func(c *Connector) { c.Password = dbserver.Password(`'"\;%{}@:/?#ü` + "`") }, nil}, // B23
-		"odd user":           {keys{"user": `ad'min"@server`}, func(c *Connector) { c.User = `ad'min"@server` }, nil},                                      // Azure has the @
-		"empty mode":         {keys{"sslMode": ""}, func(*Connector) {}, nil},
-		"require with a CA":  {keys{"sslMode": "require"}, func(*Connector) {}, nil},
-		"verify-ca":          {keys{"sslMode": "verify-ca"}, func(c *Connector) { c.Server.SSLMode = dbserver.VerifyCA }, nil},
-		"require without CA": {keys{"caCert": nil}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Require }, []string{`key "caCert" is not set: the connection is encrypted`}},
-		"system's roots":     {keys{"caCert": nil, "sslMode": "verify-full"}, func(c *Connector) { c.Server.CA = "" }, nil},
-		"clear text":         {keys{"caCert": nil, "sslMode": "disable"}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Disable }, []string{`key "sslMode" "disable": passwords`}},
-		"empty CA":           {keys{"caCert": ""}, func(c *Connector) { c.Server.CA = ""; c.Server.SSLMode = dbserver.Require }, []string{`key "caCert" is empty`, `key "caCert" is not set`}},
-		"unknown keys":       {keys{"sslmode": "disable", "b\nc": "x"}, func(*Connector) {}, []string{`key "b\nc" is not a key of a connector`, `key "sslmode" is not`}},
-		"verify-ca on MySQL": {keys{"type": "mysql", "sslMode": "verify-ca"}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, []string{`key "sslMode" "verify-ca" does not exist`}},
+		"complete":         {nil, func(*Connector) {}, nil},
+		"type is mysql":    {keys{"type": "mysql"}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
+		"no type":          {keys{"type": nil}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil}, // the platform's rule
+		"empty type":       {keys{"type": ""}, func(c *Connector) { c.Server.Engine = dbserver.MySQL }, nil},
+		"upper-case host":  {keys{"endpoint": "DB.Example"}, func(*Connector) {}, nil},
+		"absolute host":    {keys{"endpoint": "db.example."}, func(c *Connector) { c.Server.Host = "db.example." }, nil},
+		"IPv4":             {keys{"endpoint": "10.0.0.1"}, func(c *Connector) { c.Server.Host = "10.0.0.1" }, nil},
+		"IPv6":             {keys{"endpoint": "2001:DB8:0::1"}, func(c *Connector) { c.Server.Host = "2001:db8::1" }, nil},
+		"IPv6 in brackets": {keys{"endpoint": "[::1]"}, func(c *Connector) { c.Server.Host = "::1" }, nil},
+		"IDN in ASCII":     {keys{"endpoint": "xn--dtenbank-2za.example"}, func(c *Connector) { c.Server.Host = "xn--dtenbank-2za.example" }, nil},
+		"greatest port":    {keys{"port": "65535"}, func(c *Connector) { c.Server.Port = 65535 }, nil},
+		"odd password":     {keys{"password": `'"\;%{}@:/?#ü` + "`"}, func(c *Connector) { c.Password = dbserver.Password(`'"\;%{}@:/?#ü` + "`") }, nil}, // B23
+		// Azure has the @
+		"odd user":          {keys{"user": `ad'min"@server`}, func(c *Connector) { c.User = `ad'min"@server` }, nil},
+		"empty mode":        {keys{"sslMode": ""}, func(*Connector) {}, nil},
+		"require with a CA": {keys{"sslMode": "require"}, func(*Connector) {}, nil},
+		"verify-ca":         {keys{"sslMode": "verify-ca"}, func(c *Connector) { c.Server.SSLMode = dbserver.VerifyCA }, nil},
+		"require without CA": {
+			keys{"caCert": nil},
+			func(c *Connector) {
+				c.Server.CA = ""
+				c.Server.SSLMode = dbserver.Require
+			},
+			[]string{`key "caCert" is not set: the connection is encrypted`},
+		},
+		"system's roots": {keys{"caCert": nil, "sslMode": "verify-full"}, func(c *Connector) { c.Server.CA = "" }, nil},
+		"clear text": {
+			keys{"caCert": nil, "sslMode": "disable"},
+			func(c *Connector) {
+				c.Server.CA = ""
+				c.Server.SSLMode = dbserver.Disable
+			},
+			[]string{`key "sslMode" "disable": passwords`},
+		},
+		"empty CA": {
+			keys{"caCert": ""},
+			func(c *Connector) {
+				c.Server.CA = ""
+				c.Server.SSLMode = dbserver.Require
+			},
+			[]string{`key "caCert" is empty`, `key "caCert" is not set`},
+		},
+		"unknown keys": {
+			keys{"sslmode": "disable", "b\nc": "x"},
+			func(*Connector) {},
+			[]string{`key "b\nc" is not a key of a connector`, `key "sslmode" is not`},
+		},
+		"verify-ca on MySQL": {
+			keys{"type": "mysql", "sslMode": "verify-ca"},
+			func(c *Connector) { c.Server.Engine = dbserver.MySQL },
+			[]string{`key "sslMode" "verify-ca" does not exist`},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -134,7 +164,8 @@ func TestParseAsThePlatformDoes(t *testing.T) {
 		}
 	}
 	_, err := Parse("s", good(t, keys{"identityProvider": "aws", "password": nil}), now)
-	if want := `key "identityProvider": "aws" is not supported: the admin has to log in with a password`; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), `"password": is missing`) {
+	if want := `key "identityProvider": "aws" is not supported: the admin has to log in with a password`; err == nil ||
+		!strings.Contains(err.Error(), want) || strings.Contains(err.Error(), `"password": is missing`) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	got, err := Parse("s", good(t, keys{"identityProvider": "aws"}), now)
@@ -179,7 +210,8 @@ func TestParseBundles(t *testing.T) {
 			if got.Server.CA != test.want {
 				t.Errorf("got  %q\nwant %q", got.Server.CA, test.want)
 			}
-			if want := fmt.Sprintf(`key "caCert" holds %d blocks that are left out`, test.left); (test.left > 0) != (len(got.Warnings) == 1 && strings.HasPrefix(got.Warnings[0], want)) {
+			want := fmt.Sprintf(`key "caCert" holds %d blocks that are left out`, test.left)
+			if (test.left > 0) != (len(got.Warnings) == 1 && strings.HasPrefix(got.Warnings[0], want)) {
 				t.Errorf("warnings %q", got.Warnings)
 			}
 			if pool := x509.NewCertPool(); !pool.AppendCertsFromPEM([]byte(got.Server.CA)) {
@@ -281,10 +313,17 @@ func TestParseRefusals(t *testing.T) {
 		"CA expired":         {keys{"caCert": authority(t, now.Add(-time.Hour))}, `has expired on 2025-12-31T23:00:00Z`},
 		"CA, both expired":   {keys{"caCert": authority(t, now.AddDate(-2, 0, 0)) + authority(t, now.Add(-time.Hour))}, `has expired on 2025-12-31T23:00:00Z`},
 		"CA of a megabyte":   {keys{"caCert": strings.Repeat(huge, 16)}, `key "caCert": has more than 262144 bytes`},
-		"everything missing": {keys{"endpoint": nil, "port": nil, "user": nil, "password": nil}, `secret ns/pg: key "endpoint": is missing; key "user": is missing; key "password": is missing`},
+		"everything missing": {
+			keys{"endpoint": nil, "port": nil, "user": nil, "password": nil},
+			`secret ns/pg: key "endpoint": is missing; key "user": is missing; key "password": is missing`,
+		},
 		"everything wrong": {
 			keys{"type": "x", "endpoint": "a b", "port": "x", "user": " ", "password": "hunter2\n", "sslMode": "x", "caCert": "x"},
-			`key "type": "x" is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too); key "endpoint": "a b" is neither a host name nor an IP address; key "port": "x" is not a port: must be a number from 1 to 65535; key "user": " " begins or ends with white space; key "password": ends in a line break (made with echo? use printf); key "sslMode": "x" is not a mode: must be one of disable, require, verify-ca, verify-full; key "caCert": is not a PEM bundle: it holds no certificate`,
+			`key "type": "x" is not a type: must be "postgres" or "mysql" (which stands for MariaDB, too); key "endpoint": ` +
+				`"a b" is neither a host name nor an IP address; key "port": "x" is not a port: must be a number from 1 to ` +
+				`65535; key "user": " " begins or ends with white space; key "password": ends in a line break (made with echo? ` +
+				`use printf); key "sslMode": "x" is not a mode: must be one of disable, require, verify-ca, verify-full; key ` +
+				`"caCert": is not a PEM bundle: it holds no certificate`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,7 +32,10 @@ func TestWords(t *testing.T) {
 
 // FuzzWords: whatever a server says becomes one line of at most maxWords bytes of UTF-8 that no terminal acts upon.
 func FuzzWords(f *testing.F) {
-	for _, seed := range []string{"", "a\n b", "a\xffb", "a\x1b[2Jb\x00\u202ec", strings.Repeat("ü", maxWords), strings.Repeat("\xff ", 4*maxWords), "\u2028\u2029\u0085"} {
+	for _, seed := range []string{
+		"", "a\n b", "a\xffb", "a\x1b[2Jb\x00\u202ec", strings.Repeat("ü", maxWords), strings.Repeat("\xff ", 4*maxWords),
+		"\u2028\u2029\u0085",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -232,11 +232,22 @@ func TestRefusedByTheServer(t *testing.T) {
 		want   string
 	}{
 		"no credential": {status(401, metav1.StatusReasonUnauthorized, "Unauthorized"), "does not accept this program's credential"},
-		"no rule":       {status(403, metav1.StatusReasonForbidden, forbidden), `an RBAC rule is missing, verb "get" on resource "secrets" named "pg" in namespace "platform" (deploy/kustomize has the Role and the RoleBinding)`},
-		"no connector":  {notFound, "secret platform/pg does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR"},
-		"no label":      {object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, Data: map[string][]byte{"password": []byte(marker)}}), `label "loft.sh/connector-type" is missing`},
+		"no rule": {
+			status(403, metav1.StatusReasonForbidden, forbidden),
+			`an RBAC rule is missing, verb "get" on resource "secrets" named "pg" in namespace "platform" ` +
+				`(deploy/kustomize has the Role and the RoleBinding)`,
+		},
+		"no connector": {notFound, "secret platform/pg does not exist: create it, or correct its name (DBCONNECTOR_CONNECTOR"},
+		"no label": {
+			object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, Data: map[string][]byte{"password": []byte(marker)}}),
+			`label "loft.sh/connector-type" is missing`,
+		},
 		"wrong label": {
-			object(&corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{connector.LabelKey: "x"}}, Data: map[string][]byte{"password": []byte(marker)}}),
+			object(&corev1.Secret{
+				TypeMeta:   metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"},
+				ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{connector.LabelKey: "x"}},
+				Data:       map[string][]byte{"password": []byte(marker)},
+			}),
 			`label loft.sh/connector-type="x": must be "shared-database"`,
 		},
 	} {
@@ -266,10 +277,19 @@ func TestRefusedWrites(t *testing.T) {
 		answer answer
 		want   string
 	}{
-		"no rule":   {status(403, metav1.StatusReasonForbidden, `User "x" cannot create resource "secrets"`), `an RBAC rule is missing, verb "create" on resource "secrets" in namespace "team-a"`},
-		"quota":     {status(403, metav1.StatusReasonForbidden, "exceeded quota: secrets"), "the API server refuses it: exceeded quota"},
-		"ending":    {status(403, metav1.StatusReasonForbidden, "being terminated", metav1.StatusCause{Type: corev1.NamespaceTerminatingCause}), `the namespace "team-a" is being deleted`},
-		"not valid": {status(422, metav1.StatusReasonInvalid, "data: "+marker, metav1.StatusCause{Field: "data", Type: "FieldValueTooLong", Message: marker}), "the API server answers 422 Invalid [data: FieldValueTooLong]"},
+		"no rule": {
+			status(403, metav1.StatusReasonForbidden, `User "x" cannot create resource "secrets"`),
+			`an RBAC rule is missing, verb "create" on resource "secrets" in namespace "team-a"`,
+		},
+		"quota": {status(403, metav1.StatusReasonForbidden, "exceeded quota: secrets"), "the API server refuses it: exceeded quota"},
+		"ending": {
+			status(403, metav1.StatusReasonForbidden, "being terminated", metav1.StatusCause{Type: corev1.NamespaceTerminatingCause}),
+			`the namespace "team-a" is being deleted`,
+		},
+		"not valid": {
+			status(422, metav1.StatusReasonInvalid, "data: "+marker, metav1.StatusCause{Field: "data", Type: "FieldValueTooLong", Message: marker}),
+			"the API server answers 422 Invalid [data: FieldValueTooLong]",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -343,7 +363,12 @@ func TestForeignAnswers(t *testing.T) {
 			_, ofRecord := c.Records("team-a", "rec", nil).Load(t.Context())
 			w, _ := play(t, notFound, answer)
 			_, ofWriting := w.Records("team-a", "rec", nil).Update(t.Context(), update)
-			for doing, err := range map[string]error{"reading the connector": ofConnector, "reading the namespace": ofNamespace, "reading the tenant's record": ofRecord, "writing the tenant's record": ofWriting} {
+			for doing, err := range map[string]error{
+				"reading the connector":       ofConnector,
+				"reading the namespace":       ofNamespace,
+				"reading the tenant's record": ofRecord,
+				"writing the tenant's record": ofWriting,
+			} {
 				if !fault.Is(err, fault.Refused) || !strings.HasPrefix(err.Error(), doing) || !strings.Contains(err.Error(), ": what answers is not an API server") {
 					t.Errorf("class %v: %v", fault.Of(err), err)
 				} else if strings.Contains(err.Error(), marker) || strings.Contains(err.Error(), ".go") {
@@ -511,7 +536,8 @@ func TestEvent(t *testing.T) {
 	if len(got.Name) > 253 || len(got.Message) > 1024 || !utf8.ValidString(got.Message) || !strings.HasSuffix(got.Message, "ü…") {
 		t.Errorf("name of %d, message of %d bytes: %q", len(got.Name), len(got.Message), got.Message)
 	}
-	if got.InvolvedObject.UID != "u-1" || got.InvolvedObject.Kind != "Pod" || got.Source.Component != "dbconnector-init" || got.Type != "Warning" || got.Reason != "Refused" {
+	if got.InvolvedObject.UID != "u-1" || got.InvolvedObject.Kind != "Pod" || got.Source.Component != "dbconnector-init" ||
+		got.Type != "Warning" || got.Reason != "Refused" {
 		t.Errorf("got %+v", got)
 	}
 	if err := c.Event(t.Context(), pod, Normal, "Provisioned", "x"); err == nil {
@@ -534,7 +560,10 @@ func TestKubeconfig(t *testing.T) {
 		"missing":         {"/does/not/exist", `KUBECONFIG="/does/not/exist": the file does not exist or says nothing`},
 		"empty":           {write(""), "the file does not exist or says nothing"},
 		"not YAML":        {write("a: ["), "reading KUBECONFIG="},
-		"no such context": {write("apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{name: c, cluster: {server: 'https://h'}}]\n"), "reading KUBECONFIG="},
+		"no such context": {
+			write("apiVersion: v1\nkind: Config\ncurrent-context: x\nclusters: [{name: c, cluster: {server: 'https://h'}}]\n"),
+			"reading KUBECONFIG=",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("KUBECONFIG", test.path)
@@ -544,7 +573,13 @@ func TestKubeconfig(t *testing.T) {
 		})
 	}
 	t.Run("good", func(t *testing.T) {
-		t.Setenv("KUBECONFIG", write("apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{name: x, context: {cluster: c}}]\nclusters: [{name: c, cluster: {server: 'https://h'}}]\n"))
+		t.Setenv(
+			"KUBECONFIG",
+			write(
+				"apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts: [{name: x, context: {cluster: c}}]\n"+
+					"clusters: [{name: c, cluster: {server: 'https://h'}}]\n",
+			),
+		)
 		if _, err := New("x"); err != nil {
 			t.Error(err)
 		}
@@ -556,7 +591,11 @@ func TestKubeconfig(t *testing.T) {
 func TestRefusedConnections(t *testing.T) {
 	t.Parallel()
 	refusal := func(ip net.IP, errno syscall.Errno) error {
-		return &url.Error{Op: "Get", URL: "https://api", Err: &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: ip, Port: 443}, Err: os.NewSyscallError("connect", errno)}}
+		return &url.Error{
+			Op:  "Get",
+			URL: "https://api",
+			Err: &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: ip, Port: 443}, Err: os.NewSyscallError("connect", errno)},
+		}
 	}
 	const mesh, own = "where a mesh redirects this pod's traffic", "the address is this pod itself"
 	for _, tc := range []struct {

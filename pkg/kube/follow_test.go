@@ -101,7 +101,16 @@ func TestFollowFaults(t *testing.T) {
 			nil, nil,
 			func(n int64, w http.ResponseWriter, r *http.Request) {
 				begin(w)
-				send(w, "ERROR", metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: http.StatusGone, Reason: metav1.StatusReasonExpired})
+				send(
+					w,
+					"ERROR",
+					metav1.Status{
+						TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+						Status:   metav1.StatusFailure,
+						Code:     http.StatusGone,
+						Reason:   metav1.StatusReasonExpired,
+					},
+				)
 			},
 			[]string{"record", "record"},
 		},
@@ -110,7 +119,13 @@ func TestFollowFaults(t *testing.T) {
 			func(n int64, w http.ResponseWriter, r *http.Request) {
 				begin(w)
 				if n == 1 {
-					send(w, "ERROR", metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "etcd"})
+					send(w, "ERROR", metav1.Status{
+						TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+						Status:   metav1.StatusFailure,
+						Code:     http.StatusInternalServerError,
+						Reason:   metav1.StatusReasonInternalError,
+						Message:  "etcd",
+					})
 				}
 			},
 			[]string{"record", "watching the tenant's record, secret team-a/rec: etcd", "record"},
@@ -126,7 +141,11 @@ func TestFollowFaults(t *testing.T) {
 					return
 				}
 				if n := lists.Add(1); test.list == nil || !test.list(n, w) {
-					object(corev1.SecretList{TypeMeta: metav1.TypeMeta{Kind: "SecretList", APIVersion: "v1"}, ListMeta: metav1.ListMeta{ResourceVersion: "7"}, Items: []corev1.Secret{secret}})(w, r)
+					object(corev1.SecretList{
+						TypeMeta: metav1.TypeMeta{Kind: "SecretList", APIVersion: "v1"},
+						ListMeta: metav1.ListMeta{ResourceVersion: "7"},
+						Items:    []corev1.Secret{secret},
+					})(w, r)
 				}
 			}))
 			s.Config.ErrorLog = log.New(io.Discard, "", 0)

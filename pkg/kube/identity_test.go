@@ -40,14 +40,47 @@ func TestWhoseRecord(t *testing.T) {
 		want      string // part of the refusal; "" for none
 		unclaimed bool
 	}{
-		"ordinary":                    {reason: "one read says all", facts: map[string]string{"namespace-uid": homeUID, "secret-uid": ownUID}},
-		"restored in place":           {reason: "the Secret is another object", facts: map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"}, namespace: home, unclaimed: true},
-		"never written since created": {reason: "a first start that was cut short", facts: map[string]string{"namespace-uid": homeUID}, namespace: home, unclaimed: true},
-		"copied":                      {reason: "the same names in another cluster", facts: map[string]string{"namespace-uid": "other", "secret-uid": "gone"}, namespace: home, want: "dbconnector/namespace-uid=" + homeUID},
-		"copied, with the variable":   {reason: "the values were copied as well", uid: "mine", tenantUID: "mine", facts: map[string]string{"namespace-uid": "other", "secret-uid": "gone"}, namespace: home, want: "dbconnector/namespace-uid=" + homeUID},
-		"copied, cannot be told":      {reason: "the right to read the namespace is missing", facts: map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"}, namespace: forbidden, want: `verb "get" on resource "namespaces" named "team-a"`},
-		"taken over":                  {reason: "by the annotation that the refusal names", uid: "of another namespace", facts: map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"}, namespace: home, unclaimed: true},
-		"of an earlier release":       {reason: "its UID says whose it is", namespace: home, unclaimed: true},
+		"ordinary": {reason: "one read says all", facts: map[string]string{"namespace-uid": homeUID, "secret-uid": ownUID}},
+		"restored in place": {
+			reason:    "the Secret is another object",
+			facts:     map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"},
+			namespace: home,
+			unclaimed: true,
+		},
+		"never written since created": {
+			reason:    "a first start that was cut short",
+			facts:     map[string]string{"namespace-uid": homeUID},
+			namespace: home,
+			unclaimed: true,
+		},
+		"copied": {
+			reason:    "the same names in another cluster",
+			facts:     map[string]string{"namespace-uid": "other", "secret-uid": "gone"},
+			namespace: home,
+			want:      "dbconnector/namespace-uid=" + homeUID,
+		},
+		"copied, with the variable": {
+			reason:    "the values were copied as well",
+			uid:       "mine",
+			tenantUID: "mine",
+			facts:     map[string]string{"namespace-uid": "other", "secret-uid": "gone"},
+			namespace: home,
+			want:      "dbconnector/namespace-uid=" + homeUID,
+		},
+		"copied, cannot be told": {
+			reason:    "the right to read the namespace is missing",
+			facts:     map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"},
+			namespace: forbidden,
+			want:      `verb "get" on resource "namespaces" named "team-a"`,
+		},
+		"taken over": {
+			reason:    "by the annotation that the refusal names",
+			uid:       "of another namespace",
+			facts:     map[string]string{"namespace-uid": homeUID, "secret-uid": "gone"},
+			namespace: home,
+			unclaimed: true,
+		},
+		"of an earlier release": {reason: "its UID says whose it is", namespace: home, unclaimed: true},
 		"of an earlier release, moved here": {
 			reason: "the operator says whose it is", uid: "mine", tenantUID: "mine", namespace: home, unclaimed: true,
 		},
@@ -55,8 +88,13 @@ func TestWhoseRecord(t *testing.T) {
 		"of an earlier release, cannot be told": {
 			reason: "a right that it did not need must not keep a control plane down", namespace: forbidden, unclaimed: true,
 		},
-		"damaged annotation": {reason: "counts as none", facts: map[string]string{"namespace-uid": "a b", "secret-uid": "", "make": "x"}, namespace: home, unclaimed: true},
-		"of another name":    {reason: "its reader refuses it, in words of its own", uid: "u", tenantUID: "v", facts: map[string]string{"namespace-uid": "other"}},
+		"damaged annotation": {
+			reason:    "counts as none",
+			facts:     map[string]string{"namespace-uid": "a b", "secret-uid": "", "make": "x"},
+			namespace: home,
+			unclaimed: true,
+		},
+		"of another name": {reason: "its reader refuses it, in words of its own", uid: "u", tenantUID: "v", facts: map[string]string{"namespace-uid": "other"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -32,7 +32,10 @@ func TestServiceAccount(t *testing.T) {
 
 // FuzzServiceAccount: a file that is no token says nothing, and what a token says has no more parts than it had.
 func FuzzServiceAccount(f *testing.F) {
-	for _, seed := range []string{"", "a.b.c", token(`{"sub":"system:serviceaccount:ns:vc-my"}`), token(`{"sub":"system:serviceaccount::"}`), token(`{"sub":1}`), token(`null`)} {
+	for _, seed := range []string{
+		"", "a.b.c", token(`{"sub":"system:serviceaccount:ns:vc-my"}`), token(`{"sub":"system:serviceaccount::"}`),
+		token(`{"sub":1}`), token(`null`),
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

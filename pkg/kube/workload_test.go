@@ -33,7 +33,11 @@ func TestWorkloadFaults(t *testing.T) {
 		if r != nil {
 			meta["annotations"] = marks(r)
 		}
-		return object(map[string]any{"kind": "StatefulSet", "metadata": map[string]any{"resourceVersion": version}, "spec": map[string]any{"template": map[string]any{"metadata": meta}}})
+		return object(map[string]any{
+			"kind":     "StatefulSet",
+			"metadata": map[string]any{"resourceVersion": version},
+			"spec":     map[string]any{"template": map[string]any{"metadata": meta}},
+		})
 	}
 	conflict := status(409, metav1.StatusReasonConflict, "the object has been modified")
 	for name, test := range map[string]struct {
@@ -69,7 +73,8 @@ func TestWorkloadFaults(t *testing.T) {
 		"no version":   object(map[string]any{"kind": "StatefulSet"}),
 	} {
 		c, _ = play(t, foreign)
-		if _, _, _, err := c.Workload("team-a", "blue").Status(t.Context(), of(2)); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "what answers is not an API server") {
+		if _, _, _, err := c.Workload("team-a", "blue").Status(t.Context(), of(2)); !fault.Is(err, fault.Refused) ||
+			!strings.Contains(err.Error(), "what answers is not an API server") {
 			t.Errorf("%s: got class %v: %v", name, fault.Of(err), err)
 		}
 	}

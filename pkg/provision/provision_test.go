@@ -992,7 +992,8 @@ func TestEmptyDatabaseIsRefused(t *testing.T) {
 	for what, prepare := range map[string]func(){"restart": func() {}, "repair": func() { w.server.Users[names.User(w.store.Record.Active)] = "by hand" }} {
 		prepare()
 		w.handed = nil
-		if _, err := w.run(t.Context()); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "holds none") || !strings.Contains(err.Error(), "rm record") {
+		if _, err := w.run(t.Context()); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "holds none") ||
+			!strings.Contains(err.Error(), "rm record") {
 			t.Errorf("%s: got %v, want a refusal that names the way out", what, err)
 		}
 		if w.handed != nil {

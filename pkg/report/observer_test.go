@@ -162,7 +162,8 @@ func TestSeries(t *testing.T) {
 	}
 	for _, series := range got {
 		// OpenMetrics names a counter without its suffix: then it would be one with the gauge.
-		if family, ok := strings.CutSuffix(strings.Split(series, "{")[0], "_total"); ok && slices.ContainsFunc(got, func(s string) bool { return strings.Split(s, "{")[0] == family }) {
+		if family, ok := strings.CutSuffix(strings.Split(series, "{")[0], "_total"); ok &&
+			slices.ContainsFunc(got, func(s string) bool { return strings.Split(s, "{")[0] == family }) {
 			t.Errorf("%s is a gauge and a counter", family)
 		}
 	}

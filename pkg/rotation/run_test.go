@@ -264,7 +264,8 @@ func TestLoop(t *testing.T) {
 		if err := b.pod.init(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if r := b.store.Record; r.Generation != 2 || r.Pending != nil || r.OtherRefused || r.Slots[tenant.A].Password != b.server.Users[names.User(tenant.A)] || r.Slots[tenant.B].Password != b.server.Users[names.User(tenant.B)] {
+		if r := b.store.Record; r.Generation != 2 || r.Pending != nil || r.OtherRefused ||
+			r.Slots[tenant.A].Password != b.server.Users[names.User(tenant.A)] || r.Slots[tenant.B].Password != b.server.Users[names.User(tenant.B)] {
 			t.Errorf("init did not finish it: %+v", r)
 		}
 		b.after(10 * time.Second)
@@ -422,7 +423,8 @@ func TestLoop(t *testing.T) {
 		b.start()
 		b.after(7 * time.Hour)
 		got := b.journal.take()
-		if n := len(got); n < 60 || n > 90 || slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed look: the active login is locked out") }) {
+		if n := len(got); n < 60 || n > 90 ||
+			slices.ContainsFunc(got, func(s string) bool { return !strings.HasPrefix(s, "failed look: the active login is locked out") }) {
 			t.Errorf("told %d times in six hours: %q", n, got[:min(n, 3)])
 		}
 		if !b.store.Record.OtherRefused {

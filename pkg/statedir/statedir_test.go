@@ -169,7 +169,12 @@ func TestFactsBesideTheRecord(t *testing.T) {
 	if now, _ := os.ReadFile(filepath.Join(dir, File)); string(now) != string(plain) {
 		t.Error("the record itself changed: an earlier release would refuse it")
 	}
-	for name, content := range map[string]string{"empty": "", "rubbish": "{", "another form": `{"make":2}`, "endless": `{"make":"2","x":"` + strings.Repeat("x", 1<<20) + `"}`} {
+	for name, content := range map[string]string{
+		"empty":        "",
+		"rubbish":      "{",
+		"another form": `{"make":2}`,
+		"endless":      `{"make":"2","x":"` + strings.Repeat("x", 1<<20) + `"}`,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, "facts.json"), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +274,8 @@ func TestRefusedDirectories(t *testing.T) {
 		}
 	}
 	for _, errno := range []error{syscall.EACCES, syscall.EROFS} {
-		if err := classify("/state", "writing", errno); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "must be a directory that this user can write to") {
+		if err := classify("/state", "writing", errno); !fault.Is(err, fault.Refused) ||
+			!strings.Contains(err.Error(), "must be a directory that this user can write to") {
 			t.Errorf("%v: got %v", errno, err)
 		}
 	}

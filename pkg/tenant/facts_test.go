@@ -15,8 +15,11 @@ func TestFacts(t *testing.T) {
 		stored map[string]string
 		want   Facts
 	}{
-		"none":              {nil, Facts{}},
-		"all":               {map[string]string{MakeFact: "2", NamespaceUIDFact: uid, ApplyFact: "2026-01-02"}, Facts{Make: 2, NamespaceUID: uid, Apply: "2026-01-02"}},
+		"none": {nil, Facts{}},
+		"all": {
+			map[string]string{MakeFact: "2", NamespaceUIDFact: uid, ApplyFact: "2026-01-02"},
+			Facts{Make: 2, NamespaceUID: uid, Apply: "2026-01-02"},
+		},
 		"of a later make":   {map[string]string{MakeFact: "7"}, Facts{Make: 7}},
 		"no number":         {map[string]string{MakeFact: "two"}, Facts{}},
 		"negative":          {map[string]string{MakeFact: "-1"}, Facts{}},
@@ -30,7 +33,8 @@ func TestFacts(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", name, got, test.want)
 		}
 	}
-	if got := DecodeFacts((Facts{Make: Make, NamespaceUID: uid, Apply: "now", Unclaimed: true}).Encode()); got != (Facts{Make: Make, NamespaceUID: uid, Apply: "now"}) {
+	got := DecodeFacts((Facts{Make: Make, NamespaceUID: uid, Apply: "now", Unclaimed: true}).Encode())
+	if got != (Facts{Make: Make, NamespaceUID: uid, Apply: "now"}) {
 		t.Errorf("read back: %+v", got)
 	}
 }

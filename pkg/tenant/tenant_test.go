@@ -167,14 +167,17 @@ func TestUnreadable(t *testing.T) {
 	text := string(encode(t, good))
 	hunter := dbserver.Password("hunter2")
 	for name, test := range map[string]struct{ data, want string }{
-		"empty":            {"", "it is not JSON"},
-		"null":             {"null", "format version 0"},
-		"list":             {"[]", "it is not JSON"},
-		"empty object":     {"{}", "format version 0"},
-		"cut":              {text[:len(text)-1], "it is not JSON"},
-		"more after it":    {text + "{}", "it is not JSON"},
-		"zeros":            {strings.Repeat("\x00", 10), "it is not JSON"},
-		"later version":    {strings.Replace(text, `"version":1`, `"version":2`, 1), "format version 2, this program knows version 1: use the dbconnector release that wrote it"},
+		"empty":         {"", "it is not JSON"},
+		"null":          {"null", "format version 0"},
+		"list":          {"[]", "it is not JSON"},
+		"empty object":  {"{}", "format version 0"},
+		"cut":           {text[:len(text)-1], "it is not JSON"},
+		"more after it": {text + "{}", "it is not JSON"},
+		"zeros":         {strings.Repeat("\x00", 10), "it is not JSON"},
+		"later version": {
+			strings.Replace(text, `"version":1`, `"version":2`, 1),
+			"format version 2, this program knows version 1: use the dbconnector release that wrote it",
+		},
 		"unknown field":    {strings.Replace(text, `"version":1`, `"version":1,"hunter2":1`, 1), "a field that this version does not know"},
 		"wrong type":       {strings.Replace(text, `"generation":1`, `"generation":"hunter2"`, 1), `field "generation" has the wrong type`},
 		"wrong time":       {strings.Replace(text, `2026-01-02T`, `hunter2`, 1), "not of the field's form"},
@@ -259,11 +262,38 @@ func TestCommit(t *testing.T) {
 			r.Active, r.OtherRetired, r.Generation, r.RotatedAt = B, false, 2, now
 			r.Slots[B] = Credential{p}
 		}},
-		"repair":         {"the active slot has a new password: a new credential", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
-		"repaired":       {"the server accepts the login again", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRefused = false; r.Slots[B] = Credential{p} }},
-		"doubtful":       {"a repair of the active slot says nothing of the other", &Change{Slot: A, Password: p, Purpose: Activate}, func(r *Record) { r.Generation, r.RotatedAt = 2, now; r.Slots[A] = Credential{p} }},
-		"retirement":     {"the old slot's old password is dead", &Change{Slot: B, Password: p, Purpose: Retire}, func(r *Record) { r.OtherRetired = true; r.Slots[B] = Credential{p} }},
-		"retired active": {"impossible, but it must not count as the other slot's", &Change{Slot: A, Password: p, Purpose: Retire}, func(r *Record) { r.Slots[A] = Credential{p} }},
+		"repair": {
+			"the active slot has a new password: a new credential", &Change{Slot: A, Password: p, Purpose: Activate},
+			func(r *Record) {
+				r.Generation, r.RotatedAt = 2, now
+				r.Slots[A] = Credential{p}
+			},
+		},
+		"repaired": {
+			"the server accepts the login again", &Change{Slot: B, Password: p, Purpose: Retire},
+			func(r *Record) {
+				r.OtherRefused = false
+				r.Slots[B] = Credential{p}
+			},
+		},
+		"doubtful": {
+			"a repair of the active slot says nothing of the other", &Change{Slot: A, Password: p, Purpose: Activate},
+			func(r *Record) {
+				r.Generation, r.RotatedAt = 2, now
+				r.Slots[A] = Credential{p}
+			},
+		},
+		"retirement": {
+			"the old slot's old password is dead", &Change{Slot: B, Password: p, Purpose: Retire},
+			func(r *Record) {
+				r.OtherRetired = true
+				r.Slots[B] = Credential{p}
+			},
+		},
+		"retired active": {
+			"impossible, but it must not count as the other slot's", &Change{Slot: A, Password: p, Purpose: Retire},
+			func(r *Record) { r.Slots[A] = Credential{p} },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -43,12 +43,16 @@ func TestEditConfig(t *testing.T) {
 		"external, the connector goes": {
 			caFile: testCA,
 			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        enabled: true\n",
-			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n        dataSource: \"DSN\"\n        caFile: \"/var/run/dbconnector/ca.crt\"\n",
+			want: "controlPlane:\n  backingStore:\n    database:\n      external:\n        enabled: true\n" +
+				"        dataSource: \"DSN\"\n        caFile: \"/var/run/dbconnector/ca.crt\"\n",
 		},
 		"placeholder and caFile are replaced where they are, comments stay": {
 			caFile: testCA,
-			source: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: /old # ca\n        dataSource: PLACEHOLDER # ds\n        enabled: true\n",
-			want:   "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n        caFile: \"/var/run/dbconnector/ca.crt\" # ca\n        dataSource: \"DSN\" # ds\n        enabled: true\n",
+			source: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n" +
+				"        caFile: /old # ca\n        dataSource: PLACEHOLDER # ds\n        enabled: true\n",
+			want: "# top\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        # why\n" +
+				"        caFile: \"/var/run/dbconnector/ca.crt\" # ca\n        dataSource: \"DSN\" # ds\n" +
+				"        enabled: true\n",
 		},
 		"without a CA of ours, the user's stays": {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true, caFile: /mine}}}}\n",
@@ -64,19 +68,29 @@ func TestEditConfig(t *testing.T) {
 		},
 		"no identity provider": {
 			source: "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: ''}}}}\n",
-			want:   "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, identityProvider: '', dataSource: \"DSN\"}}}}\n",
+			want: "controlPlane: {backingStore: {database: {external: {identityProvider: aws}, embedded: {enabled: true, " +
+				"identityProvider: '', dataSource: \"DSN\"}}}}\n",
 		},
 		"case does not matter elsewhere": {
 			source: "controlPlane: {backingStore: {database: {embedded: {enabled: true}}}, ingress: {Enabled: true}}\nDATABASES: {}\n",
 			want:   "controlPlane: {backingStore: {database: {embedded: {enabled: true, dataSource: \"DSN\"}}}, ingress: {Enabled: true}}\nDATABASES: {}\n",
 		},
 		"the other store keeps its fields": {
-			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n",
-			want:   "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n        dataSource: \"DSN\"\n",
+			source: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n" +
+				"        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n",
+			want: "controlPlane:\n  backingStore:\n    database:\n      external:\n        connector: pg\n" +
+				"        dataSource: mysql://x\n        enabled: false\n      embedded:\n        enabled: true\n" +
+				"        dataSource: \"DSN\"\n",
 		},
 		"unknown fields, order, quoting and odd scalars stay": {
-			source: "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\nbig: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one\n  two\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: yes\n        extraArgs: [--a, '--b']\n",
-			want:   "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\nbig: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one two\ncontrolPlane:\n  backingStore:\n    database:\n      embedded:\n        enabled: yes\n        extraArgs: [--a, '--b']\n        dataSource: \"DSN\"\n",
+			source: "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\n" +
+				"big: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one\n  two\ncontrolPlane:\n" +
+				"  backingStore:\n    database:\n      embedded:\n        enabled: yes\n" +
+				"        extraArgs: [--a, '--b']\n",
+			want: "zeta: 'quoted'\nalpha: \"double\"\noctal: 0640\nno: off\ntime: 12:30:45\nversion: 1.10\n" +
+				"big: 12345678901234567890\nblock: |\n  a\n   b\nfold: >-\n  one two\ncontrolPlane:\n" +
+				"  backingStore:\n    database:\n      embedded:\n        enabled: yes\n" +
+				"        extraArgs: [--a, '--b']\n        dataSource: \"DSN\"\n",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,16 +111,25 @@ func TestEditConfigRefusals(t *testing.T) {
 	const head = "controlPlane:\n  backingStore:\n    database:\n"
 	const embedded = head + "      embedded:\n        enabled: true\n"
 	for name, test := range map[string]struct{ source, want string }{
-		"empty":               {"", "no store is enabled: set controlPlane.backingStore.database.embedded.enabled"},
-		"null":                {"null", "no store is enabled"},
-		"comment only":        {"# nothing\n", "no store is enabled"},
-		"no store":            {"controlPlane: {}", "no store is enabled"},
-		"null on the way":     {"controlPlane:\n  backingStore:\n", "no store is enabled"},
-		"disabled":            {head + "      embedded:\n        enabled: false\n", "no store is enabled"},
-		"connector alone":     {head + "      external:\n        connector: pg\n", "no store is enabled"},
-		"both":                {embedded + "      external: {enabled: true}\n", "more than one store is enabled: controlPlane.backingStore.database.external, controlPlane.backingStore.database.embedded"},
-		"etcd besides":        {embedded + "    etcd: {embedded: {enabled: true}}\n", "more than one store is enabled: controlPlane.backingStore.database.embedded, controlPlane.backingStore.etcd.embedded"},
-		"etcd deployed":       {"controlPlane: {backingStore: {etcd: {deploy: {enabled: true}}}}", "controlPlane.backingStore.etcd.deploy is enabled, which takes no database"},
+		"empty":           {"", "no store is enabled: set controlPlane.backingStore.database.embedded.enabled"},
+		"null":            {"null", "no store is enabled"},
+		"comment only":    {"# nothing\n", "no store is enabled"},
+		"no store":        {"controlPlane: {}", "no store is enabled"},
+		"null on the way": {"controlPlane:\n  backingStore:\n", "no store is enabled"},
+		"disabled":        {head + "      embedded:\n        enabled: false\n", "no store is enabled"},
+		"connector alone": {head + "      external:\n        connector: pg\n", "no store is enabled"},
+		"both": {
+			embedded + "      external: {enabled: true}\n",
+			"more than one store is enabled: controlPlane.backingStore.database.external, controlPlane.backingStore.database.embedded",
+		},
+		"etcd besides": {
+			embedded + "    etcd: {embedded: {enabled: true}}\n",
+			"more than one store is enabled: controlPlane.backingStore.database.embedded, controlPlane.backingStore.etcd.embedded",
+		},
+		"etcd deployed": {
+			"controlPlane: {backingStore: {etcd: {deploy: {enabled: true}}}}",
+			"controlPlane.backingStore.etcd.deploy is enabled, which takes no database",
+		},
 		"etcd external":       {"controlPlane: {backingStore: {etcd: {external: {enabled: true}}}}", "controlPlane.backingStore.etcd.external is enabled"},
 		"enabled as string":   {head + "      embedded: {enabled: \"true\"}\n", "controlPlane.backingStore.database.embedded.enabled: must be true or false"},
 		"enabled misspelt":    {head + "      embedded: {enabled: trUe}\n", "controlPlane.backingStore.database.embedded.enabled: must be true or false"},
@@ -137,8 +160,14 @@ func TestEditConfigRefusals(t *testing.T) {
 		"key of another type": {embedded + "        12: hunter2\n", "line 6: has a key that is not a string"},
 		"key that is a list":  {embedded + "        ? [hunter2]\n        : x\n", "is not YAML"},
 		// F1. A control plane with data there would start on an empty database. Only the shipped values name no such store.
-		"store is named":            {embedded + "        dataSource: postgres://admin:hunter2@db/x\n", "controlPlane.backingStore.database.embedded.dataSource: names a store of its own"},
-		"store is named merged":     {"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n", "has an anchor (&), an alias (*) or a merge (<<)"},
+		"store is named": {
+			embedded + "        dataSource: postgres://admin:hunter2@db/x\n",
+			"controlPlane.backingStore.database.embedded.dataSource: names a store of its own",
+		},
+		"store is named merged": {
+			"a: &a {dataSource: 'mysql://root:hunter2@tcp(db)/x'}\n" + embedded + "        <<: *a\n",
+			"has an anchor (&), an alias (*) or a merge (<<)",
+		},
 		"store without a scheme":    {embedded + "        dataSource: hunter2\n", "dataSource: names a store of its own"},
 		"store is a number":         {embedded + "        dataSource: 12\n", "dataSource: names a store of its own"},
 		"store is white space":      {embedded + "        dataSource: ' '\n", "dataSource: names a store of its own"},
@@ -147,26 +176,38 @@ func TestEditConfigRefusals(t *testing.T) {
 		"placeholder in upper case": {embedded + "        dataSource: '" + strings.ToUpper(Placeholder) + "'\n", "dataSource: names a store of its own"},
 		"external store is named":   {head + "      external: {enabled: true, dataSource: hunter2}\n", "external.dataSource: names a store of its own"},
 		// F1. vCluster lets extraArgs outweigh its own arguments, and kine takes one dash for two.
-		"endpoint as an argument":     {embedded + "        extraArgs: [--log-format=json, --endpoint=sqlite://hunter2]\n", "embedded.extraArgs: has --endpoint"},
-		"endpoint, then its value":    {embedded + "        extraArgs: [--endpoint, hunter2]\n", "extraArgs: has --endpoint"},
-		"endpoint with one dash":      {embedded + "        extraArgs: [-endpoint=hunter2]\n", "extraArgs: has --endpoint"},
-		"endpoint as an alias":        {"a: &a --endpoint=hunter2\n" + embedded + "        extraArgs: [*a]\n", "has an anchor (&), an alias (*) or a merge (<<)"},
-		"endpoint, merged":            {"a: &a {extraArgs: [--endpoint=hunter2]}\n" + embedded + "        <<: *a\n", "has an anchor (&), an alias (*) or a merge (<<)"},
+		"endpoint as an argument":  {embedded + "        extraArgs: [--log-format=json, --endpoint=sqlite://hunter2]\n", "embedded.extraArgs: has --endpoint"},
+		"endpoint, then its value": {embedded + "        extraArgs: [--endpoint, hunter2]\n", "extraArgs: has --endpoint"},
+		"endpoint with one dash":   {embedded + "        extraArgs: [-endpoint=hunter2]\n", "extraArgs: has --endpoint"},
+		"endpoint as an alias":     {"a: &a --endpoint=hunter2\n" + embedded + "        extraArgs: [*a]\n", "has an anchor (&), an alias (*) or a merge (<<)"},
+		"endpoint, merged": {
+			"a: &a {extraArgs: [--endpoint=hunter2]}\n" + embedded + "        <<: *a\n",
+			"has an anchor (&), an alias (*) or a merge (<<)",
+		},
 		"arguments that are no list":  {embedded + "        extraArgs: --endpoint=hunter2\n", "extraArgs: must be a list"},
 		"arguments of another's case": {embedded + "        ExtraArgs: [--endpoint=hunter2]\n", "embedded.ExtraArgs: must be written extraArgs"},
 		// vCluster reads a key without regard to its case, and of two the last one.
-		"second data source":  {head + "      embedded: {enabled: true, DataSource: 'mysql://root:hunter2@tcp(db)/x'}\n", "controlPlane.backingStore.database.embedded.DataSource: must be written dataSource"},
-		"case, enabled":       {head + "      embedded: {enabled: true}\n      external: {Enabled: true}\n", "controlPlane.backingStore.database.external.Enabled: must be written enabled"},
-		"case, CA":            {embedded + "        cafile: /hunter2\n", "embedded.cafile: must be written caFile"},
-		"case, connector":     {head + "      external: {enabled: true, Connector: pg}\n", "external.Connector: must be written connector"},
-		"case, tokens":        {embedded + "        identityprovider: aws\n", "embedded.identityprovider: must be written identityProvider"},
-		"case, merged":        {"a: &a {DATASOURCE: hunter2}\n" + embedded + "        <<: *a\n", "has an anchor (&), an alias (*) or a merge (<<)"},
-		"case, Unicode's":     {head + "      embedded: {enabled: true, data\u017fource: hunter2}\n", "must be written dataSource"},
-		"case, on the way":    {embedded + "ControlPlane: {}\n", "ControlPlane: must be written controlPlane"},
-		"case, the store":     {embedded + "      External: {enabled: true}\n", "controlPlane.backingStore.database.External: must be written external"},
-		"case, etcd":          {embedded + "    Etcd: {deploy: {enabled: true}}\n", "controlPlane.backingStore.Etcd: must be written etcd"},
-		"tokens":              {embedded + "        identityProvider: aws\n", "controlPlane.backingStore.database.embedded.identityProvider: is set"},
-		"tokens, merged":      {"a: &a {identityProvider: aws}\n" + head + "      external: {<<: *a, enabled: true}\n", "has an anchor (&), an alias (*) or a merge (<<)"},
+		"second data source": {
+			head + "      embedded: {enabled: true, DataSource: 'mysql://root:hunter2@tcp(db)/x'}\n",
+			"controlPlane.backingStore.database.embedded.DataSource: must be written dataSource",
+		},
+		"case, enabled": {
+			head + "      embedded: {enabled: true}\n      external: {Enabled: true}\n",
+			"controlPlane.backingStore.database.external.Enabled: must be written enabled",
+		},
+		"case, CA":         {embedded + "        cafile: /hunter2\n", "embedded.cafile: must be written caFile"},
+		"case, connector":  {head + "      external: {enabled: true, Connector: pg}\n", "external.Connector: must be written connector"},
+		"case, tokens":     {embedded + "        identityprovider: aws\n", "embedded.identityprovider: must be written identityProvider"},
+		"case, merged":     {"a: &a {DATASOURCE: hunter2}\n" + embedded + "        <<: *a\n", "has an anchor (&), an alias (*) or a merge (<<)"},
+		"case, Unicode's":  {head + "      embedded: {enabled: true, data\u017fource: hunter2}\n", "must be written dataSource"},
+		"case, on the way": {embedded + "ControlPlane: {}\n", "ControlPlane: must be written controlPlane"},
+		"case, the store":  {embedded + "      External: {enabled: true}\n", "controlPlane.backingStore.database.External: must be written external"},
+		"case, etcd":       {embedded + "    Etcd: {deploy: {enabled: true}}\n", "controlPlane.backingStore.Etcd: must be written etcd"},
+		"tokens":           {embedded + "        identityProvider: aws\n", "controlPlane.backingStore.database.embedded.identityProvider: is set"},
+		"tokens, merged": {
+			"a: &a {identityProvider: aws}\n" + head + "      external: {<<: *a, enabled: true}\n",
+			"has an anchor (&), an alias (*) or a merge (<<)",
+		},
 		"tokens as a mapping": {embedded + "        identityProvider: {password: hunter2}\n", "embedded.identityProvider: is set"},
 		"store as mapping":    {embedded + "        dataSource: {password: hunter2}\n", "controlPlane.backingStore.database.embedded.dataSource: must be a string"},
 	} {

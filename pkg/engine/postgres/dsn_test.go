@@ -39,9 +39,18 @@ func TestDSNPostgres(t *testing.T) {
 		want   string
 	}{
 		{"a name", dbserver.Server{Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull}, "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"},
-		{"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull}, "postgres://vcxa:aB3-_.~x@192.0.2.7:1/vcx?sslmode=verify-full"},
-		{"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyCA}, "postgres://vcxa:aB3-_.~x@[2001:db8::1]:65535/vcx?sslmode=verify-ca"},
-		{"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Disable}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=disable"},
+		{
+			"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull},
+			"postgres://vcxa:aB3-_.~x@192.0.2.7:1/vcx?sslmode=verify-full",
+		},
+		{
+			"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyCA},
+			"postgres://vcxa:aB3-_.~x@[2001:db8::1]:65535/vcx?sslmode=verify-ca",
+		},
+		{
+			"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Disable},
+			"postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=disable",
+		},
 		{"encrypted, not verified", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Require}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=require"},
 	} {
 		got, err := DSN(tc.server, login)
@@ -54,7 +63,8 @@ func TestDSNPostgres(t *testing.T) {
 			t.Errorf("%s: kine does not read it: %v", tc.reason, err)
 			continue
 		}
-		if config.Host != tc.server.Host || query.Get("sslmode") != string(tc.server.SSLMode) || (config.TLSConfig == nil) != (tc.server.SSLMode == dbserver.Disable) {
+		if config.Host != tc.server.Host || query.Get("sslmode") != string(tc.server.SSLMode) ||
+			(config.TLSConfig == nil) != (tc.server.SSLMode == dbserver.Disable) {
 			t.Errorf("%s: kine reads host %q, mode %q, TLS %t", tc.reason, config.Host, query.Get("sslmode"), config.TLSConfig != nil)
 		}
 		for _, fallback := range config.Fallbacks {
@@ -97,7 +107,8 @@ func FuzzDSNPostgres(f *testing.F) {
 		}
 		if config.Host != host || config.Port != port || config.User != user || config.Password != password ||
 			config.Database != database || query.Get("sslmode") != "require" || config.TLSConfig == nil {
-			t.Errorf("%q reads back as host %q, port %d, user %q, password %q, database %q, %v", got, config.Host, config.Port, config.User, config.Password, config.Database, query)
+			t.Errorf("%q reads back as host %q, port %d, user %q, password %q, database %q, %v", got, config.Host, config.Port, config.User,
+				config.Password, config.Database, query)
 		}
 	})
 }

@@ -213,9 +213,18 @@ func TestPlanDatabase(t *testing.T) {
 			},
 			[]statement{{"set search_path of database", `ALTER DATABASE "vcx" SET search_path TO "$user", public`}},
 		},
-		"limit changed": {"the limit is the operator's setting", func(d *database) { d.limit = -1 }, []statement{{"limit connections", `ALTER DATABASE "vcx" CONNECTION LIMIT 40`}}},
-		"mark gone":     {"the mark says whose it is", func(d *database) { d.marker = "" }, []statement{{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`}}},
-		"closed":        {"no login could use it", func(d *database) { d.allowConn = false }, []statement{{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`}}},
+		"limit changed": {
+			"the limit is the operator's setting", func(d *database) { d.limit = -1 },
+			[]statement{{"limit connections", `ALTER DATABASE "vcx" CONNECTION LIMIT 40`}},
+		},
+		"mark gone": {
+			"the mark names the owner", func(d *database) { d.marker = "" },
+			[]statement{{"mark database", `COMMENT ON DATABASE "vcx" IS 'dbconnector:0'`}},
+		},
+		"closed": {
+			"no login could use it", func(d *database) { d.allowConn = false },
+			[]statement{{"open database", `ALTER DATABASE "vcx" ALLOW_CONNECTIONS true`}},
+		},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
