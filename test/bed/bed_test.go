@@ -64,7 +64,8 @@ func login(tb testing.TB, s *Server, user, password string) (version, cipher str
 	}
 	defer func() { _ = db.Close() }()
 	if s.Engine == Postgres {
-		err = db.QueryRowContext(tb.Context(), "SELECT current_setting('server_version'), cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&version, &cipher)
+		err = db.QueryRowContext(tb.Context(),
+			"SELECT current_setting('server_version'), cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()").Scan(&version, &cipher)
 	} else {
 		var name string
 		if err = db.QueryRowContext(tb.Context(), "SELECT VERSION()").Scan(&version); err == nil {
@@ -116,7 +117,12 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	}
 	switch s.Engine {
 	case MySQL:
-		may[true] = []string{"CREATE DATABASE d", "CREATE USER u", "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX ON d.* TO u", "SELECT * FROM mysql.user"}
+		may[true] = []string{
+			"CREATE DATABASE d",
+			"CREATE USER u",
+			"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX ON d.* TO u",
+			"SELECT * FROM mysql.user",
+		}
 		may[false] = []string{"SET GLOBAL max_connections = 7", "DELETE FROM mysql.user", "CREATE TABLE mysql.t (i int)"}
 	case MariaDB:
 		may[true] = []string{"CREATE DATABASE d", "CREATE USER u", "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX ON d.* TO u"}
@@ -478,7 +484,8 @@ func TestAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusForbidden || !strings.Contains(string(body), "system:serviceaccount:default:someone") {
+	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusForbidden ||
+		!strings.Contains(string(body), "system:serviceaccount:default:someone") {
 		t.Errorf("got %s %s, want forbidden by name", response.Status, body)
 	}
 	if config := string(a.KubeconfigFor(token)); !strings.Contains(config, token) || !strings.Contains(config, a.URL) {

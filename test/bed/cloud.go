@@ -25,6 +25,10 @@ func cloudAdmin(engine Engine, name, password string) []string {
 		"SET GLOBAL partial_revokes = ON",
 		create,
 		fmt.Sprintf("GRANT %s, CREATE ROLE, DROP ROLE ON *.* TO %s WITH GRANT OPTION", privileges, account),
-		fmt.Sprintf("REVOKE INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, TRIGGER, CREATE VIEW, CREATE ROUTINE, ALTER ROUTINE ON mysql.* FROM %s", account),
+		fmt.Sprintf(
+			"REVOKE INSERT, UPDATE, DELETE, CREATE, DROP, ALTER, INDEX, REFERENCES, TRIGGER, CREATE VIEW, CREATE ROUTINE, "+
+				"ALTER ROUTINE ON mysql.* FROM %s",
+			account,
+		),
 	}
 }

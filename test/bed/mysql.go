@@ -51,7 +51,10 @@ func mariadbScript(root string) (string, error) {
 	share := filepath.Join(root, "usr/share")
 	// Only root@localhost, by the password that it does not have yet.
 	script := "SET @auth_root_socket=NULL;\nCREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\nSET @skip_auth_anonymous=1;\n"
-	for _, pattern := range []string{"*_system_tables.sql", "*_performance_tables.sql", "*_system_tables_data.sql", "fill_help_tables.sql", "maria_add_gis_sp_bootstrap.sql", "*_sys_schema.sql"} {
+	for _, pattern := range []string{
+		"*_system_tables.sql", "*_performance_tables.sql", "*_system_tables_data.sql", "fill_help_tables.sql",
+		"maria_add_gis_sp_bootstrap.sql", "*_sys_schema.sql",
+	} {
 		files, _ := filepath.Glob(filepath.Join(share, "m[ya]*", pattern))
 		for _, file := range files { // 10.5 has no sys schema
 			sql, err := os.ReadFile(file)

@@ -80,9 +80,18 @@ var engines = []struct {
 	want                  counts
 	rotate, retire, again cost
 }{
-	{bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 22}, cost{Connections: 5, Statements: 15}, cost{Connections: 8, Statements: 26}, cost{}},
-	{bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 19}, cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4}},
-	{bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 19}, cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4}},
+	{
+		bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 22},
+		cost{Connections: 5, Statements: 15}, cost{Connections: 8, Statements: 26}, cost{},
+	},
+	{
+		bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
+		cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4},
+	},
+	{
+		bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
+		cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4},
+	},
 }
 
 // restart has the counts that a restart must show, with every engine.
@@ -247,7 +256,8 @@ func render(all []figures, sizes [2]int64, pairs int) string {
 	row("Idle sidecar: API requests per hour", "≤ 5", func(f figures) string { return fmt.Sprintf("%.1f", f.perHour) })
 	row("Idle sidecar: database connections", "0", func(f figures) string { return fmt.Sprint(f.idle.logins) })
 	if all[0].herdWasLetLoose {
-		row(fmt.Sprintf("%d rotations due at once, max_connections=%d: failed", rig.Herd, rig.HerdLimit), "0", func(f figures) string { return fmt.Sprint(len(f.herdRotation.Failed)) })
+		row(fmt.Sprintf("%d rotations due at once, max_connections=%d: failed", rig.Herd, rig.HerdLimit), "0",
+			func(f figures) string { return fmt.Sprint(len(f.herdRotation.Failed)) })
 		row("From due to handed over: p50 / p99", "", func(f figures) string {
 			return fmt.Sprintf("%.1f s / %.1f s", f.herdRotation.P50.Seconds(), f.herdRotation.P99.Seconds())
 		})

@@ -279,7 +279,10 @@ func statusOf(pod *corev1.Pod, name string) corev1.ContainerStatus {
 func (p *podStarter) scheduled(ctx context.Context, pod *corev1.Pod) (at time.Time, err error) {
 	err = bed.Wait(ctx, func(ctx context.Context) error {
 		var list corev1.EventList
-		if err := p.c.Do(ctx, http.MethodGet, "/api/v1/namespaces/"+p.v.Namespace+"/events?fieldSelector=reason=Scheduled,involvedObject.name="+pod.Name, nil, &list); err != nil {
+		if err := p.c.Do(
+			ctx, http.MethodGet, "/api/v1/namespaces/"+p.v.Namespace+"/events?fieldSelector=reason=Scheduled,involvedObject.name="+pod.Name,
+			nil, &list,
+		); err != nil {
 			return err
 		}
 		if len(list.Items) != 1 || list.Items[0].EventTime.IsZero() {
@@ -345,7 +348,8 @@ func (f *nodeFigures) idleSidecar(ctx context.Context, c *cluster.Cluster) error
 		return fmt.Errorf("there are %d pods", len(pods))
 	}
 	pod := &pods[0]
-	limit := pod.Spec.InitContainers[slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == sidecarName })].Resources.Limits.Memory()
+	sidecar := slices.IndexFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == sidecarName })
+	limit := pod.Spec.InitContainers[sidecar].Resources.Limits.Memory()
 	f.limit = limit.Value()
 
 	if err := setDue(ctx, c, v); err != nil {

@@ -139,7 +139,11 @@ func (v *Values) Render(release, namespace string) ([]byte, error) {
 			"configmaps", "secrets", "services", "pods", "pods/attach", "pods/portforward", "pods/exec", "persistentvolumeclaims",
 		}, "verbs": everything},
 		{"apiGroups": []string{""}, "resources": []string{"pods/status", "pods/ephemeralcontainers"}, "verbs": []string{"patch", "update"}},
-		{"apiGroups": []string{"apps"}, "resources": []string{"statefulsets", "replicasets", "deployments"}, "verbs": append([]string{"patch", "update"}, look...)}, // F29
+		{ // F29
+			"apiGroups": []string{"apps"},
+			"resources": []string{"statefulsets", "replicasets", "deployments"},
+			"verbs":     append([]string{"patch", "update"}, look...),
+		},
 		{"apiGroups": []string{""}, "resources": []string{"endpoints", "events", "pods/log"}, "verbs": look},
 		{"apiGroups": []string{""}, "resources": []string{"events"}, "verbs": []string{"create"}}, // F29
 	}

@@ -71,7 +71,8 @@ func tried(t *testing.T, c *Cluster, want, says string) {
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		got, err := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "job", name, "--output", `jsonpath={.status.conditions[?(@.status=="True")].type}`)
 		if err == nil && !slices.Contains(strings.Fields(got), want) {
-			pods, _ := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "pod", "--selector", "batch.kubernetes.io/job-name="+name, "--output", "jsonpath={.items[*].status}")
+			pods, _ := c.Kubectl(ctx, "", "--namespace", PlatformNamespace, "get", "pod", "--selector", "batch.kubernetes.io/job-name="+name,
+				"--output", "jsonpath={.items[*].status}")
 			err = fmt.Errorf("the Job is %q, want %s\n%s", got, want, pods)
 		}
 		return err

@@ -166,7 +166,9 @@ func remove(t *testing.T, v *VCluster) {
 // ready waits until the whole control plane is, and its API answers.
 func ready(t *testing.T, v *VCluster) {
 	t.Helper()
-	if _, err := v.c.Kubectl(t.Context(), "", "rollout", "status", "--namespace", v.Namespace, "deployment/"+v.Release, "--timeout="+patience.String()); err != nil {
+	if _, err := v.c.Kubectl(
+		t.Context(), "", "rollout", "status", "--namespace", v.Namespace, "deployment/"+v.Release, "--timeout="+patience.String(),
+	); err != nil {
 		t.Fatal(err)
 	}
 	answers(t, v)

@@ -71,7 +71,8 @@ func TestRestricted(t *testing.T) {
 		}
 	}
 	// It is the standard that is enforced, and nothing else that let the pod in.
-	if _, err := c.Kubectl(t.Context(), "", "run", "root", "--namespace", v.Namespace, "--image=bed.test/busybox:1"); err == nil || !strings.Contains(err.Error(), "PodSecurity") {
+	if _, err := c.Kubectl(t.Context(), "", "run", "root", "--namespace", v.Namespace, "--image=bed.test/busybox:1"); err == nil ||
+		!strings.Contains(err.Error(), "PodSecurity") {
 		t.Errorf("the namespace admits an ordinary pod: %v", err)
 	}
 

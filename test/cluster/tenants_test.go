@@ -49,7 +49,8 @@ func TestNeighboursAreStrangers(t *testing.T) {
 				t.Errorf("the ServiceAccount in %s, reading %s/%s: %v", v.Namespace, secret.namespace, secret.name, err)
 			}
 		}
-		if _, err := v.c.Kubectl(t.Context(), "", "get", "secrets", "--namespace", PlatformNamespace, account); err == nil || !strings.Contains(err.Error(), "Forbidden") {
+		if _, err := v.c.Kubectl(t.Context(), "", "get", "secrets", "--namespace", PlatformNamespace, account); err == nil ||
+			!strings.Contains(err.Error(), "Forbidden") {
 			t.Errorf("the ServiceAccount in %s, listing connectors: %v", v.Namespace, err)
 		}
 		mine, theirs := record(t, v), record(t, other)

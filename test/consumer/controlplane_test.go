@@ -286,7 +286,10 @@ func checkAPI(t *testing.T, api *bed.APIServer) map[string]string {
 	// The API server forgets a revision, and its store with it.
 	bed.Eventually(t, patience, func(ctx context.Context) error {
 		// Something must happen in between, or there is nothing to compact.
-		if err := api.Do(ctx, http.MethodPatch, path+"/w0-0", map[string]any{"metadata": map[string]any{"annotations": map[string]any{"at": time.Now().String()}}}, nil); err != nil {
+		if err := api.Do(
+			ctx, http.MethodPatch, path+"/w0-0",
+			map[string]any{"metadata": map[string]any{"annotations": map[string]any{"at": time.Now().String()}}}, nil,
+		); err != nil {
 			return bed.Permanent(err)
 		}
 		query := url.Values{"resourceVersion": {began}, "resourceVersionMatch": {"Exact"}, "limit": {"1"}}

@@ -166,7 +166,8 @@ func (r *pod) waits(t *testing.T) {
 func (p *plane) checkWaiting(t *testing.T) {
 	t.Helper()
 	if record := p.record(t); record.Generation != 2 || record.OtherRetired || record.Pending != nil {
-		t.Errorf("with the old credential in use, the record is of generation %d, retired %t, pending %t", record.Generation, record.OtherRetired, record.Pending != nil)
+		t.Errorf("with the old credential in use, the record is of generation %d, retired %t, pending %t", record.Generation,
+			record.OtherRetired, record.Pending != nil)
 	}
 	if err := p.login(t.Context(), p.pods[replicas-1].dsns[0]); err != nil {
 		t.Errorf("the old credential, which is in use: %v", err)

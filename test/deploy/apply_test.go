@@ -109,7 +109,11 @@ func allowed(t *testing.T, api *bed.APIServer, v vcluster, shipped grants) {
 	const group = "/apis/rbac.authorization.k8s.io/v1/namespaces/"
 	account := "vc-" + v.release
 	chart := rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: account, Namespace: v.namespace}, Rules: []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"secrets", "configmaps", "pods"}, Verbs: []string{"create", "delete", "patch", "update", "get", "list", "watch"}},
+		{
+			APIGroups: []string{""},
+			Resources: []string{"secrets", "configmaps", "pods"},
+			Verbs:     []string{"create", "delete", "patch", "update", "get", "list", "watch"},
+		},
 		{APIGroups: []string{"apps"}, Resources: []string{"statefulsets", "replicasets", "deployments"}, Verbs: []string{"get", "list", "watch"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"get", "list", "watch"}},
 	}}
@@ -154,7 +158,8 @@ func allowed(t *testing.T, api *bed.APIServer, v vcluster, shipped grants) {
 					},
 				}, &answer)
 				if err == nil && answer.Status.Allowed != test.want {
-					err = fmt.Errorf("%s %s %s %s/%s: allowed %t, want %t: %s", verb, test.group, test.resource, test.namespace, test.name, answer.Status.Allowed, test.want, answer.Status.Reason)
+					err = fmt.Errorf("%s %s %s %s/%s: allowed %t, want %t: %s", verb, test.group, test.resource, test.namespace, test.name,
+						answer.Status.Allowed, test.want, answer.Status.Reason)
 				}
 				return err
 			})

@@ -405,7 +405,8 @@ func checkStore(t *testing.T, v values, env map[string]corev1.EnvVar, example, c
 		t.Errorf("stores %+v: want one of them, and nothing said of the other", db)
 	}
 	if used.DataSource != vclusterconfig.Placeholder {
-		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on the database that is there", used.DataSource, vclusterconfig.Placeholder)
+		t.Errorf("dataSource %q, want %q: a control plane that lost its hand-over would start on the database that is there",
+			used.DataSource, vclusterconfig.Placeholder)
 	}
 	if named := env["DBCONNECTOR_CONNECTOR"].Value; named != connector {
 		t.Errorf("values name the connector %q, vcluster.yaml allows to read %q", named, connector)

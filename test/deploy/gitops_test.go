@@ -85,7 +85,9 @@ func TestGitOps(t *testing.T) {
 	rollout()
 	kubectl("diff") // ends with 1 where there is a difference
 	for _, args := range [][]string{
-		{"apply"}, {"apply", "--server-side", "--force-conflicts", "--field-manager=argocd-controller"}, {"apply", "--server-side", "--field-manager=argocd-controller"},
+		{"apply"},
+		{"apply", "--server-side", "--force-conflicts", "--field-manager=argocd-controller"},
+		{"apply", "--server-side", "--field-manager=argocd-controller"},
 	} {
 		kubectl(args...)
 		if !annotated() {

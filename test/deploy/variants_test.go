@@ -163,7 +163,10 @@ func scc(namespace string, from, to int64) (policy, binding object) {
 	}
 	validations := []object{
 		{"message": "runAsUser is not of the namespace", "expression": each(inRange("runAsUser"))},
-		{"message": "fsGroup is not of the namespace", "expression": fmt.Sprintf("object.spec.securityContext.fsGroup >= %d && object.spec.securityContext.fsGroup <= %d", from, to)},
+		{
+			"message":    "fsGroup is not of the namespace",
+			"expression": fmt.Sprintf("object.spec.securityContext.fsGroup >= %d && object.spec.securityContext.fsGroup <= %d", from, to),
+		},
 		{"message": "privilege escalation", "expression": each("!has(c.securityContext.allowPrivilegeEscalation) || !c.securityContext.allowPrivilegeEscalation")},
 		{"message": "capabilities", "expression": each("c.securityContext.capabilities.drop == ['ALL'] && !has(c.securityContext.capabilities.add)")},
 		{"message": "seccomp", "expression": each("!has(c.securityContext.seccompProfile) || c.securityContext.seccompProfile.type == 'RuntimeDefault'")},
@@ -321,7 +324,11 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 	far := peer{namespace: map[string]string{"kubernetes.io/metadata.name": "databases"}}
 	prometheus := peer{namespace: map[string]string{"kubernetes.io/metadata.name": "monitoring"}, pod: map[string]string{"app": "prometheus"}}
-	tenant := peer{namespace: map[string]string{"kubernetes.io/metadata.name": "closed"}, pod: map[string]string{"vcluster.loft.sh/managed-by": "team-a"}, same: true}
+	tenant := peer{
+		namespace: map[string]string{"kubernetes.io/metadata.name": "closed"},
+		pod:       map[string]string{"vcluster.loft.sh/managed-by": "team-a"},
+		same:      true,
+	}
 	for _, test := range []struct {
 		name          string
 		who           peer

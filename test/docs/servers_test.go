@@ -122,7 +122,8 @@ func TestSQLOfOperations(t *testing.T) {
 			}
 			count := "SELECT COUNT(*) FROM mysql.user WHERE User LIKE '" + names.Database + "%'"
 			if test.engine == bed.Postgres {
-				count = "SELECT (SELECT count(*) FROM pg_roles WHERE rolname LIKE '" + names.Database + "%') + (SELECT count(*) FROM pg_database WHERE datname = '" + names.Database + "')"
+				count = "SELECT (SELECT count(*) FROM pg_roles WHERE rolname LIKE '" + names.Database + "%') + " +
+					"(SELECT count(*) FROM pg_database WHERE datname = '" + names.Database + "')"
 			}
 			if left, err := server.Query(ctx, "", count); left != "0" || err != nil {
 				t.Errorf("%s objects are left, %v", left, err)
@@ -189,7 +190,8 @@ func TestDeletionAmongNeighbours(t *testing.T) {
 				t.Fatal(err)
 			}
 			// Query gives the first row, and there must be no other.
-			where, err := server.Query(ctx, "postgres", "SELECT string_agg(datname, ',') FROM ("+strings.TrimSuffix(strings.ReplaceAll(who[1], "vcXXXX", victim.Database), ";")+") w")
+			where, err := server.Query(ctx, "postgres",
+				"SELECT string_agg(datname, ',') FROM ("+strings.TrimSuffix(strings.ReplaceAll(who[1], "vcXXXX", victim.Database), ";")+") w")
 			if err != nil || where != neighbour.Database {
 				t.Fatalf("the roles are named in %q, %v", where, err)
 			}

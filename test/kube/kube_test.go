@@ -272,7 +272,8 @@ func testForeignEdits(t *testing.T, c cluster) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	secret := c.secret(t, "edits", "rec")
-	if secret.Labels["team"] != "a" || secret.Annotations["note"] != "m" || string(secret.Data["extra"]) != "e" || secret.Labels["app.kubernetes.io/managed-by"] != "dbconnector" {
+	if secret.Labels["team"] != "a" || secret.Annotations["note"] != "m" || string(secret.Data["extra"]) != "e" ||
+		secret.Labels["app.kubernetes.io/managed-by"] != "dbconnector" {
 		t.Errorf("labels %v, annotations %v, extra %q", secret.Labels, secret.Annotations, secret.Data["extra"])
 	}
 }
@@ -341,7 +342,8 @@ func testNotARecord(t *testing.T, c cluster) {
 		return secret
 	}(), nil)
 	_, err := c.admin(t).Records("foreign", "rec", nil).Update(t.Context(), increment)
-	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "secret foreign/rec") || !strings.Contains(err.Error(), "create it again without immutable: true") {
+	if !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "secret foreign/rec") ||
+		!strings.Contains(err.Error(), "create it again without immutable: true") {
 		t.Errorf("immutable: got class %v: %v", fault.Of(err), err)
 	}
 }
@@ -433,7 +435,8 @@ func testRights(t *testing.T, c cluster) {
 	if err := os.WriteFile(path, c.KubeconfigFor("not-a-token"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client(t, path).NamespaceUID(t.Context(), "rights"); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "does not accept this program's credential") {
+	if _, err := client(t, path).NamespaceUID(t.Context(), "rights"); !fault.Is(err, fault.Refused) ||
+		!strings.Contains(err.Error(), "does not accept this program's credential") {
 		t.Errorf("got class %v: %v", fault.Of(err), err)
 	}
 }
@@ -600,7 +603,8 @@ func testFollowRights(t *testing.T, c cluster) {
 		t.Fatalf("first: got %+v", n)
 	}
 	for range 2 {
-		if n := <-news; !fault.Is(n.Err, fault.Refused) || !strings.Contains(n.Err.Error(), `verb "watch" on resource "secrets" named "rec" in namespace "follow-rights"`) {
+		if n := <-news; !fault.Is(n.Err, fault.Refused) ||
+			!strings.Contains(n.Err.Error(), `verb "watch" on resource "secrets" named "rec" in namespace "follow-rights"`) {
 			t.Fatalf("got %+v", n)
 		}
 	}
@@ -616,7 +620,8 @@ func testFollowRights(t *testing.T, c cluster) {
 			break
 		}
 	}
-	c.do(t, http.MethodPatch, "/apis/rbac.authorization.k8s.io/v1/namespaces/follow-rights/roles/reads", map[string]any{"rules": []any{rule("get", "list", "watch")}}, nil)
+	c.do(t, http.MethodPatch, "/apis/rbac.authorization.k8s.io/v1/namespaces/follow-rights/roles/reads",
+		map[string]any{"rules": []any{rule("get", "list", "watch")}}, nil)
 	if _, err := store.Update(t.Context(), increment); err != nil {
 		t.Fatal(err)
 	}
@@ -644,7 +649,8 @@ func testCopies(t *testing.T, c cluster) {
 	update := func(s *kube.Records, change func(*tenant.Record)) error {
 		_, err := s.Update(t.Context(), func(old *tenant.Record) (*tenant.Record, error) {
 			if old == nil {
-				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
+				old = tenant.NewRecord(tenant.UID(uid, "blue"), "copies", "blue",
+					dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			}
 			change(old)
 			return old, nil
@@ -696,13 +702,18 @@ func testCopies(t *testing.T, c cluster) {
 	must(update(store(), func(r *tenant.Record) { r.Unclaimed = false }))
 	claimed("restored in place")
 
-	c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{"dbconnector/apply-connector": "", "dbconnector/later": "kept", "note": "kept"}}}, nil)
+	c.do(t, http.MethodPatch, path, map[string]any{"metadata": map[string]any{"annotations": map[string]any{
+		"dbconnector/apply-connector": "",
+		"dbconnector/later":           "kept",
+		"note":                        "kept",
+	}}}, nil)
 	r, err = store().Load(t.Context())
 	if err != nil || r.Apply == "" {
 		t.Fatalf("the request is not seen: %+v, %v", r, err)
 	}
 	must(update(store(), func(r *tenant.Record) { r.Apply = "" }))
-	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" || a["dbconnector/make"] != strconv.Itoa(tenant.Make) {
+	if a := c.secret(t, "copies", "rec").Annotations; a["dbconnector/later"] != "kept" || a["note"] != "kept" ||
+		a["dbconnector/make"] != strconv.Itoa(tenant.Make) {
 		t.Errorf("annotations of others are gone: %v", a)
 	} else if _, there := a["dbconnector/apply-connector"]; there {
 		t.Error("the request is still there")
@@ -714,7 +725,8 @@ func testCopies(t *testing.T, c cluster) {
 		secret.Annotations["dbconnector/namespace-uid"] = "99999999-0000-4000-8000-000000000000"
 		if !facts {
 			secret.Annotations = nil
-			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue", dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
+			foreign := tenant.NewRecord("99999999-0000-4000-8000-000000000000/blue", "copies", "blue",
+				dbserver.Server{Engine: dbserver.Postgres, Host: "db", Port: 5432, SSLMode: dbserver.Require}, 80)
 			secret.Data["record.json"], err = foreign.Encode()
 			must(err)
 		}
@@ -728,7 +740,8 @@ func testCopies(t *testing.T, c cluster) {
 				return (<-store().Follow(ctx)).Err
 			},
 		} {
-			if err := try(); !fault.Is(err, fault.Refused) || !strings.Contains(err.Error(), "kubectl --namespace copies annotate --overwrite secret rec dbconnector/namespace-uid="+uid) {
+			if err := try(); !fault.Is(err, fault.Refused) ||
+				!strings.Contains(err.Error(), "kubectl --namespace copies annotate --overwrite secret rec dbconnector/namespace-uid="+uid) {
 				t.Errorf("%s a copy: class %v: %v", who, fault.Of(err), err)
 			}
 		}
