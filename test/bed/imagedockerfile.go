@@ -33,7 +33,7 @@ const (
 // stage. That cannot be pulled without a registry: a shell, the machine's Go and a CA bundle stand for it, under its name.
 // Nothing is pulled, and no module is downloaded within. The same sources make the same image.
 //
-// It needs root, for the build stage runs in a root file system of its own, and Debian's package buildah, which it installs.
+// It needs root, because the build stage runs in a root file system of its own, and Debian's package buildah, which it installs.
 func BuildDockerfile(ctx context.Context, file, name string, args map[string]string) (_ *Image, err error) {
 	defer func() {
 		if err != nil {

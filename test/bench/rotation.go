@@ -99,7 +99,7 @@ func (f figures) offRotation(i int) []string {
 }
 
 // offCost says which counts are not want (F31). MySQL and MariaDB end a session some milliseconds after its client has left, on a
-// busy machine later, and a sidecar that sees one comes again, for it cannot know whose it was. That is allowed if it costs
+// busy machine later, and a sidecar that sees one comes again, because it cannot know whose it was. That is allowed if it costs
 // just what it must, and if not every round had it: then it would be a habit.
 func offCost(name string, got []cost, want, again cost) []string {
 	var off []string

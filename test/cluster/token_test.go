@@ -22,7 +22,7 @@ import (
 // new token into the pod. It is not restarted, and makes its next rotation with the new one, as soon as client-go has read the
 // file again, which it does every minute.
 //
-// The cluster is its own, for the tokens of all its pods become worthless.
+// The cluster is its own, because the tokens of all its pods become worthless.
 func TestTokenRenewed(t *testing.T) {
 	t.Parallel()
 	lap := stopwatch(t)

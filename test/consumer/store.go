@@ -31,7 +31,7 @@ type Store struct {
 
 // ReadConfig finds the store that vCluster would use with a config. It is as strict as vCluster: a key that appears twice
 // and a field of a store that vCluster does not know are errors, and so are a connector, which vCluster would act on by
-// itself, and an external store without a dataSource. And it is as lax: an embedded store needs none, for without it is
+// itself, and an external store without a dataSource. And it is as lax: an embedded store needs none, because without it is
 // SQLite, and where no store is enabled it is the embedded one (F1).
 func ReadConfig(config []byte) (Store, error) {
 	asJSON, err := yaml.YAMLToJSONStrict(config)

@@ -162,7 +162,7 @@ func (d *demo) life(ctx context.Context, t *member, epoch time.Time) (_ []row, e
 }
 
 // adopt waits for another hand-over and moves the tenant to a kine on it. It returns the record of that hand-over: there is
-// no later one, for that needs the adoption.
+// no later one, because that needs the adoption.
 func (d *demo) adopt(ctx context.Context, t *member, l *load, sidecar *rig.Sidecar, tell func(what, format string, args ...any)) (*tenant.Record, error) {
 	err := wait(ctx, sidecar, func(context.Context) error {
 		store, err := t.Store()
@@ -208,7 +208,7 @@ func wait(ctx context.Context, sidecar *rig.Sidecar, cond func(context.Context) 
 	})
 }
 
-// dead makes sure that a server refuses a login, for its password, and returns the error's number.
+// dead makes sure that a server refuses a login because of its password, and returns the error's number.
 func (d *demo) dead(ctx context.Context, login tenant.Login) (string, error) {
 	db, err := d.db.Open(login.User, login.Password.Reveal(), login.Database)
 	if err != nil {

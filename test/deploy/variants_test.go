@@ -293,7 +293,7 @@ func TestQuota(t *testing.T) {
 
 // TestNetworkPolicy: under the chart's network policy, the values of the variant let the control plane reach the database,
 // and Prometheus reach the sidecar, and nothing else that was shut before (F26). The API server takes the policy; what a
-// policy means is decided here by the rules of Kubernetes, for the bed's node enforces none.
+// policy means is decided here by the rules of Kubernetes, because the bed's node enforces none.
 func TestNetworkPolicy(t *testing.T) {
 	t.Parallel()
 	api := bed.NewAPIServer(t, bed.APIServerOptions{})
