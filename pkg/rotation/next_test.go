@@ -77,7 +77,9 @@ func TestNext(t *testing.T) {
 	}{
 		"not provisioned": {
 			"init is at work",
-			made(func(r *tenant.Record) { r.ProvisionedAt = time.Time{} }), Observation{}, late, false, in(late, recheck, ""),
+			made(func(r *tenant.Record) { r.ProvisionedAt = time.Time{} }),
+			Observation{},
+			late, false, in(late, recheck, ""),
 		},
 		"not projected":          {"the files come first, due or not", made(), Observation{}, late, false, Step{Kind: Project}},
 		"not projected, pending": {"and whatever is pending", made(pends(tenant.B, tenant.Activate)), Observation{}, early, false, Step{Kind: Project}},
@@ -113,7 +115,8 @@ func TestNext(t *testing.T) {
 		"pending": {"how far did it come?", made(pends(tenant.B, tenant.Activate)), seen(Observation{}), early, false, look(PendingLogin)},
 		"pending, refused": {
 			"the server does not know it",
-			made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false, Step{Kind: Apply},
+			made(pends(tenant.B, tenant.Activate)), seen(Observation{Pending: Refused}), early, false,
+			Step{Kind: Apply},
 		},
 		"pending, accepted": {
 			"the clients that have to move are known only before the move",
@@ -229,11 +232,13 @@ func TestNext(t *testing.T) {
 		"retiring, moved": {
 			"the evidence is there",
 			made(pends(tenant.B, tenant.Retire), unretired(2)), seen(Observation{Pending: Refused, Other: from(0), Active: from(2)}),
-			adopted, false, Step{Kind: Apply},
+			adopted, false,
+			Step{Kind: Apply},
 		},
 		"retiring, retired": {
 			"a fresh password for a slot that no client uses",
-			made(pends(tenant.B, tenant.Retire)), seen(Observation{Pending: Refused}), adopted, false, Step{Kind: Apply},
+			made(pends(tenant.B, tenant.Retire)), seen(Observation{Pending: Refused}), adopted, false,
+			Step{Kind: Apply},
 		},
 		"retiring, rollout, no word": {
 			"the workload is asked again",

@@ -413,14 +413,16 @@ func (w *world) writes(link memory.Link, old, next *tenant.Record) {
 		if !old.OtherRetired && next.OtherRetired && w.published[w.password(next.Active.Other())] {
 			w.violated("%s: retired, and yet a password that was handed over is accepted", by.name)
 		}
-		if p := old.Pending; p != nil && next.Pending == nil && next.Slots[p.Slot].Password == p.Password && strings.HasPrefix(by.name, "sidecar") && w.survivor(p.Slot) {
+		if p := old.Pending; p != nil && next.Pending == nil && next.Slots[p.Slot].Password == p.Password && strings.HasPrefix(by.name,
+			"sidecar") && w.survivor(p.Slot) {
 			w.violated("%s: committed to %s, and a login that began with an older password of slot %s is alive (S5)", by.name, p.Purpose, p.Slot)
 		}
 		if p := next.Pending; p != nil && next.OtherRefused && !old.OtherRefused && w.password(p.Slot) == p.Password && w.refuse == nil && !w.lost(p.Slot) {
 			w.violated("%s: init is called to a change that is done", by.name)
 		}
 	}
-	w.note("%s: record: generation %d, active %s, retired %t, refused %t, pending %t, clients %d", by.name, next.Generation, next.Active, next.OtherRetired, next.OtherRefused, next.Pending != nil, next.Clients)
+	w.note("%s: record: generation %d, active %s, retired %t, refused %t, pending %t, clients %d", by.name, next.Generation, next.Active, next.OtherRetired,
+		next.OtherRefused, next.Pending != nil, next.Clients)
 	w.published[next.Slots[next.Active].Password] = true
 }
 

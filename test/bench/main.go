@@ -81,16 +81,25 @@ var engines = []struct {
 	rotate, retire, again cost
 }{
 	{
-		bed.Postgres, "17", "PostgreSQL", counts{API: 5, Connections: 3, Admin: 2, Statements: 22},
-		cost{Connections: 5, Statements: 15}, cost{Connections: 8, Statements: 26}, cost{},
+		bed.Postgres, "17", "PostgreSQL",
+		counts{API: 5, Connections: 3, Admin: 2, Statements: 22},
+		cost{Connections: 5, Statements: 15},
+		cost{Connections: 8, Statements: 26},
+		cost{},
 	},
 	{
-		bed.MySQL, "9.7", "MySQL", counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
-		cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4},
+		bed.MySQL, "9.7", "MySQL",
+		counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
+		cost{Connections: 5, Statements: 14},
+		cost{Connections: 8, Statements: 24},
+		cost{Connections: 2, Statements: 4},
 	},
 	{
-		bed.MariaDB, "11.8", "MariaDB", counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
-		cost{Connections: 5, Statements: 14}, cost{Connections: 8, Statements: 24}, cost{Connections: 2, Statements: 4},
+		bed.MariaDB, "11.8", "MariaDB",
+		counts{API: 5, Connections: 2, Admin: 1, Statements: 19},
+		cost{Connections: 5, Statements: 14},
+		cost{Connections: 8, Statements: 24},
+		cost{Connections: 2, Statements: 4},
 	},
 }
 

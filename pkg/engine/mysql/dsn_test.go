@@ -28,11 +28,31 @@ func TestDSNMySQL(t *testing.T) {
 	}{
 		{"a name", dbserver.Server{Host: "db.example", Port: 3306, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(db.example:3306)/vcx?tls=true&" + set},
 		{"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp(192.0.2.7:1)/vcx?tls=true&" + set},
-		{"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyFull}, "mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true&" + set},
-		{"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Disable}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false&" + set},
-		{"encrypted, not verified", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Require}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify&" + set},
-		{"the driver does not know verify-ca: upwards", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyCA}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
-		{"kine's --ca-file decides, and would not if anything stood here", dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyFull, CA: "PEM"}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?" + set},
+		{
+			"an IPv6 address",
+			dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyFull},
+			"mysql://vcxa:aB3-_.~x@tcp([2001:db8::1]:65535)/vcx?tls=true&" + set,
+		},
+		{
+			"clear text, because the admin said so",
+			dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Disable},
+			"mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=false&" + set,
+		},
+		{
+			"encrypted, not verified",
+			dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.Require},
+			"mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=skip-verify&" + set,
+		},
+		{
+			"the driver does not know verify-ca: upwards",
+			dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyCA},
+			"mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set,
+		},
+		{
+			"kine's --ca-file decides, and would not if anything stood here",
+			dbserver.Server{Host: "db", Port: 3306, SSLMode: dbserver.VerifyFull, CA: "PEM"},
+			"mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?" + set,
+		},
 		{"a mode that does not exist is not clear text", dbserver.Server{Host: "db", Port: 3306}, "mysql://vcxa:aB3-_.~x@tcp(db:3306)/vcx?tls=true&" + set},
 	} {
 		got, err := DSN(tc.server, login)

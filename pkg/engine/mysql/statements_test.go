@@ -56,8 +56,10 @@ func TestPlan(t *testing.T) {
 			have:   func(c *catalog) { *c = catalog{} },
 			want: []statement{
 				{"mark tenant", "CREATE ROLE IF NOT EXISTS `vcxo`", nil},
-				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", "secret-A"}},
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
+				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE " +
+					"NEVER", []any{"vcxa", "secret-A"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE " +
+					"NEVER", []any{"vcxb", "secret-B"}},
 				{"create database", "CREATE DATABASE IF NOT EXISTS `vcx` CHARACTER SET utf8mb4", nil},
 				{"grant to login a", "GRANT " + grant, []any{"vcxa"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
@@ -69,8 +71,14 @@ func TestPlan(t *testing.T) {
 			have:   func(c *catalog) { *c = catalog{} },
 			want: []statement{
 				{"mark tenant", "CREATE ROLE IF NOT EXISTS `vcxo`", nil},
-				{"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxa", nativeHash("secret-A")}},
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", nativeHash("secret-B")}},
+				{
+					"create login a", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER",
+					[]any{"vcxa", nativeHash("secret-A")},
+				},
+				{
+					"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED BY PASSWORD ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER",
+					[]any{"vcxb", nativeHash("secret-B")},
+				},
 				{"create database", "CREATE DATABASE IF NOT EXISTS `vcx` CHARACTER SET utf8mb4", nil},
 				{"grant to login a", "GRANT " + grant, []any{"vcxa"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
@@ -81,7 +89,8 @@ func TestPlan(t *testing.T) {
 			d:      dialectMySQL,
 			have:   func(c *catalog) { delete(c.accounts, tenant.B) },
 			want: []statement{
-				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE NEVER", []any{"vcxb", "secret-B"}},
+				{"create login b", "CREATE USER IF NOT EXISTS ?@'%' IDENTIFIED WITH caching_sha2_password BY ? REQUIRE SSL WITH MAX_USER_CONNECTIONS 40 PASSWORD EXPIRE " +
+					"NEVER", []any{"vcxb", "secret-B"}},
 				{"grant to login b", "GRANT " + grant, []any{"vcxb"}},
 			},
 		},
@@ -146,15 +155,19 @@ func TestLoan(t *testing.T) {
 		want    string
 		foreign bool
 	}{
-		"a database":                 {loan{user: neighbour, host: "%", database: "vcx", rights: "SELECT, GRANT OPTION"}, "REVOKE SELECT, GRANT OPTION ON `vcx`.* FROM `" + neighbour + "`@`%`", false},
-		"a table":                    {loan{user: neighbour, host: "%", database: "vcx", table: "k`n", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.`k``n` FROM `" + neighbour + "`@`%`", false},
+		"a database": {loan{user: neighbour, host: "%", database: "vcx", rights: "SELECT, GRANT OPTION"}, "REVOKE SELECT, GRANT OPTION ON `vcx`.* " +
+			"FROM `" + neighbour + "`@`%`", false},
+		"a table": {loan{user: neighbour, host: "%", database: "vcx", table: "k`n", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.`k``n` FROM " +
+			"`" + neighbour + "`@`%`", false},
 		"a role of MariaDB":          {loan{user: "PUBLIC", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM `PUBLIC`", true},
 		"the account without a name": {loan{host: "%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM ``@`%`", true},
 		"another account":            {loan{user: "backup", host: "10.%", database: "vcx", rights: "SELECT"}, "REVOKE SELECT ON `vcx`.* FROM `backup`@`10.%`", true},
-		"PROXY":                      {loan{user: neighbour, host: "%", onUser: "vcxa", onHost: "%", rights: "PROXY"}, "REVOKE PROXY ON `vcxa`@`%` FROM `" + neighbour + "`@`%`", false},
-		"all of the server":          {loan{user: "PUBLIC", rights: "GRANT OPTION", everyone: true}, "REVOKE GRANT OPTION ON *.* FROM `PUBLIC`", false},
-		"a routine":                  {loan{user: neighbour, host: "%", database: "sys", table: "f", level: "FUNCTION", rights: "GRANT OPTION"}, "REVOKE GRANT OPTION ON FUNCTION `sys`.`f` FROM `" + neighbour + "`@`%`", false},
-		"PROXY on all":               {loan{user: neighbour, host: "%", rights: "PROXY"}, "REVOKE PROXY ON ``@`` FROM `" + neighbour + "`@`%`", false},
+		"PROXY": {loan{user: neighbour, host: "%", onUser: "vcxa", onHost: "%", rights: "PROXY"}, "REVOKE PROXY ON `vcxa`@`%` FROM " +
+			"`" + neighbour + "`@`%`", false},
+		"all of the server": {loan{user: "PUBLIC", rights: "GRANT OPTION", everyone: true}, "REVOKE GRANT OPTION ON *.* FROM `PUBLIC`", false},
+		"a routine": {loan{user: neighbour, host: "%", database: "sys", table: "f", level: "FUNCTION", rights: "GRANT OPTION"}, "REVOKE GRANT " +
+			"OPTION ON FUNCTION `sys`.`f` FROM `" + neighbour + "`@`%`", false},
+		"PROXY on all": {loan{user: neighbour, host: "%", rights: "PROXY"}, "REVOKE PROXY ON ``@`` FROM `" + neighbour + "`@`%`", false},
 	}
 	for name, tt := range tests {
 		if strings.Contains(tt.loan.table, "`") == (tt.loan.advice() == tt.loan.revoke()) {
@@ -219,7 +232,8 @@ func TestUnderPolicy(t *testing.T) {
 	if dialectMySQL.identified != usual {
 		t.Error("one server's policy became everybody's")
 	}
-	if got := setPassword(dialectMySQL, "vcxa", "x").sql; got != "ALTER USER ?@'%' "+usual+" PASSWORD EXPIRE NEVER /*!80019 FAILED_LOGIN_ATTEMPTS 0 PASSWORD_LOCK_TIME 0 */" {
+	if got := setPassword(dialectMySQL, "vcxa", "x").sql; got != "ALTER USER ?@'%' "+usual+" PASSWORD EXPIRE NEVER /*!80019 FAILED_LOGIN_ATTEMPTS 0 "+
+		"PASSWORD_LOCK_TIME 0 */" {
 		t.Errorf("got %s", got)
 	}
 	if got := setPassword(dialectMariaDB, "vcxa", "x").sql; got != "ALTER USER ?@'%' IDENTIFIED BY PASSWORD ? PASSWORD EXPIRE NEVER" {

@@ -40,15 +40,18 @@ func TestDSNPostgres(t *testing.T) {
 	}{
 		{"a name", dbserver.Server{Host: "db.example", Port: 5432, SSLMode: dbserver.VerifyFull}, "postgres://vcxa:aB3-_.~x@db.example:5432/vcx?sslmode=verify-full"},
 		{
-			"an IPv4 address", dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull},
+			"an IPv4 address",
+			dbserver.Server{Host: "192.0.2.7", Port: 1, SSLMode: dbserver.VerifyFull},
 			"postgres://vcxa:aB3-_.~x@192.0.2.7:1/vcx?sslmode=verify-full",
 		},
 		{
-			"an IPv6 address", dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyCA},
+			"an IPv6 address",
+			dbserver.Server{Host: "2001:db8::1", Port: 65535, SSLMode: dbserver.VerifyCA},
 			"postgres://vcxa:aB3-_.~x@[2001:db8::1]:65535/vcx?sslmode=verify-ca",
 		},
 		{
-			"clear text, because the admin said so", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Disable},
+			"clear text, because the admin said so",
+			dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Disable},
 			"postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=disable",
 		},
 		{"encrypted, not verified", dbserver.Server{Host: "db", Port: 5432, SSLMode: dbserver.Require}, "postgres://vcxa:aB3-_.~x@db:5432/vcx?sslmode=require"},
