@@ -467,6 +467,11 @@ func TestGrantOption(t *testing.T) {
 					}
 				}
 				everyone := everyone(t, server)
+				const others = "SELECT CONCAT_WS(' ', User, Db, Select_priv, Grant_priv) FROM mysql.db WHERE User NOT LIKE 'vc%' AND User NOT LIKE 'app%' ORDER BY 1"
+				admins, err := lines(t.Context(), server, "", others)
+				if err != nil {
+					t.Fatal(err)
+				}
 				plant := func() {
 					// The attacker has the password of the victim's login for a moment.
 					grants(victim, tenant.A, "GRANT PROXY ON {a} TO {a} WITH GRANT OPTION")
@@ -549,6 +554,9 @@ func TestGrantOption(t *testing.T) {
 				if done := victim.Ensure(t); len(done.Changes) > 0 {
 					t.Errorf("and again: %+v", done)
 				}
+				if now, err := lines(t.Context(), server, "", others); err != nil || !slices.Equal(now, admins) {
+					t.Errorf("what an admin had granted to others is %q, was %q, %v", now, admins, err)
+				}
 
 				if s.Connector.User != server.AdminUser {
 					return // MySQL lets no account revoke PROXY that has no rights on database mysql
@@ -573,7 +581,8 @@ func everyone(t *testing.T, server *bed.Server) string {
 	t.Helper()
 	switch {
 	case server.Engine == bed.MySQL:
-		exec(t, server, "CREATE ROLE IF NOT EXISTS everyone", "SET GLOBAL mandatory_roles = 'everyone'")
+		exec(t, server, "CREATE ROLE IF NOT EXISTS everyone, every", "SET GLOBAL mandatory_roles = '`everyone`@`%`, of_another'",
+			"GRANT SELECT ON app.* TO everyone WITH GRANT OPTION", "GRANT GRANT OPTION ON mysql.* TO every")
 		return "everyone"
 	case server.Version != "10.5":
 		exec(t, server, "GRANT SELECT ON app.* TO PUBLIC")

@@ -56,6 +56,12 @@ type dialect struct {
 	hashes      bool // secret is a hash
 }
 
+// mandatory compares with the names in a list such as "`a`@`%`,b". A name with a blank or a quote in it is not found.
+const mandatory = "User <> '' AND (LOCATE(CONCAT(',', User, ','), " + mandatoryRoles + ") > 0" +
+	" OR LOCATE(CONCAT(',', User, '@', Host, ','), " + mandatoryRoles + ") > 0)"
+
+const mandatoryRoles = "CONCAT(',', REPLACE(REPLACE(REPLACE(@@global.mandatory_roles, '`', ''), '''', ''), ' ', ''), ',')"
+
 var (
 	dialectMySQL = dialect{ //nolint:gosec // statements, no passwords
 		name: "MySQL", readOnly: "@@global.read_only OR @@global.super_read_only OR @@global.innodb_read_only OR @@transaction_read_only",
@@ -63,7 +69,7 @@ var (
 		databaseReadOnly: "FALSE /*!80022 OR EXISTS (SELECT 1 FROM information_schema.SCHEMATA_EXTENSIONS " +
 			"WHERE SCHEMA_NAME = DATABASE() AND OPTIONS LIKE '%READ ONLY=1%') */",
 		policies: "FALSE, FALSE, @@global.check_proxy_users, CONCAT('' /*!80027 , @@global.authentication_policy */)",
-		roleHost: "%", everyone: "User <> '' AND LOCATE(User, @@global.mandatory_roles) > 0",
+		roleHost: "%", everyone: mandatory,
 		identified: "IDENTIFIED WITH caching_sha2_password BY ?", secret: dbserver.Password.Reveal,
 		ownPassword: "ALTER USER USER() IDENTIFIED BY ? REPLACE ?", current: true,
 	}
@@ -201,17 +207,18 @@ var (
 )
 
 // loans is the query for what the tenant's logins gave away or got, for PROXY that any tenant gave, and for accounts that have GRANT
-// OPTION on the whole server and nothing else. Of what all logins have in databases that are no tenant's, a login can have given
-// GRANT OPTION alone.
+// OPTION on the whole server and nothing else. Of what all logins have outside of tenants' databases it names GRANT OPTION on the
+// server's own ones alone: by that every tenant would see them. The rest may be an admin's.
 func (d dialect) loans(names tenant.Names) (query string, args []any) {
 	a, b := names.User(tenant.A), names.User(tenant.B)
 	login := strings.TrimSuffix(tenant.NamePattern, "$") + "[ab]"
 	const (
 		ours   = "User IN (?, ?)"
+		own    = "Db IN ('mysql', 'sys', 'performance_schema', '%')"
 		theirs = "(Db = ? AND NOT (User IN (?, ?) AND Host = '%') OR Db <> ? AND User IN (?, ?))"
 	)
 	rights := func(list, grant string) string {
-		return "IF(Db REGEXP ? OR " + ours + " OR NOT (" + d.everyone + "), " + list + ", IF(" + grant + ", 'GRANT OPTION', ''))"
+		return "IF(Db REGEXP ? OR " + ours + " OR NOT (" + d.everyone + "), " + list + ", IF(" + grant + " AND " + own + ", 'GRANT OPTION', ''))"
 	}
 	both := []any{a, b}
 	pattern := append([]any{tenant.NamePattern}, both...)
@@ -229,7 +236,7 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		{" UNION ALL SELECT User, Host, '', '', " + rights(lentTable, "FIND_IN_SET('Grant', Table_priv)") + ", '', Db, Table_name, " + d.everyone +
 			" FROM mysql.tables_priv WHERE " + theirs + " OR " + d.everyone, [][]any{pattern, where}},
 		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', Routine_type, Db, Routine_name, " + d.everyone +
-			" FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + ")", [][]any{both}},
+			" FROM mysql.procs_priv WHERE FIND_IN_SET('Grant', Proc_priv) AND (" + ours + " OR " + d.everyone + " AND " + own + ")", [][]any{both}},
 	} {
 		query += part.sql
 		args = append(args, slices.Concat(part.args...)...)
