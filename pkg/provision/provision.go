@@ -465,8 +465,10 @@ func (r *run) provision(ctx context.Context, record *tenant.Record, c connector.
 	if err := r.Publish(record); err != nil {
 		return Result{}, err
 	}
-	result := Result{Record: record, Outcome: outcome, Created: r.createdDatabase, TookOver: r.wroteRecord && !r.createdDatabase, Applied: differences(was,
-		c.Server)}
+	result := Result{
+		Record: record, Outcome: outcome, Applied: differences(was, c.Server),
+		Created: r.createdDatabase, TookOver: r.wroteRecord && !r.createdDatabase,
+	}
 	if len(result.Applied) > 0 {
 		r.Log.Info("applied the connector", zap.Strings("changes", result.Applied))
 	}

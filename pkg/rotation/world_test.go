@@ -197,16 +197,7 @@ func moment(rng *rand.Rand, d time.Duration) time.Duration {
 	return time.Duration(rng.Int64N(int64(d))) + time.Duration(rng.IntN(999_983))
 }
 
-func wait(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+var wait = memory.Pause
 
 // Call is one call to the world outside.
 func (p *proc) Call(ctx context.Context, what string, on *memory.Session, effect func() error) (err error) {

@@ -4,8 +4,11 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/dbserver"
@@ -23,6 +26,7 @@ func TestPooler(t *testing.T) {
 	s := admins(t, server)["cloud admin"]
 	old := newJob(t, s)
 	record := old.run(t)
+	old.MustExec(t, record.Database, "CREATE TABLE kine (id INTEGER)", "GRANT ALL ON kine TO "+old.Owner)
 	at := func(t *testing.T, port int) dbserver.Server {
 		t.Helper()
 		c := s.Connector.Server
@@ -47,6 +51,17 @@ func TestPooler(t *testing.T) {
 				if _, err := e.HasData(t.Context(), login); err != nil {
 					t.Errorf("a restart: %v", err)
 				}
+			}
+			// The server's sessions go to the next client, and that is kine.
+			kine, err := pgx.Connect(t.Context(), fmt.Sprintf("host=127.0.0.1 port=%d user=%s password=%s dbname=%s sslmode=require default_query_exec_mode=exec",
+				bare, login.User, login.Password.Reveal(), login.Database))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer kine.Close(context.WithoutCancel(t.Context()))
+			var limit string
+			if err := kine.QueryRow(t.Context(), "SHOW lock_timeout").Scan(&limit); err != nil || limit != "0" {
+				t.Errorf("init has left lock_timeout = %s to others: %v", limit, err)
 			}
 			const params = "ignore_startup_parameters = "
 			said := through(t, bare).refused(t, "pooler", params)

@@ -96,7 +96,7 @@ type Login struct {
 	User     string
 	Password dbserver.Password
 	Number   int
-	// In: the server has let it in, and shows that somebody is on the way.
+	// In: the server has let it in, and shows that a client is on the way.
 	In bool
 }
 
@@ -245,7 +245,12 @@ func (d Direct) Do(effect func()) {
 
 // Wait waits a moment.
 func (d Direct) Wait(ctx context.Context, _ string) bool {
-	timer := time.NewTimer(time.Millisecond)
+	return Pause(ctx, time.Millisecond)
+}
+
+// Pause waits for d; false when ctx ended before.
+func Pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -203,7 +203,7 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	var data bool
 	err = session.conn.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&data)
 	switch {
-	case err != nil && (ctx.Err() != nil || numberOf(err) == lockWaitTimeout):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), numberOf(err) == lockWaitTimeout:
 		return false, fault.New(fault.Unavailable, "table kine of database %q does not answer: if the server does else, a session has locked the table; SHOW FULL "+
 			"PROCESSLIST shows what works on it, and KILL ends it", login.Database)
 	case err != nil:
@@ -384,11 +384,17 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 		}
 		outcome.Changes = append(outcome.Changes, s.name)
 	}
-	if len(seen.loans) == maxLoans {
+	err = a.takeBack(ctx, seen.loans, spec.Database, &outcome)
+	return outcome, err
+}
+
+// takeBack ends what logins gave away, or warns of it where an admin may have granted it, or where this admin may not end it.
+func (a *Admin) takeBack(ctx context.Context, loans []loan, database string, outcome *engine.Outcome) error {
+	if len(loans) == maxLoans {
 		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("at least %d rights were given to or by the tenant's logins: the next run of init takes back what "+
 			"is left of them", maxLoans))
 	}
-	for _, l := range seen.loans {
+	for _, l := range loans {
 		switch {
 		case !l.foreign() || l.rights == "PROXY":
 		case l.database == "":
@@ -408,7 +414,7 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 			if change := "revoke what a login gave away"; !slices.Contains(outcome.Changes, change) {
 				outcome.Changes = append(outcome.Changes, change)
 			}
-			if l.database == spec.Database {
+			if l.database == database {
 				outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("account '%s'@'%s' had rights in the tenant's database, which are revoked now. A session that "+
 					"has selected the database keeps them: "+
 					"KILL each of SELECT ID FROM information_schema.PROCESSLIST WHERE USER = '%[1]s' AND DB = '%[3]s'", l.user, l.host, l.database))
@@ -419,10 +425,10 @@ func (a *Admin) Ensure(ctx context.Context, spec engine.Spec) (engine.Outcome, e
 				"(%v). As root: %s",
 				l.user, l.host, classify(err), l.advice()))
 		default:
-			return outcome, fmt.Errorf("ensuring the tenant's database: revoking what a login gave away: %w", a.explain(err))
+			return fmt.Errorf("ensuring the tenant's database: revoking what a login gave away: %w", a.explain(err))
 		}
 	}
-	return outcome, nil
+	return nil
 }
 
 // explain adds who lacks what to a refused statement: with managed services it is nearly always the admin's rights.
@@ -514,9 +520,7 @@ func (a *Admin) loans(ctx context.Context, names tenant.Names) ([]loan, error) {
 		if err := rows.Scan(&l.user, &l.host, &l.onUser, &l.onHost, &l.rights, &l.level, &l.database, &l.table, &l.everyone); err != nil {
 			return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))
 		}
-		if l.rights != "" { // others, such as DROP, no login of ours can give
-			out = append(out, l)
-		}
+		out = append(out, l)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("reading what the tenant's logins gave away: %w", classify(err))

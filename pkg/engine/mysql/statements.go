@@ -176,24 +176,15 @@ func plan(d dialect, c catalog, w engine.Spec, tls bool) []statement {
 	return out
 }
 
-// lendable are the rights that a login can give away, once it has given itself GRANT OPTION, and how the columns of mysql.db begin
-// and the sets of mysql.tables_priv name them.
-var lendable = [][2]string{
-	{"Select", "SELECT"},
-	{"Insert", "INSERT"},
-	{"Update", "UPDATE"},
-	{"Delete", "DELETE"},
-	{"Create", "CREATE"},
-	{"Alter", "ALTER"},
-	{"Index", "INDEX"},
-	{"Grant", "GRANT OPTION"},
-}
+// lendable are the rights that a login can give away, once it has given itself GRANT OPTION: as the columns of mysql.db begin, and the
+// sets of mysql.tables_priv name them.
+var lendable = []string{"Select", "Insert", "Update", "Delete", "Create", "Alter", "Index", "Grant"}
 
 // lent is an expression for a list of rights: holds says which of them a row has. MySQL revokes all of a list or, where one is missing, nothing.
 func lent(holds func(name string) string) string {
 	list := "CONCAT_WS(', '"
 	for _, right := range lendable {
-		list += ", IF(" + holds(right[0]) + ", '" + right[1] + "', NULL)"
+		list += ", IF(" + holds(right) + ", '" + privilegeOf(right) + "', NULL)"
 	}
 	return list + ")"
 }
@@ -227,7 +218,7 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		sql  string
 		args [][]any
 	}{
-		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY', '', '', '', FALSE FROM mysql.proxies_priv" +
+		{"SELECT User, Host, Proxied_user, Proxied_host, 'PROXY' AS rights, '' AS level, '' AS db, '' AS tbl, FALSE AS everyone FROM mysql.proxies_priv" +
 			" WHERE " + ours + " OR Proxied_user IN (?, ?) OR Grantor REGEXP ?", [][]any{both, both, {login + "@"}}},
 		{" UNION ALL SELECT User, Host, '', '', 'GRANT OPTION', '', '', '', " + d.everyone + " FROM mysql.user WHERE Grant_priv = 'Y'" +
 			" AND 'Y' NOT IN (Select_priv, Insert_priv, Update_priv, Delete_priv, Create_priv, Drop_priv, Alter_priv, Index_priv, Create_user_priv, Super_priv)", nil},
@@ -241,7 +232,8 @@ func (d dialect) loans(names tenant.Names) (query string, args []any) {
 		query += part.sql
 		args = append(args, slices.Concat(part.args...)...)
 	}
-	return query + " LIMIT " + strconv.Itoa(maxLoans), args
+	// A row without rights has others, such as DROP, which no login of ours can give.
+	return "SELECT * FROM (" + query + ") lent WHERE rights <> '' LIMIT " + strconv.Itoa(maxLoans), args
 }
 
 // plain are names that a person can copy from a log into a client.

@@ -219,11 +219,10 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	}
 	// Schema public is the only one in which a tenant may create tables. Asked in two steps, so that a table that is not
 	// there yet leaves no error in the server's log.
-	var table, data bool
-	var readOnly, wait string
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only'), "+
-		"pg_catalog.set_config('lock_timeout', '3s', false)").
-		Scan(&table, &readOnly, &wait); err != nil {
+	var table bool
+	var readOnly string
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.to_regclass('public.kine') IS NOT NULL, pg_catalog.current_setting('transaction_read_only')").
+		Scan(&table, &readOnly); err != nil {
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classify(err))
 	}
 	if readOnly == "on" {
@@ -232,7 +231,8 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	if !table {
 		return false, nil
 	}
-	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM public.kine)").Scan(&data)
+	// One simple query is one round trip and one transaction. A setting that outlived it would be kine's behind a pooler.
+	answers, err := conn.PgConn().Exec(ctx, "SET LOCAL lock_timeout = '3s'; SELECT EXISTS (SELECT 1 FROM public.kine)").ReadAll()
 	switch {
 	case code(err) == insufficientPrivilege:
 		return true, nil // another owner's, from a restore: that is not nothing, and kine will say what is wrong with it
@@ -241,7 +241,7 @@ func (s *Server) HasData(ctx context.Context, login tenant.Login) (bool, error) 
 	case err != nil:
 		return false, fmt.Errorf("looking for data in database %q: %w", login.Database, classifyTheirs(err))
 	}
-	return data, nil
+	return len(answers) == 2 && len(answers[1].Rows) == 1 && string(answers[1].Rows[0][0]) == "t", nil
 }
 
 // primary refuses a standby.
@@ -580,20 +580,20 @@ func (a *Admin) expel(ctx context.Context, names tenant.Names, outcome *engine.O
 		AND NOT pg_catalog.has_database_privilege(usesysid, datid, 'CONNECT')`
 	var n int
 	err := a.conn.QueryRow(ctx, "SELECT count(pg_catalog.pg_terminate_backend(pid)) "+foreign, names.Database).Scan(&n)
+	ended := err == nil
 	if code(err) == insufficientPrivilege {
 		err = a.conn.QueryRow(ctx, "SELECT count(*) "+foreign, names.Database).Scan(&n)
-		if err == nil && n > 0 {
-			outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q has %d foreign sessions, of logins that may not connect to it any more, and "+
-				"the admin may not end them: SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s "+
-				"AND NOT has_database_privilege(usesysid, datid, 'CONNECT')", names.Database, n, literal(names.Database)))
-		}
-		n = 0
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("ending foreign sessions in database %q: %w", names.Database, classify(err))
-	}
-	if n > 0 {
+	case n == 0:
+	case ended:
 		outcome.Changes = append(outcome.Changes, "end foreign sessions")
+	default:
+		outcome.Warnings = append(outcome.Warnings, fmt.Sprintf("database %q has %d foreign sessions, of logins that may not connect to it any more, and "+
+			"the admin may not end them: SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s "+
+			"AND NOT has_database_privilege(usesysid, datid, 'CONNECT')", names.Database, n, literal(names.Database)))
 	}
 	return nil
 }
