@@ -38,16 +38,9 @@ func Kubernetes(program string, log *zap.Logger, all bool) (*kube.Client, error)
 
 // Records is where the tenant's record is kept.
 type Records struct {
-	Store
+	tenant.FollowedStore
 	// Name and ForgetCommand are how messages call the record, and how to delete it.
 	Name, ForgetCommand string
-}
-
-// Store keeps a tenant's record.
-type Store interface {
-	Load(ctx context.Context) (*tenant.Record, error)
-	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
-	Follow(ctx context.Context) <-chan tenant.News
 }
 
 // OpenRecords opens what the settings name: a Secret or a directory. client may be nil for a directory.

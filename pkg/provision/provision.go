@@ -29,15 +29,6 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// Store keeps the tenant's record.
-type Store interface {
-	// Load reads the record; nil where there is none.
-	Load(ctx context.Context) (*tenant.Record, error)
-	// Update stores fn(old) if no other program wrote meanwhile, else tries again: fn may run more than once and must have no
-	// effects. old is nil where there is no record.
-	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
-}
-
 // Init provisions one tenant. A field is required unless it says what its zero value means.
 type Init struct {
 	// Namespace and VCluster name the control plane.
@@ -61,7 +52,7 @@ type Init struct {
 	// moved: an outage alone must not put a control plane on a copy that is being prepared.
 	Patience time.Duration
 
-	Store Store
+	Store tenant.Store
 	// RecordName and ForgetCommand name the record, and how to delete it, in messages.
 	RecordName, ForgetCommand string
 	// Connector reads and checks the connector. It is called only when it is needed.

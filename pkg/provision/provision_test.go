@@ -26,7 +26,7 @@ import (
 )
 
 // The logic against a world in memory, for what real servers do not do on demand: a kill before or after any call, a lost
-// compare-and-swap, any order of two runs. What servers really answer is tested in test/integration.
+// compare-and-swap, any order of two runs. What servers really answer is tested in test/engines.
 
 const uid = "unit/test"
 

@@ -16,18 +16,6 @@ import (
 	"dbconnector/pkg/tenant"
 )
 
-// Store keeps the tenant's record.
-type Store interface {
-	// Load reads the record; nil where there is none.
-	Load(ctx context.Context) (*tenant.Record, error)
-	// Update stores fn(old) if no other program wrote meanwhile, else tries again: fn may run more than once and must have no
-	// effects. old is nil where there is no record.
-	Update(ctx context.Context, fn func(old *tenant.Record) (*tenant.Record, error)) (*tenant.Record, error)
-	// Follow sends the record as it is now and every time it changed, until ctx ends. It never blocks the writer: of records
-	// that were not received yet, the latest is sent. What goes wrong is sent, too, and following goes on.
-	Follow(ctx context.Context) <-chan tenant.News
-}
-
 // Adoption is how the control planes come to use a new credential.
 type Adoption interface {
 	// Status tells whether they are asked to adopt the record's active credential, that one and no other, and whether all of them
@@ -61,7 +49,7 @@ type Rotation struct {
 	Policy
 	// Namespace, VCluster and TenantUID say whose record it has to be, see tenant.Record.Of; an empty TenantUID: of any tenant's.
 	Namespace, VCluster, TenantUID string
-	Store                          Store
+	Store                          tenant.FollowedStore
 	// Adoption asks the control planes to move; nil: they move when they restart, and only their sessions tell.
 	Adoption Adoption
 	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.

@@ -774,12 +774,12 @@ func TestLoop(t *testing.T) {
 
 // lateStore tells every piece of news, and the first one again.
 type lateStore struct {
-	Store
+	tenant.FollowedStore
 	old *tenant.Record
 }
 
 func (s lateStore) Follow(ctx context.Context) <-chan tenant.News {
-	in, out := s.Store.Follow(ctx), make(chan tenant.News)
+	in, out := s.FollowedStore.Follow(ctx), make(chan tenant.News)
 	go func() {
 		defer close(out)
 		for u := range in {

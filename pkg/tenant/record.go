@@ -4,6 +4,7 @@ package tenant
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -185,6 +186,23 @@ func (r *Record) Clone() *Record {
 		c.Pending = &p
 	}
 	return &c
+}
+
+// Store keeps the record of one tenant.
+type Store interface {
+	// Load reads the record; nil where there is none.
+	Load(ctx context.Context) (*Record, error)
+	// Update stores fn(old) if no other program wrote meanwhile, else tries again: fn may run more than once and must have no
+	// effects. old is nil where there is no record.
+	Update(ctx context.Context, fn func(old *Record) (*Record, error)) (*Record, error)
+}
+
+// FollowedStore is a store that tells of changes.
+type FollowedStore interface {
+	Store
+	// Follow sends the record as it is now and every time it changed, until ctx ends. It never blocks the writer: of records
+	// that were not received yet, the latest is sent. What goes wrong is sent, too, and following goes on.
+	Follow(ctx context.Context) <-chan News
 }
 
 // News is a record that changed, nil where there is none any more, or why it could not be read.
