@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/tenant"
+	"dbconnector/pkg/vclusterconfig"
 )
 
 // content reads a directory: its files by name, and what else lies there.
@@ -205,6 +207,61 @@ func TestWriteAtOnce(t *testing.T) {
 	}
 	if got := content(t, dir); len(got) != 3 {
 		t.Errorf("left behind: %d files", len(got)-3)
+	}
+}
+
+// TestNew: what could not be written in the end is refused at once, and nothing is left in the directory. The writer then hands over the
+// record's DSN, and the config with that DSN and the path of the CA in it.
+func TestNew(t *testing.T) {
+	t.Parallel()
+	dir, base := t.TempDir(), t.TempDir()
+	file := filepath.Join(base, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	parse := func(text string) *vclusterconfig.Config {
+		config, err := vclusterconfig.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return config
+	}
+	const store = "controlPlane: {backingStore: {database: {embedded: {enabled: %s}}}}\n"
+	dsn := func(r *tenant.Record) (string, error) { return "postgres://" + r.Database + "@h/d", nil }
+	for name, test := range map[string]struct {
+		dir    string
+		config *vclusterconfig.Config
+	}{
+		"no directory":             {filepath.Join(base, "no"), nil},
+		"a file":                   {file, nil},
+		"a config without a store": {dir, parse(strings.Replace(store, "%s", "false", 1))},
+	} {
+		if _, err := New(test.dir, 0o640, test.config, dsn); !fault.Is(err, fault.Refused) {
+			t.Errorf("%s: got %v, want it refused", name, err)
+		}
+	}
+	w, err := New(dir, 0o640, parse(strings.Replace(store, "%s", "true", 1)), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := content(t, dir); len(left) != 0 || w.Written() {
+		t.Fatalf("before the first write: %v, written: %t", left, w.Written())
+	}
+	first, second := &tenant.Record{Database: "one"}, &tenant.Record{Database: "two"}
+	first.Server.CA = "pem\n"
+	if w.Replaces(first) {
+		t.Error("replaces a DSN where there is none")
+	}
+	if err := w.Write(first); err != nil {
+		t.Fatal(err)
+	}
+	got := content(t, dir)
+	if got[DSNFile] != "postgres://one@h/d" || got[CAFile] != "pem\n" ||
+		!strings.Contains(got[ConfigFile], got[DSNFile]) || !strings.Contains(got[ConfigFile], filepath.Join(dir, CAFile)) {
+		t.Errorf("handed over: %q", got)
+	}
+	if !w.Written() || w.Replaces(first) || !w.Replaces(second) {
+		t.Errorf("written %t, replaces the same %t, another %t", w.Written(), w.Replaces(first), w.Replaces(second))
 	}
 }
 
