@@ -46,7 +46,7 @@ build: ## Build bin/dbconnector-init and -rotate for this machine
 
 .PHONY: servers
 servers: ## Fetch the servers that tests, benchmarks and demo need (cached; the others do it by themselves)
-	@go run ./test/bed/fetch all
+	@go run ./test/cmd/fetch all
 
 .PHONY: test
 test: cc $(if $(filter ./...,$(TEST_PACKAGES)),servers) ## Run all tests, on real servers, with the race detector
@@ -55,24 +55,24 @@ test: cc $(if $(filter ./...,$(TEST_PACKAGES)),servers) ## Run all tests, on rea
 
 .PHONY: test-cluster
 test-cluster: ## Run the tests in real pods, on a Kubernetes node of its own
-	go test -timeout $(TEST_TIMEOUT) -count=1 -v $(TEST_FLAGS) ./test/cluster
+	go test -timeout $(TEST_TIMEOUT) -count=1 -v $(TEST_FLAGS) ./test/pods
 
 .PHONY: cluster-up
 cluster-up: ## Start that node for yourself, until ^C
-	@go build -o bin/cluster-up ./test/cluster/up
+	@go build -o bin/cluster-up ./test/cmd/cluster-up
 	@exec bin/cluster-up # go run would not hand SIGTERM on, and leave all behind
 
 .PHONY: bench
 bench: ## Measure what docs/benchmarks.md states, and print it as one table
-	@go run ./test/bench
+	@go run ./test/cmd/bench
 
 .PHONY: demo
 demo: ## Show it at work on a server of its own; ENGINE=postgres (default), mariadb or mysql
-	@CGO_ENABLED=0 go run -trimpath ./test/demo -engine $(ENGINE)
+	@CGO_ENABLED=0 go run -trimpath ./test/cmd/demo -engine $(ENGINE)
 
 .PHONY: matrix
 matrix: ## Kill a rotation at every question, and write docs/crash-matrix.md
-	go test ./test/rotation -timeout $(TEST_TIMEOUT) -run '^TestCrashMatrix$$' -count=1 -update
+	go test ./test/rotate -timeout $(TEST_TIMEOUT) -run '^TestCrashMatrix$$' -count=1 -update
 
 .PHONY: lint
 lint: ## Run the linters of .golangci.yml

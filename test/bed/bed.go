@@ -114,6 +114,9 @@ var Versions = []Version{
 	{Engine: MySQL, Version: "9.7", suite: "sid", debs: []string{"mysql-server-core"}},
 }
 
+// Newest are one server of each engine, for what does not depend on the version.
+var Newest = []Version{{Engine: Postgres, Version: "17"}, {Engine: MySQL, Version: "9.7"}, {Engine: MariaDB, Version: "11.8"}}
+
 func lookup(engine Engine, version string) (Version, error) {
 	for _, v := range Versions {
 		if v.Engine == engine && v.Version == version {

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // roleVariable makes the test program play a role, for tests that take several processes.
@@ -59,9 +61,7 @@ func TestMain(m *testing.M) {
 func login(tb testing.TB, s *Server, user, password string) (version, cipher string) {
 	tb.Helper()
 	db, err := s.Open(user, password, "")
-	if err != nil {
-		tb.Fatal(err)
-	}
+	require.NoError(tb, err)
 	defer func() { _ = db.Close() }()
 	if s.Engine == Postgres {
 		err = db.QueryRowContext(tb.Context(),
@@ -72,9 +72,7 @@ func login(tb testing.TB, s *Server, user, password string) (version, cipher str
 			err = db.QueryRowContext(tb.Context(), "SHOW STATUS LIKE 'Ssl_cipher'").Scan(&name, &cipher)
 		}
 	}
-	if err != nil {
-		tb.Fatalf("logging in as %s: %v", user, err)
-	}
+	require.NoErrorf(tb, err, "logging in as %s", user)
 	return version, cipher
 }
 
@@ -92,9 +90,7 @@ func TestServers(t *testing.T) {
 				t.Errorf("superuser: got version %q, cipher %q", version, cipher)
 			}
 			user, password, err := s.CloudAdmin(t.Context(), "cloudadmin")
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			if version, cipher := login(t, s, user, password); version == "" || cipher == "" {
 				t.Errorf("cloud admin: got version %q, cipher %q", version, cipher)
 			}
@@ -107,9 +103,7 @@ func TestServers(t *testing.T) {
 func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	t.Helper()
 	db, err := s.Open(user, password, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer func() { _ = db.Close() }()
 	may := map[bool][]string{
 		true:  {"CREATE DATABASE d", "CREATE ROLE r"},
@@ -157,24 +151,14 @@ func eachEngine(t *testing.T, test func(*testing.T, Version)) {
 func TestServerCrashes(t *testing.T) {
 	eachEngine(t, func(t *testing.T, v Version) {
 		s := NewServer(t, v.Engine, v.Version, Options{})
-		if err := s.Exec(t.Context(), "CREATE DATABASE d"); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.ExecIn(t.Context(), "d", "CREATE TABLE kept (i int)", "INSERT INTO kept VALUES (7)"); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Exec(t.Context(), "CREATE DATABASE d"))
+		require.NoError(t, s.ExecIn(t.Context(), "d", "CREATE TABLE kept (i int)", "INSERT INTO kept VALUES (7)"))
 		db, err := s.Admin("d") // a session, so that PostgreSQL has a backend to kill
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		defer func() { _ = db.Close() }()
-		if err := db.PingContext(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, db.PingContext(t.Context()))
 
-		if err := s.Pause(); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Pause())
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		if err := db.PingContext(ctx); err == nil {
@@ -183,44 +167,30 @@ func TestServerCrashes(t *testing.T) {
 		if err := s.Exec(ctx, "SELECT 1"); err == nil {
 			t.Error("a paused server answered on a new connection")
 		}
-		if err := s.Resume(); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Resume())
 		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
 			t.Errorf("after Resume: %v", err)
 		}
 
-		if err := s.Kill(); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Kill())
 		if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
 			t.Error("a killed server answered")
 		}
-		if err := s.Restart(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Restart(t.Context()))
 		if got, err := s.Query(t.Context(), "d", "SELECT i FROM kept"); err != nil || got != "7" {
 			t.Errorf("after Kill and Restart: got %q, %v", got, err)
 		}
-		if err := s.Halt(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Restart(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Halt(t.Context()))
+		require.NoError(t, s.Restart(t.Context()))
 	})
 }
 
 func TestServerTLS(t *testing.T) {
 	eachEngine(t, func(t *testing.T, v Version) {
 		ca, err := Authority()
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		other, err := NewCA()
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		certs := map[string]struct {
 			ca      *CA
 			request Request
@@ -231,9 +201,7 @@ func TestServerTLS(t *testing.T) {
 		}
 		for name, c := range certs {
 			cert, err := c.ca.Issue(c.request)
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			s := NewServer(t, v.Engine, v.Version, Options{Cert: cert})
 			if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
 				t.Errorf("%s: a client that verifies got in", name)
@@ -279,19 +247,13 @@ func TestCounts(t *testing.T) {
 			count := func() (connections, statements int) {
 				c, err1 := s.Connections()
 				q, err2 := s.Statements()
-				if err := errors.Join(err1, err2); err != nil {
-					t.Fatal(err)
-				}
+				require.NoError(t, errors.Join(err1, err2))
 				return c, q
 			}
 			c0, q0 := count()
-			if err := s.Exec(t.Context(), "SELECT 1", "SELECT 2"); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, s.Exec(t.Context(), "SELECT 1", "SELECT 2"))
 			db, err := s.Open(s.AdminUser, "wrong", "")
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			defer func() { _ = db.Close() }()
 			if err := db.PingContext(t.Context()); err == nil {
 				t.Fatal("logged in with a wrong password")
@@ -311,9 +273,7 @@ func TestCounts(t *testing.T) {
 func echo(tb testing.TB) string {
 	tb.Helper()
 	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
+	require.NoError(tb, err)
 	tb.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
@@ -340,9 +300,7 @@ type lineClient struct {
 func dial(tb testing.TB, addr string) *lineClient {
 	tb.Helper()
 	conn, err := new(net.Dialer).DialContext(tb.Context(), "tcp", addr)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	require.NoError(tb, err)
 	tb.Cleanup(func() { _ = conn.Close() })
 	return &lineClient{conn, bufio.NewReader(conn)}
 }
@@ -399,9 +357,7 @@ func TestProxy(t *testing.T) {
 	if got, err := c.ask("still"); got != "late" || err != nil {
 		t.Errorf("refuse: the open connection got %q, %v", got, err)
 	}
-	if err := p.Accept(); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, p.Accept())
 	again := dial(t, p.Addr())
 	if got, err := again.ask("again"); got != "again" || err != nil {
 		t.Errorf("after refusing: got %q, %v", got, err)
@@ -446,13 +402,9 @@ func TestProxyBeforeServer(t *testing.T) {
 			AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, CA: s.CA,
 		}
 		db, err := behind.Admin("")
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		defer func() { _ = db.Close() }()
-		if err := db.PingContext(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, db.PingContext(t.Context()))
 		if p.Flights() == 0 || p.Connections() != 1 {
 			t.Errorf("got %d flights on %d connections", p.Flights(), p.Connections())
 		}
@@ -470,26 +422,18 @@ func TestAPIServer(t *testing.T) {
 	t.Parallel()
 	a := NewAPIServer(t, APIServerOptions{})
 	account := map[string]any{"metadata": map[string]any{"name": "someone"}}
-	if err := a.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", account, nil); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, a.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", account, nil))
 	token, err := a.Token(t.Context(), "default", "someone")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	// Known, and allowed nothing.
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, a.URL+"/api/v1/namespaces/default/secrets", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	request.Header.Set("Authorization", "Bearer "+token)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(a.CA)
 	anonymous := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	response, err := anonymous.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer func() { _ = response.Body.Close() }()
 	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusForbidden ||
 		!strings.Contains(string(body), "system:serviceaccount:default:someone") {
@@ -499,9 +443,7 @@ func TestAPIServer(t *testing.T) {
 		t.Errorf("got kubeconfig without token or URL:\n%s", config)
 	}
 	a.Kill()
-	if err := a.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, a.Restart(t.Context()))
 	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/someone", nil, nil); err != nil {
 		t.Errorf("after Kill and Restart: %v", err)
 	}
@@ -511,9 +453,7 @@ func TestAPIServer(t *testing.T) {
 func TestKineOnDatabase(t *testing.T) {
 	s := NewServer(t, Postgres, "17", Options{})
 	ca := filepath.Join(t.TempDir(), "ca.crt")
-	if err := os.WriteFile(ca, s.CA, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(ca, s.CA, 0o600))
 	k := NewKine(t, fmt.Sprintf("postgres://%s:%s@%s/kine", s.AdminUser, s.AdminPassword, s.Addr()), ca)
 	a := NewAPIServer(t, APIServerOptions{Etcd: k.Endpoint})
 	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/kube-system", nil, nil); err != nil {
@@ -530,9 +470,7 @@ func TestOwnServer(t *testing.T) {
 		t.Run(v.String(), func(t *testing.T) {
 			theirs := NewServer(t, v.Engine, v.Version, Options{IPv6: true})
 			ca := filepath.Join(t.TempDir(), "ca.crt")
-			if err := os.WriteFile(ca, theirs.CA, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, os.WriteFile(ca, theirs.CA, 0o600))
 			name := "DBCONNECTOR_TEST_" + strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(v.String()))
 			t.Setenv(name+"_URL", fmt.Sprintf("%s://%s:%s@[::1]:%d/", v.Engine, theirs.AdminUser, theirs.AdminPassword, theirs.Port))
 			t.Setenv(name+"_CA", ca)
@@ -563,9 +501,7 @@ func TestClients(t *testing.T) {
 			args = []string{"--no-psqlrc", "--host=" + s.Host, "--port=" + strconv.Itoa(s.Port), "--username=" + s.AdminUser, "--command=SELECT 6*7", "postgres"}
 		}
 		cmd, err := Client(t.Context(), name, args...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		cmd.Env = append(os.Environ(), "PGPASSWORD="+s.AdminPassword, "MYSQL_PWD="+s.AdminPassword)
 		if out, err := output(cmd); err != nil || !strings.Contains(out, "42") {
 			t.Errorf("got %q, %v", out, err)
@@ -582,9 +518,7 @@ func TestFetchTwice(t *testing.T) {
 		// t.TempDir is closed to other accounts, so this cache is no good for
 		// servers; fetchOnce builds something that needs none.
 		cmd := play(t, "fetch", "DBCONNECTOR_BED_CACHE="+cache)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, cmd.Start())
 		procs = append(procs, cmd)
 	}
 	for _, cmd := range procs {
@@ -657,34 +591,22 @@ func TestFetchInterrupted(t *testing.T) {
 func TestParentKilled(t *testing.T) {
 	t.Parallel()
 	temp, err := os.MkdirTemp("", "bed-parent-") //nolint:usetesting // t.TempDir is closed to the servers' account
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer func() { _ = os.RemoveAll(temp) }()
-	if err := os.Chmod(temp, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.Chmod(temp, 0o755))
 	cmd := play(t, "serve", "TMPDIR="+temp)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
 	addr, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	addr = strings.TrimSpace(addr)
 	if conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr); err != nil {
 		t.Fatal(err)
 	} else {
 		_ = conn.Close()
 	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	Eventually(t, 10*time.Second, func(ctx context.Context) error {
 		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr); err == nil {

@@ -4,11 +4,13 @@ package bed
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -490,6 +492,41 @@ func (a *APIServer) Token(ctx context.Context, namespace, serviceAccount string)
 // answer is decoded into out unless nil. It keeps the bed, and tests that need
 // just a namespace and an account, free of client-go.
 func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) error {
+	return Ask(ctx, a.Admin, method, a.URL+path, in, out)
+}
+
+// Client is a client of the API server as its admin, with connections of its own.
+func (a *APIServer) Client() *http.Client {
+	transport := &http.Transport{MaxIdleConnsPerHost: 10}
+	if admin, ok := a.Admin.Transport.(*http.Transport); ok {
+		transport.TLSClientConfig = admin.TLSClientConfig
+	}
+	return &http.Client{Transport: transport}
+}
+
+// StatusError is an answer that is no success.
+type StatusError struct {
+	Code int
+	Body []byte
+	text string
+}
+
+func (e *StatusError) Error() string {
+	return cmp.Or(e.text, fmt.Sprintf("the answer %d: %.1000s", e.Code, e.Body))
+}
+
+// Code is the status of an answer that is no success; 0 where there was no answer at all.
+func Code(err error) int {
+	var status *StatusError
+	if errors.As(err, &status) {
+		return status.Code
+	}
+	return 0
+}
+
+// Ask makes a request to an API. in is sent as JSON unless nil, and the answer decoded into out unless nil. An answer that is no
+// success is a [StatusError].
+func Ask(ctx context.Context, client *http.Client, method, url string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -498,7 +535,7 @@ func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) er
 		}
 		body = bytes.NewReader(b)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, a.URL+path, body)
+	request, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		return fmt.Errorf("making request: %w", err)
 	}
@@ -506,7 +543,7 @@ func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) er
 	if method == http.MethodPatch {
 		request.Header.Set("Content-Type", "application/merge-patch+json")
 	}
-	response, err := a.Admin.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("requesting: %w", err)
 	}
@@ -516,7 +553,7 @@ func (a *APIServer) Do(ctx context.Context, method, path string, in, out any) er
 		return fmt.Errorf("reading answer: %w", err)
 	}
 	if response.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, tail(string(answer)))
+		return &StatusError{response.StatusCode, answer, fmt.Sprintf("%s %s: %s: %.1000s", method, request.URL.RequestURI(), response.Status, answer)}
 	}
 	if out == nil {
 		return nil

@@ -18,7 +18,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -143,26 +142,6 @@ func StartNode(ctx context.Context) (_ *Node, err error) {
 	}
 	phase("kubelet")
 	return n, nil
-}
-
-// NewNode is [StartNode] for tests.
-func NewNode(tb testing.TB) *Node {
-	tb.Helper()
-	n, err := StartNode(tb.Context())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		if tb.Failed() {
-			for _, name := range []string{"kubelet", "containerd", "kube-controller-manager"} {
-				tb.Logf("log of %s:\n%s", name, tail(n.DaemonLog(name)))
-			}
-		}
-		if err := n.Stop(context.Background()); err != nil {
-			tb.Error(err)
-		}
-	})
-	return n
 }
 
 // Dir is where the node keeps its files, among them its programs' logs.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 func init() { roles["node"] = runPodUntilKilled }
@@ -23,17 +25,11 @@ func init() { roles["node"] = runPodUntilKilled }
 func TestNodeKilled(t *testing.T) {
 	temp := t.TempDir()
 	interfaces, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	cmd := play(t, "node", "TMPDIR="+temp)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err, cmd.Wait())
@@ -44,9 +40,7 @@ func TestNodeKilled(t *testing.T) {
 	if err != nil || len(groups) == 0 || !populated(groups[0]) {
 		t.Fatalf("the node has no cgroups: %q, %v", groups, err)
 	}
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
 	Eventually(t, time.Minute, func(context.Context) error {
 		for _, group := range groups {

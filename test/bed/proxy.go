@@ -32,6 +32,7 @@ type Proxy struct {
 	flights     int
 	killAt      int
 	kill        func()
+	intercept   func(Question) Reply
 	open        chan struct{} // closed unless the proxy is a black hole
 	closed      bool
 	wg          sync.WaitGroup
@@ -97,6 +98,30 @@ func (p *Proxy) KillAfter(n int, f func()) {
 	if n == 0 {
 		p.kill = nil
 	}
+}
+
+// Question is the beginning of a flight, on the connection of that number, from 1.
+type Question struct {
+	Conn int
+	Data []byte
+}
+
+// Reply says how a proxy goes on with a question. The zero value passes it on, and the answer, too.
+type Reply struct {
+	// Instead goes to the client, and nothing to the server.
+	Instead []byte
+	// Drop ends the connection before the server hears the question.
+	Drop bool
+	// Answered, unless nil, is called before the client hears the answer, or that the server has ended the connection. If it says no, the
+	// connection ends before.
+	Answered func() (pass bool)
+}
+
+// Intercept calls f with every question before the server hears it. f may take its time.
+func (p *Proxy) Intercept(f func(Question) Reply) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.intercept = f
 }
 
 // BlackHole makes the proxy swallow packets, as a firewall that drops them: new
@@ -185,16 +210,23 @@ func (p *Proxy) Close() {
 	p.wg.Wait()
 }
 
-// conversation is the state of one connection, to tell flights apart.
+// conversation is one connection of a client.
 type conversation struct {
-	asked  bool // the client spoke last
-	flight int  // the number of its last flight
+	*Proxy
+	number         int
+	client, server net.Conn
+
+	mu       sync.Mutex  // as long as a question or an answer is looked at
+	asked    bool        // the client spoke last
+	flight   int         // the number of its last flight
+	answered func() bool // of its last question
 }
 
 func (p *Proxy) serve(client net.Conn) {
 	defer func() { _ = client.Close() }()
 	p.mu.Lock()
 	p.connections++
+	c := &conversation{Proxy: p, number: p.connections, client: client}
 	p.mu.Unlock()
 	if !p.track(client) {
 		return
@@ -205,32 +237,38 @@ func (p *Proxy) serve(client net.Conn) {
 	if err != nil {
 		return // the client learns it by the end of its connection
 	}
+	c.server = server
 	defer func() { _ = server.Close() }()
 	if !p.track(server) {
 		return
 	}
 	defer p.forget(server)
 
-	var c conversation
 	var wg sync.WaitGroup
-	wg.Go(func() { p.copy(server, client, func() { p.ask(&c) }) })
-	wg.Go(func() { p.copy(client, server, func() { p.answer(&c) }) })
+	wg.Go(func() { c.copy(server, client, c.ask) })
+	wg.Go(func() { c.copy(client, server, c.answer) })
 	wg.Wait()
 }
 
-func (p *Proxy) copy(to, from net.Conn, before func()) {
+// copy passes on what before lets pass. before also sees the end, as no data.
+func (c *conversation) copy(to, from net.Conn, before func([]byte) (pass, on bool)) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
-		if n > 0 {
-			p.pass()
-			before()
-			if _, err := to.Write(buf[:n]); err != nil {
+		ended := errors.Is(err, io.EOF)
+		if n > 0 || ended {
+			c.pass()
+			pass, on := before(buf[:n])
+			if !on {
 				break
 			}
+			if pass && n > 0 {
+				if _, err := to.Write(buf[:n]); err != nil {
+					break
+				}
+			}
 		}
-		if errors.Is(err, io.EOF) {
-			p.pass()
+		if ended {
 			if tcp, ok := to.(*net.TCPConn); ok {
 				_ = tcp.CloseWrite()
 			}
@@ -244,28 +282,50 @@ func (p *Proxy) copy(to, from net.Conn, before func()) {
 	_ = from.Close()
 }
 
-// ask notes that the client spoke.
-func (p *Proxy) ask(c *conversation) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !c.asked {
-		p.flights++
-		c.asked, c.flight = true, p.flights
+// ask notes that the client spoke. It says whether the server may hear it, and whether the connection goes on.
+func (c *conversation) ask(data []byte) (pass, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked || len(data) == 0 {
+		return true, true
 	}
+	c.Proxy.mu.Lock()
+	c.flights++
+	c.asked, c.flight, c.answered = true, c.flights, nil
+	intercept := c.intercept
+	c.Proxy.mu.Unlock()
+	if intercept == nil {
+		return true, true
+	}
+	reply := intercept(Question{c.number, data})
+	if reply.Instead != nil {
+		c.asked = false
+		_, err := c.client.Write(reply.Instead)
+		return false, err == nil
+	}
+	c.answered = reply.Answered
+	return !reply.Drop, !reply.Drop
 }
 
-// answer notes that the server spoke, and calls what [Proxy.KillAfter] asked for.
-func (p *Proxy) answer(c *conversation) {
-	p.mu.Lock()
+// answer notes that the server spoke. It asks the interceptor of the question, and calls what [Proxy.KillAfter] asked for.
+func (c *conversation) answer(data []byte) (pass, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var kill func()
-	if c.asked && c.flight == p.killAt {
-		kill, p.kill = p.kill, nil
+	if len(data) > 0 {
+		c.Proxy.mu.Lock()
+		if c.asked && c.flight == c.killAt {
+			kill, c.kill = c.kill, nil
+		}
+		c.Proxy.mu.Unlock()
 	}
-	c.asked = false
-	p.mu.Unlock()
+	answered := c.answered
+	c.asked, c.answered = false, nil
 	if kill != nil {
 		kill()
 	}
+	on = answered == nil || answered()
+	return on, on
 }
 
 // pass waits while the proxy is a black hole.

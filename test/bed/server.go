@@ -463,6 +463,27 @@ func own(ctx context.Context, v Version, o Options) (*Server, error) {
 	return s, nil
 }
 
+// SetPassword changes a login's password by hand. It must hold no quote.
+func (s *Server) SetPassword(ctx context.Context, user, password string) error {
+	if s.Engine == Postgres {
+		return s.Exec(ctx, fmt.Sprintf(`ALTER ROLE "%s" PASSWORD '%s'`, user, password))
+	}
+	return s.Exec(ctx, fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY '%s'", user, password))
+}
+
+// Sessions counts the sessions of the logins whose names are LIKE user.
+func (s *Server) Sessions(ctx context.Context, user string) (int, error) {
+	query := "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER LIKE ?"
+	if s.Engine == Postgres {
+		query = "SELECT count(*) FROM pg_stat_activity WHERE usename LIKE $1"
+	}
+	count, err := s.Query(ctx, "", query, user)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(count)
+}
+
 // CloudAdmin creates a login with a random password and the rights that managed
 // databases give their customers: it may create databases and logins, and is no
 // superuser. A name that exists is an error.

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -37,9 +38,7 @@ type cluster struct{ *bed.APIServer }
 
 func (c cluster) do(t *testing.T, method, path string, in, out any) {
 	t.Helper()
-	if err := c.Do(t.Context(), method, path, in, out); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, c.Do(t.Context(), method, path, in, out))
 }
 
 func (c cluster) namespace(t *testing.T, name string) {
@@ -58,9 +57,7 @@ func (c cluster) secret(t *testing.T, namespace, name string) corev1.Secret {
 func client(t *testing.T, kubeconfig string) *kube.Client {
 	t.Helper()
 	c, err := kube.Open(kubeconfig, "dbconnector-init")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return c
 }
 
@@ -71,13 +68,9 @@ func (c cluster) account(t *testing.T, namespace, name string) *kube.Client {
 	t.Helper()
 	c.do(t, http.MethodPost, "/api/v1/namespaces/"+namespace+"/serviceaccounts", map[string]any{"metadata": map[string]any{"name": name}}, nil)
 	token, err := c.Token(t.Context(), namespace, name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(path, c.KubeconfigFor(token), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(path, c.KubeconfigFor(token), 0o600))
 	return client(t, path)
 }
 
@@ -250,9 +243,7 @@ func testForeignEdits(t *testing.T, c cluster) {
 	c.namespace(t, "edits")
 	store := c.admin(t).Records("edits", "rec", dsn)
 	before, err := store.Update(t.Context(), func(*tenant.Record) (*tenant.Record, error) { return newRecord(), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	path := "/api/v1/namespaces/edits/secrets/rec"
 	c.do(t, http.MethodPatch, path, map[string]any{
 		"metadata": map[string]any{"labels": map[string]any{"team": "a", "app.kubernetes.io/managed-by": "helm"}, "annotations": map[string]any{"note": "n"}},
@@ -432,9 +423,7 @@ func testRights(t *testing.T, c cluster) {
 	}
 	// A token that is none.
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(path, c.KubeconfigFor("not-a-token"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(path, c.KubeconfigFor("not-a-token"), 0o600))
 	if _, err := client(t, path).NamespaceUID(t.Context(), "rights"); !fault.Is(err, fault.Refused) ||
 		!strings.Contains(err.Error(), "does not accept this program's credential") {
 		t.Errorf("got class %v: %v", fault.Of(err), err)
@@ -496,20 +485,14 @@ func testEvents(t *testing.T, c cluster) {
 		began := time.Now().Truncate(time.Second)
 		pod := kube.Pod{Namespace: "events", Name: account + "-0", UID: "11111111-2222-3333-4444-555555555555"}
 		for i := range 3 {
-			if err := teller.Event(t.Context(), pod, kube.Warning, "Waiting", fmt.Sprintf("port 4071%d is closed %s", i, strings.Repeat("ü", 2000))); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, teller.Event(t.Context(), pod, kube.Warning, "Waiting", fmt.Sprintf("port 4071%d is closed %s", i, strings.Repeat("ü", 2000))))
 		}
 		replaced := pod
 		replaced.UID = "66666666-2222-3333-4444-555555555555" // a pod of a StatefulSet that was made again
 		for pod, message := range map[kube.Pod]string{pod: "the file is open", replaced: "port 40719 is closed " + strings.Repeat("ü", 2000)} {
-			if err := teller.Event(t.Context(), pod, kube.Warning, "Waiting", message); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, teller.Event(t.Context(), pod, kube.Warning, "Waiting", message))
 		}
-		if err := teller.Event(t.Context(), pod, kube.Warning, "Failed", "port 40710 is closed "+strings.Repeat("ü", 2000)); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, teller.Event(t.Context(), pod, kube.Warning, "Failed", "port 40710 is closed "+strings.Repeat("ü", 2000)))
 		var list corev1.EventList
 		c.do(t, http.MethodGet, "/api/v1/namespaces/events/events?fieldSelector=involvedObject.name="+pod.Name, nil, &list)
 		var got []string
@@ -573,13 +556,9 @@ func testFollow(t *testing.T, c cluster) {
 		write(generation)
 		until(fmt.Sprint("generation ", generation), func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == generation })
 	}
-	if err := c.Do(ctx, http.MethodPatch, path, map[string]any{"data": map[string]any{"record.json": "e30="}}, nil); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, c.Do(ctx, http.MethodPatch, path, map[string]any{"data": map[string]any{"record.json": "e30="}}, nil))
 	until("an error", func(n tenant.News) bool { return n.Err != nil && n.Record == nil })
-	if err := c.Do(ctx, http.MethodDelete, path, nil, nil); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, c.Do(ctx, http.MethodDelete, path, nil, nil))
 	until("no record", func(n tenant.News) bool { return n.Record == nil && n.Err == nil })
 	write(7)
 	until("a new record", func(n tenant.News) bool { return n.Record != nil && n.Record.Generation == 7 })
@@ -659,9 +638,7 @@ func testCopies(t *testing.T, c cluster) {
 	}
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 	}
 	fact := func(name string) string { return c.secret(t, "copies", "rec").Annotations["dbconnector/"+name] }
 	replace := func(secret corev1.Secret) {
@@ -939,9 +916,7 @@ func dsn(r *tenant.Record) (string, error) {
 func stored(t *testing.T, r *tenant.Record, version string) *corev1.Secret {
 	t.Helper()
 	data, err := r.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return &corev1.Secret{
 		TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "rec", ResourceVersion: version},
 		Data: map[string][]byte{"record.json": data},

@@ -11,10 +11,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
-	"dbconnector/test/races/rig"
+	"dbconnector/test/rig"
 )
 
 // moves are the upgrades of a PostgreSQL on which a login may grant itself, to one on which it may not. From 16 on memberships
@@ -50,12 +52,12 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 	if cloud {
 		var err error
 		user, password, err = older.CloudAdmin(t.Context(), "cloud@admin")
-		check(t, "making an admin", err)
+		require.NoError(t, err, "making an admin")
 	}
 	for _, l := range []*left{victim, attacker} {
 		l.leave(t, older)
-		check(t, "giving the database to the admin", older.Exec(t.Context(),
-			fmt.Sprintf("ALTER DATABASE %q OWNER TO %q", l.decode(t, "secret/record.json").Database, user)))
+		require.NoError(t, older.Exec(t.Context(),
+			fmt.Sprintf("ALTER DATABASE %q OWNER TO %q", l.decode(t, "secret/record.json").Database, user)), "giving the database to the admin")
 	}
 
 	stolen, forced := own.Login(tenant.A), own.Login(tenant.B)
@@ -67,9 +69,9 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 		return errors.Join(enters(t.Context(), server, stolen, theirs), becomes(t.Context(), server, stolen, theirs.Login(tenant.A).User),
 			becomes(t.Context(), server, stolen, theirs.Login(tenant.B).User))
 	}
-	check(t, "the attack before the upgrade", breaksIn(older))
-	check(t, "the upgrade", older.MoveTo(t.Context(), newer))
-	check(t, "the attack after the upgrade", breaksIn(newer))
+	require.NoError(t, breaksIn(older), "the attack before the upgrade")
+	require.NoError(t, older.MoveTo(t.Context(), newer), "the upgrade")
+	require.NoError(t, breaksIn(newer), "the attack after the upgrade")
 
 	victim.store(t, victim.text(t, "secret/record.json"))
 	files := victim.handOver(t)
@@ -90,7 +92,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 		t.Errorf("memberships that are none of ours: %q", members)
 	}
 	dsn, err := victim.DSN()
-	check(t, "reading the hand-over", err)
+	require.NoError(t, err, "reading the hand-over")
 	if was, now := theirs.Login(theirs.Active), dsn; now != rig.WithLogin(now, was) {
 		t.Error("the control plane gets another login than it had")
 	}
@@ -103,7 +105,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 	attacker.handOver(t)
 	start(t, attacker, newer, user, password, lacking)
 	dsn, err = attacker.DSN()
-	check(t, "reading the hand-over", err)
+	require.NoError(t, err, "reading the hand-over")
 	attacker.kine(t, dsn)()
 	if err := enters(t.Context(), newer, stolen, theirs); err == nil {
 		t.Error("the attacker is in the victim's database again")
@@ -115,11 +117,10 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 // next start does what is left.
 func start(tb testing.TB, l *left, server *bed.Server, user, password string, lacking bool) string {
 	tb.Helper()
-	check(tb, "making the connector", l.Cluster.Connector(tb.Context(), l.ConnectorName, rig.Connector(server, user, password, "", true)))
+	require.NoError(tb, l.Cluster.Connector(tb.Context(), l.ConnectorName, rig.Connector(server, user, password, "", true)), "making the connector")
 	run := func() string {
-		result, err := l.Run(tb.Context())
-		check(tb, "dbconnector-init", errors.Join(err, result.Err()))
-		return strings.ReplaceAll(result.Stderr, `\"`, `"`)
+		result := rig.Provision(tb, l.Tenant)
+		return strings.ReplaceAll(result.Log, `\"`, `"`)
 	}
 	said := run()
 	if lacking {
@@ -128,7 +129,7 @@ func start(tb testing.TB, l *left, server *bed.Server, user, password string, la
 		if len(statements) < 3 {
 			tb.Fatalf("init does not print the statements that give the admin its rights back:\n%s", said)
 		}
-		check(tb, "running init's statements", server.Exec(tb.Context(), statements...))
+		require.NoError(tb, server.Exec(tb.Context(), statements...), "running init's statements")
 		said = run()
 	}
 	if !strings.Contains(said, "let owner role not inherit") {
@@ -143,10 +144,10 @@ func start(tb testing.TB, l *left, server *bed.Server, user, password string, la
 // asLogin runs a statement as a login that has left its owner role.
 func asLogin(tb testing.TB, server *bed.Server, login tenant.Login, statement string) {
 	tb.Helper()
-	check(tb, statement, session(tb.Context(), server, login, func(db *sql.DB) error {
+	require.NoError(tb, session(tb.Context(), server, login, func(db *sql.DB) error {
 		_, err := db.ExecContext(tb.Context(), statement)
 		return err
-	}))
+	}), statement)
 }
 
 // enters is nil where a login gets into a tenant's database.
@@ -185,7 +186,7 @@ func memberships(tb testing.TB, server *bed.Server, r *tenant.Record) []string {
 		SELECT string_agg(u.rolname || ' of ' || o.rolname, ', ') FROM pg_auth_members m JOIN pg_roles o ON o.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
 		WHERE (o.rolname = ANY($1) OR u.rolname = ANY($1)) AND NOT (u.rolsuper OR u.rolcreaterole) AND NOT (o.rolname = $2 AND u.rolname = ANY($1))`,
 		[]string{names.Owner, names.User(tenant.A), names.User(tenant.B)}, names.Owner)
-	check(tb, "reading the memberships", err)
+	require.NoError(tb, err, "reading the memberships")
 	if list == "" {
 		return nil
 	}

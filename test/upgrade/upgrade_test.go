@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package upgrade_test gives today's programs what earlier releases left behind: the record, the hand-over, and what they had
-// made on the server. test/cluster has the same with the programs of the commit before, running; this here does not need them.
+// made on the server. test/pods has the same with the programs of the commit before, running; this here does not need them.
 //
 // testdata has a directory for each release that wrote something in another form than the one before. The files in it are as
 // that release wrote them, and are never changed: there is no flag that would do so, since then they would prove nothing.
@@ -34,33 +34,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/pkg/engine/open"
-	"dbconnector/pkg/fault"
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
-	"dbconnector/test/races/rig"
+	"dbconnector/test/rig"
 )
 
-// The programs, built once, and the API server of all tests: tenants have names of their own.
-var (
-	initBinary, rotateBinary string
-	shared                   rig.Shared
-)
-
-func TestMain(m *testing.M) { rig.Main(m, &initBinary, &rotateBinary, shared.Stop) }
-
-// patience bounds a wait that takes a moment on an idle machine.
-const patience = 2 * time.Minute
-
-func check(tb testing.TB, what string, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatalf("%s: %v", what, err)
-	}
-}
+func TestMain(m *testing.M) { rig.Main(m, rig.BriefQuiet) }
 
 // The placeholders in the frozen files for values that a test cannot choose, but for the CA.
 const (
@@ -85,7 +70,7 @@ var servers = []struct {
 func releases(tb testing.TB) (names []string) {
 	tb.Helper()
 	entries, err := os.ReadDir("testdata")
-	check(tb, "looking for frozen files", err)
+	require.NoError(tb, err, "looking for frozen files")
 	for _, entry := range entries {
 		names = append(names, entry.Name())
 	}
@@ -130,14 +115,12 @@ func thaw(tb testing.TB, release string, i int) *left {
 func thawFor(tb testing.TB, release string, i int, server *bed.Server, another string) *left {
 	tb.Helper()
 	s := servers[i]
-	cluster, err := shared.Get()
-	check(tb, "starting the API server", err)
 	l := &left{server: server, dir: filepath.Join("testdata", release, string(s.engine)), secretType: s.secretType}
 	dir := tb.TempDir()
 	out := filepath.Join(dir, "out")
-	check(tb, "making a directory", os.Mkdir(out, 0o755))
+	require.NoError(tb, os.Mkdir(out, 0o755), "making a directory")
 	ca, err := os.ReadFile(filepath.Join(l.dir, "handover", handover.CAFile))
-	check(tb, "reading frozen files", err)
+	require.NoError(tb, err, "reading frozen files")
 	inJSON := func(pem []byte) string { return strings.ReplaceAll(string(pem), "\n", `\n`) }
 	replace := []string{
 		frozenAddress, server.Host, s.port, strconv.Itoa(server.Port), frozenOut, out,
@@ -150,11 +133,11 @@ func thawFor(tb testing.TB, release string, i int, server *bed.Server, another s
 	}
 
 	config := filepath.Join(dir, "vcluster.yaml")
-	check(tb, "writing the vCluster's config", os.WriteFile(config, []byte(l.text(tb, "../vcluster.yaml")), 0o600))
+	require.NoError(tb, os.WriteFile(config, []byte(l.text(tb, "../vcluster.yaml")), 0o600), "writing the vCluster's config")
 	frozen := l.decode(tb, "secret/record.json")
 	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", " ", "-").Replace(strings.TrimPrefix(tb.Name(), "Test"))) + another
 	l.Tenant = &rig.Tenant{
-		Binary: initBinary, Name: name, Out: out, Cluster: cluster, ConnectorName: name,
+		Name: name, Out: out, Cluster: rig.Host(tb), ConnectorName: name,
 		Settings: []string{"DBCONNECTOR_TENANT_UID=" + frozen.UID, "DBCONNECTOR_VCLUSTER_CONFIG=" + config},
 	}
 	return l
@@ -175,22 +158,22 @@ func (l *left) leave(tb testing.TB, server *bed.Server) {
 	statements := func(text string) []string {
 		return slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(line string) bool { return strings.HasPrefix(line, "--") })
 	}
-	check(tb, "making the tenant's objects on the server", server.Exec(tb.Context(), statements(outer)...))
-	check(tb, "making the objects in the database", server.ExecIn(tb.Context(), l.decode(tb, "secret/record.json").Database, statements(inner)...))
+	require.NoError(tb, server.Exec(tb.Context(), statements(outer)...), "making the tenant's objects on the server")
+	require.NoError(tb, server.ExecIn(tb.Context(), l.decode(tb, "secret/record.json").Database, statements(inner)...), "making the objects in the database")
 }
 
 // text is a frozen file as it would be here.
 func (l *left) text(tb testing.TB, file string) string {
 	tb.Helper()
 	content, err := os.ReadFile(filepath.Join(l.dir, file))
-	check(tb, "reading frozen files", err)
+	require.NoError(tb, err, "reading frozen files")
 	return l.replace.Replace(string(content))
 }
 
 func (l *left) decode(tb testing.TB, file string) *tenant.Record {
 	tb.Helper()
 	r, err := tenant.DecodeRecord([]byte(l.text(tb, file)))
-	check(tb, file, err)
+	require.NoError(tb, err, file)
 	return r
 }
 
@@ -206,7 +189,7 @@ func (l *left) path() string {
 
 func (l *left) secret(tb testing.TB) (s secret) {
 	tb.Helper()
-	check(tb, "reading the record's Secret", l.Cluster.API.Do(tb.Context(), http.MethodGet, l.path(), nil, &s))
+	require.NoError(tb, l.Cluster.API.Do(tb.Context(), http.MethodGet, l.path(), nil, &s), "reading the record's Secret")
 	return s
 }
 
@@ -214,16 +197,16 @@ func (l *left) secret(tb testing.TB) (s secret) {
 func (l *left) store(tb testing.TB, record string) {
 	tb.Helper()
 	files, err := os.ReadDir(filepath.Join(l.dir, "secret"))
-	check(tb, "reading frozen files", err)
+	require.NoError(tb, err, "reading frozen files")
 	data := map[string][]byte{}
 	for _, file := range files {
 		data[file.Name()] = []byte(l.text(tb, filepath.Join("secret", file.Name())))
 	}
 	data["record.json"] = []byte(record)
-	check(tb, "storing the record", l.Cluster.API.Do(tb.Context(), http.MethodPost, filepath.Dir(l.path()), map[string]any{
+	require.NoError(tb, l.Cluster.API.Do(tb.Context(), http.MethodPost, filepath.Dir(l.path()), map[string]any{
 		"metadata": map[string]any{"name": filepath.Base(l.path()), "labels": map[string]string{"app.kubernetes.io/managed-by": "dbconnector"}},
 		"type":     l.secretType, "data": data,
-	}, nil))
+	}, nil), "storing the record")
 }
 
 // handOver puts the frozen hand-over into the directory, and returns its files.
@@ -232,7 +215,7 @@ func (l *left) handOver(tb testing.TB) map[string]string {
 	frozen := map[string]string{}
 	for _, name := range []string{handover.DSNFile, handover.CAFile, handover.ConfigFile} {
 		frozen[name] = l.text(tb, filepath.Join("handover", name))
-		check(tb, "putting the hand-over down", os.WriteFile(filepath.Join(l.Out, name), []byte(frozen[name]), 0o640))
+		require.NoError(tb, os.WriteFile(filepath.Join(l.Out, name), []byte(frozen[name]), 0o640), "putting the hand-over down")
 	}
 	return frozen
 }
@@ -241,11 +224,11 @@ func (l *left) handOver(tb testing.TB) map[string]string {
 func (l *left) handed(tb testing.TB) map[string]string {
 	tb.Helper()
 	entries, err := os.ReadDir(l.Out)
-	check(tb, "reading the hand-over", err)
+	require.NoError(tb, err, "reading the hand-over")
 	files := map[string]string{}
 	for _, entry := range entries {
 		content, err := os.ReadFile(filepath.Join(l.Out, entry.Name()))
-		check(tb, "reading the hand-over", err)
+		require.NoError(tb, err, "reading the hand-over")
 		files[entry.Name()] = string(content)
 	}
 	return files
@@ -261,8 +244,8 @@ func sameHandover(tb testing.TB, got, frozen map[string]string, dsn string) {
 		tb.Errorf("the DSN is %q, want %q", got[handover.DSNFile], dsn)
 	}
 	var now, want any
-	check(tb, "reading the config of the hand-over", yaml.Unmarshal([]byte(got[handover.ConfigFile]), &now))
-	check(tb, "reading the frozen config", yaml.Unmarshal([]byte(strings.ReplaceAll(frozen[handover.ConfigFile], frozen[handover.DSNFile], dsn)), &want))
+	require.NoError(tb, yaml.Unmarshal([]byte(got[handover.ConfigFile]), &now), "reading the config of the hand-over")
+	require.NoError(tb, yaml.Unmarshal([]byte(strings.ReplaceAll(frozen[handover.ConfigFile], frozen[handover.DSNFile], dsn)), &want), "reading the frozen config")
 	if !reflect.DeepEqual(now, want) {
 		tb.Errorf("the config is %v, want %v", now, want)
 	}
@@ -273,7 +256,7 @@ func sameHandover(tb testing.TB, got, frozen map[string]string, dsn string) {
 func (l *left) today(tb testing.TB, r *tenant.Record, frozen string) string {
 	tb.Helper()
 	dsn, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
-	check(tb, "rendering the DSN", err)
+	require.NoError(tb, err, "rendering the DSN")
 	all := releases(tb)
 	if newest := filepath.Join("testdata", all[len(all)-1]); strings.HasPrefix(l.dir, newest) && dsn != frozen {
 		tb.Errorf("the DSN has got another form: %q, and was %q", dsn, frozen)
@@ -285,34 +268,13 @@ func (l *left) today(tb testing.TB, r *tenant.Record, frozen string) string {
 	return dsn
 }
 
-// rotate starts dbconnector-rotate on the hand-over; it ends with the test.
-func (l *left) rotate(tb testing.TB) *rig.Sidecar {
-	tb.Helper()
-	s, err := l.Rotate(context.Background(), rotateBinary, "DBCONNECTOR_GRACE=1s")
-	check(tb, "dbconnector-rotate", err)
-	tb.Cleanup(func() {
-		s.Kill()
-		if tb.Failed() {
-			tb.Logf("the log of dbconnector-rotate:\n%s", s.Log())
-		}
-	})
-	return s
-}
-
 // until waits for a record that has a property, and for the hand-over to be its, and returns both.
 func (l *left) until(tb testing.TB, what string, has func(*tenant.Record) bool) (r *tenant.Record, dsn string) {
 	tb.Helper()
-	bed.Eventually(tb, patience, func(ctx context.Context) (err error) {
-		if r, err = l.Record(ctx); err != nil {
-			return err
-		}
-		if r == nil || !has(r) {
-			return fmt.Errorf("the record never says: %s: %+v", what, r)
-		}
-		want, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
-		if err != nil {
-			return bed.Permanent(err)
-		}
+	r = rig.Until(tb, l.Tenant, what, has)
+	want, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
+	require.NoError(tb, err, "rendering the DSN")
+	bed.Eventually(tb, rig.Patience, func(context.Context) error {
 		if dsn, err = l.DSN(); err == nil && dsn != want {
 			err = errors.New("the hand-over is not the record's")
 		}
@@ -325,22 +287,14 @@ func (l *left) until(tb testing.TB, what string, has func(*tenant.Record) bool) 
 func (l *left) kine(tb testing.TB, dsn string) (leave func()) {
 	tb.Helper()
 	db, err := rig.OpenDSN(dsn, l.server.CA)
-	check(tb, "opening the DSN", err)
+	require.NoError(tb, err, "opening the DSN")
 	db.SetMaxOpenConns(1)
 	tb.Cleanup(func() { db.Close() })
 	var name string
-	check(tb, "reading the data", db.QueryRowContext(tb.Context(), "SELECT name FROM kine").Scan(&name))
+	require.NoError(tb, db.QueryRowContext(tb.Context(), "SELECT name FROM kine").Scan(&name), "reading the data")
 	_, err = db.ExecContext(tb.Context(), "UPDATE kine SET id = id + 1")
-	check(tb, "writing the data", err)
+	require.NoError(tb, err, "writing the data")
 	return func() { db.Close() }
-}
-
-// refused makes sure that a password opens nothing.
-func refused(tb testing.TB, r *tenant.Record, login tenant.Login) {
-	tb.Helper()
-	if err := open.Engine(r.Server, "test").Login(tb.Context(), login); !fault.Is(err, fault.WrongPassword) {
-		tb.Errorf("a password that was rotated away: %v", err)
-	}
 }
 
 // TestOldRecordIsRead restarts a control plane that an earlier release has made. No connector is there: init takes the record
@@ -353,25 +307,24 @@ func TestOldRecordIsRead(t *testing.T) {
 		files := l.handOver(t)
 		leave := l.kine(t, files[handover.DSNFile])
 		before, err := l.server.Connections()
-		check(t, "counting connections", err)
-		result, err := l.Run(t.Context())
-		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		require.NoError(t, err, "counting connections")
+		result := rig.Provision(t, l.Tenant)
 		after, err := l.server.Connections()
-		check(t, "counting connections", err)
-		if after-before != 1 || !strings.Contains(result.Stderr, `"restart":true`) {
-			t.Errorf("%d connections, want 1, for a restart:\n%s", after-before, result.Stderr)
+		require.NoError(t, err, "counting connections")
+		if after-before != 1 || !strings.Contains(result.Log, `"restart":true`) {
+			t.Errorf("%d connections, want 1, for a restart:\n%s", after-before, result.Log)
 		}
 		now, err := l.Record(t.Context())
-		check(t, "reading the record", err)
+		require.NoError(t, err, "reading the record")
 		if !reflect.DeepEqual(now, frozen) {
 			t.Errorf("the record is %+v, want %+v", now, frozen)
 		}
 		sameHandover(t, l.handed(t), files, l.today(t, frozen, files[handover.DSNFile]))
 
-		check(t, "storing a key of another tool", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
-			map[string]any{"data": map[string][]byte{"of-another-tool": []byte("kept")}}, nil))
+		require.NoError(t, l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
+			map[string]any{"data": map[string][]byte{"of-another-tool": []byte("kept")}}, nil), "storing a key of another tool")
 		keys := l.secret(t).Data
-		sidecar := l.rotate(t)
+		sidecar := rig.Sidecar(t, l.Tenant, "GRACE=1s")
 		rotated, dsn := l.until(t, "a rotation", func(r *tenant.Record) bool { return r.Generation == frozen.Generation+1 })
 		active := frozen.Active.Other()
 		if rotated.Active != active || rotated.Slots[active] == frozen.Slots[active] {
@@ -383,8 +336,8 @@ func TestOldRecordIsRead(t *testing.T) {
 		leave()
 		l.kine(t, dsn)
 		retired, _ := l.until(t, "retired", func(r *tenant.Record) bool { return r.OtherRetired })
-		refused(t, retired, frozen.Login(frozen.Active))
-		refused(t, retired, frozen.Login(active))
+		assert.NoError(t, rig.CheckRefused(t.Context(), retired, frozen.Login(frozen.Active)))
+		assert.NoError(t, rig.CheckRefused(t.Context(), retired, frozen.Login(active)))
 		// The fields that a rotation changes, and no others.
 		want := frozen.Clone()
 		want.Active, want.Generation, want.RotatedAt, want.Slots = active, frozen.Generation+1, retired.RotatedAt, retired.Slots
@@ -422,7 +375,7 @@ func TestOldRotationIsFinished(t *testing.T) {
 		l.store(t, l.text(t, "staged.json"))
 		files := l.handOver(t)
 		l.kine(t, files[handover.DSNFile])
-		l.rotate(t)
+		rig.Sidecar(t, l.Tenant, "GRACE=1s")
 		rotated, dsn := l.until(t, "the rotation", func(r *tenant.Record) bool { return r.Generation == frozen.Generation+1 })
 		want := frozen.Clone()
 		want.Commit(rotated.RotatedAt)
@@ -444,12 +397,11 @@ func TestOldRepairIsFinished(t *testing.T) {
 		l.store(t, l.text(t, "repair.json"))
 		files := l.handOver(t)
 		l.kine(t, files[handover.DSNFile])
-		check(t, "making the connector", l.Cluster.Connector(t.Context(), l.ConnectorName,
-			rig.Connector(l.server, l.server.AdminUser, l.server.AdminPassword, "", true)))
+		require.NoError(t, l.Cluster.Connector(t.Context(), l.ConnectorName,
+			rig.Connector(l.server, l.server.AdminUser, l.server.AdminPassword, "", true)), "making the connector")
 		const limit = 60
 		l.Settings = append(l.Settings, fmt.Sprint("DBCONNECTOR_CONNECTION_LIMIT=", limit))
-		result, err := l.Run(t.Context())
-		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		rig.Provision(t, l.Tenant)
 		repaired, dsn := l.until(t, "the limit", func(r *tenant.Record) bool { return r.ConnectionLimit == limit })
 		want := frozen.Clone()
 		want.Commit(frozen.RotatedAt)
@@ -468,15 +420,14 @@ func TestOldRepairIsFinished(t *testing.T) {
 		fresh.Name += "-fresh"
 		fresh.Out = t.TempDir()
 		fresh.Settings = append(slices.Clone(l.Settings), "DBCONNECTOR_TENANT_UID="+fresh.Name)
-		result, err = fresh.Run(t.Context())
-		check(t, "dbconnector-init", errors.Join(err, result.Err()))
+		rig.Provision(t, &fresh)
 		look, err := rig.Inspect(l.server)
-		check(t, "looking at the server", err)
+		require.NoError(t, err, "looking at the server")
 		defer look.Close()
 		got, err := look.Facts(t.Context(), repaired.Names())
-		check(t, "looking at the server", err)
+		require.NoError(t, err, "looking at the server")
 		facts, err := look.Facts(t.Context(), tenant.NamesOf(fresh.Name))
-		check(t, "looking at the server", err)
+		require.NoError(t, err, "looking at the server")
 		if got != facts {
 			t.Errorf("on the server is\n%s\nand of a new tenant\n%s", got, facts)
 		}
@@ -500,7 +451,7 @@ func TestNewerRecordIsRefused(t *testing.T) {
 			l.store(t, strings.Replace(frozen, `"version":1`, newer.becomes, 1))
 			files := l.handOver(t)
 			change := func(file, content string) {
-				check(t, "changing the hand-over", os.WriteFile(filepath.Join(l.Out, file), []byte(content), 0o640))
+				require.NoError(t, os.WriteFile(filepath.Join(l.Out, file), []byte(content), 0o640), "changing the hand-over")
 			}
 			change("later", "of a release to come")
 			change(handover.ConfigFile, files[handover.ConfigFile]+"later: x\n")
@@ -516,13 +467,13 @@ func TestNewerRecordIsRefused(t *testing.T) {
 			}
 
 			result, err := l.Run(t.Context())
-			check(t, "dbconnector-init", err)
-			if result.Exit != 2 || !strings.Contains(result.Stderr, newer.message) {
-				t.Errorf("exit code %d, want 2 and %q:\n%s", result.Exit, newer.message, result.Stderr)
+			require.NoError(t, err, "dbconnector-init")
+			if result.Exit != 2 || !strings.Contains(result.Log, newer.message) {
+				t.Errorf("exit code %d, want 2 and %q:\n%s", result.Exit, newer.message, result.Log)
 			}
 			untouched("dbconnector-init")
-			sidecar := l.rotate(t)
-			bed.Eventually(t, patience, func(context.Context) error {
+			sidecar := rig.Sidecar(t, l.Tenant, "GRACE=1s")
+			bed.Eventually(t, rig.Patience, func(context.Context) error {
 				for _, line := range sidecar.Lines("the record cannot be read (continuing with the last one)") {
 					if strings.Contains(fmt.Sprint(line["error"]), newer.message) {
 						return nil
@@ -540,8 +491,8 @@ func TestNewerRecordIsRefused(t *testing.T) {
 
 			leave := l.kine(t, files[handover.DSNFile])
 			defer leave()
-			check(t, "restoring the record", l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
-				map[string]any{"data": map[string]string{"record.json": base64.StdEncoding.EncodeToString([]byte(frozen))}}, nil))
+			require.NoError(t, l.Cluster.API.Do(t.Context(), http.MethodPatch, l.path(),
+				map[string]any{"data": map[string]string{"record.json": base64.StdEncoding.EncodeToString([]byte(frozen))}}, nil), "restoring the record")
 			_, dsn := l.until(t, "a rotation", func(r *tenant.Record) bool { return r.Generation == l.decode(t, "secret/record.json").Generation+1 })
 			files["later"] = "of a release to come"
 			sameHandover(t, l.handed(t), files, dsn)
@@ -558,9 +509,9 @@ func TestEveryFieldIsFrozen(t *testing.T) {
 		for _, s := range servers {
 			for _, file := range []string{"secret/record.json", "staged.json", "repair.json"} {
 				content, err := os.ReadFile(filepath.Join("testdata", release, string(s.engine), file))
-				check(t, "reading frozen files", err)
+				require.NoError(t, err, "reading frozen files")
 				r, err := tenant.DecodeRecord(content)
-				check(t, file, err)
+				require.NoError(t, err, file)
 				mark(reflect.ValueOf(r), "Record", frozen)
 			}
 		}
