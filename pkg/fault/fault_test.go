@@ -3,10 +3,16 @@
 package fault
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -54,5 +60,35 @@ func TestCauseIsFound(t *testing.T) {
 	}
 	if text := err.Error(); strings.Contains(text, "hunter2") || text != "logging in: the server says no: "+io.ErrNoProgress.Error() {
 		t.Errorf("got %q", text)
+	}
+}
+
+// TestNetwork: what can go wrong between a program and a database server, whatever protocol they speak.
+func TestNetwork(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		err  error
+		want Class
+		says string
+	}{
+		"certificate":  {&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, Refused, `"caCert"`},
+		"alert":        {tls.AlertError(40), Refused, "the server ends the TLS handshake: "},
+		"not TLS":      {tls.RecordHeaderError{Msg: "first record"}, Refused, "something else"},
+		"deadline":     {context.DeadlineExceeded, Unavailable, "no answer"},
+		"timeout":      {&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, Unavailable, "no answer"},
+		"refused":      {&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, Unavailable, "connection refused"},
+		"no such host": {&net.DNSError{Err: "no such host", Name: "db", IsNotFound: true}, Unavailable, `"db"`},
+		"reset":        {os.NewSyscallError("read", syscall.ECONNRESET), Unavailable, "connection reset by peer"},
+		"end":          {io.ErrUnexpectedEOF, Unavailable, "the connection broke: unexpected EOF"},
+		"closed":       {net.ErrClosed, Unavailable, "use of closed"},
+		"cancelled":    {context.Canceled, Unknown, context.Canceled.Error()},
+	} {
+		got := Network(fmt.Errorf("logging in\nas a tenant: %w", test.err))
+		if Of(got) != test.want || !strings.Contains(got.Error(), test.says) || strings.Contains(got.Error(), "\n") {
+			t.Errorf("%s: got class %d (%v), want %d and %q", name, Of(got), got, test.want, test.says)
+		}
+	}
+	if got := Network(errors.New("what?")); got != nil {
+		t.Errorf("an error of no network: %v", got)
 	}
 }

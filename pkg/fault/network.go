@@ -3,8 +3,11 @@
 package fault
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"syscall"
@@ -36,4 +39,46 @@ func Unresolved(err error) error {
 	}
 	return &Error{Class: Unavailable, err: fmt.Errorf(`the server's name %s (the connector's key "endpoint") does not resolve: %s`,
 		strconv.QuoteToASCII(dns.Name), why)}
+}
+
+// Network gives an error of a connection to a database server its class and a message of one line: TLS, names, time limits, a connection
+// that broke. It returns nil for any other error.
+func Network(err error) error {
+	var (
+		verification *tls.CertificateVerificationError
+		record       tls.RecordHeaderError
+		alert        tls.AlertError
+		network      net.Error
+	)
+	switch {
+	case errors.As(err, &verification):
+		return New(Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
+			Words(verification.Err.Error()))
+	case errors.As(err, &alert):
+		return New(Refused, "the server ends the TLS handshake: %s", Words(alert.Error()))
+	case errors.As(err, &record):
+		return New(Refused, "the server answers TLS with something else")
+	case Unresolved(err) != nil:
+		return Unresolved(err)
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return New(Unavailable, "no answer within the time limit")
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.As(err, &network): // a system call's error, too
+		return New(Unavailable, "%s%s", Words(network.Error()), Proxied(err))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return New(Unavailable, "the connection broke: %s", Words(Innermost(err).Error()))
+	}
+	return nil
+}
+
+// Innermost is the cause of all causes of an error.
+func Innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
 }

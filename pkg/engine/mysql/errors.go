@@ -4,7 +4,6 @@ package mysql
 
 import (
 	"context"
-	"crypto/tls"
 	"database/sql/driver"
 	"errors"
 	"io"
@@ -187,39 +186,18 @@ func classify(err error) error {
 		}
 		return fault.Translate(classes[server.Number], server, "the server says: %s (error %d)%s", said, server.Number, hints[server.Number])
 	}
-	var (
-		verification *tls.CertificateVerificationError
-		record       tls.RecordHeaderError
-		alert        tls.AlertError
-		network      net.Error
-		syscall      *os.SyscallError
-	)
-	switch {
+	switch network := fault.Network(err); {
 	case errors.Is(err, mysqldriver.ErrNoTLS):
 		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
-	case errors.As(err, &verification):
-		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
-			fault.Words(verification.Err.Error()))
-	case errors.As(err, &alert):
-		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", fault.Words(alert.Error()))
-	case errors.As(err, &record):
-		return fault.New(fault.Refused, "the server answers TLS with something else")
 	case errors.Is(err, mysqldriver.ErrMalformPkt), errors.Is(err, mysqldriver.ErrPktSync), errors.Is(err, mysqldriver.ErrPktSyncMul),
 		errors.Is(err, mysqldriver.ErrOldProtocol), errors.Is(err, mysqldriver.ErrPktTooLarge):
 		return errForeign
 	case errors.Is(err, mysqldriver.ErrUnknownPlugin), errors.Is(err, mysqldriver.ErrCleartextPassword), errors.Is(err, mysqldriver.ErrOldPassword),
 		errors.Is(err, mysqldriver.ErrNativePassword):
 		return fault.New(fault.Refused, "the server asks for a way of logging in that is not supported: %s", fault.Words(err.Error()))
-	case fault.Unresolved(err) != nil:
-		return fault.Unresolved(err)
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
-		return fault.New(fault.Unavailable, "no answer within the time limit")
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
-	case errors.As(err, &network):
-		return fault.New(fault.Unavailable, "%s%s", fault.Words(network.Error()), fault.Proxied(err))
-	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
-		errors.Is(err, mysqldriver.ErrInvalidConn), errors.Is(err, driver.ErrBadConn):
+	case network != nil:
+		return network
+	case errors.Is(err, mysqldriver.ErrInvalidConn), errors.Is(err, driver.ErrBadConn):
 		return fault.New(fault.Unavailable, "the connection broke")
 	}
 	return fault.New(fault.Unknown, "%s", fault.Words(err.Error()))

@@ -10,10 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
 
 	mysqldriver "github.com/go-sql-driver/mysql"
@@ -68,15 +65,8 @@ func TestClassifyMySQL(t *testing.T) {
 		"1064":            {"a syntax error is our bug", server(1064), fault.Unknown},
 		"no TLS":          {"the server has none, and we do not fall back (B9)", mysqldriver.ErrNoTLS, fault.Refused},
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
-		"alert":           {"the server ends the handshake", tls.AlertError(40), fault.Refused},
-		"not TLS":         {"something else answers", tls.RecordHeaderError{Msg: "first record"}, fault.Refused},
 		"not MySQL":       {"something else answers", mysqldriver.ErrMalformPkt, fault.Refused},
 		"cleartext":       {"a plugin that sends the password in clear text", mysqldriver.ErrCleartextPassword, fault.Refused},
-		"deadline":        {"no answer", context.DeadlineExceeded, fault.Unavailable},
-		"timeout":         {"no answer", &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, fault.Unavailable},
-		"refused":         {"nothing listens yet", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, fault.Unavailable},
-		"no such host":    {"DNS comes and goes", &net.DNSError{Err: "no such host", Name: "db"}, fault.Unavailable},
-		"reset":           {"the connection broke", os.NewSyscallError("read", syscall.ECONNRESET), fault.Unavailable},
 		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
 		"bad connection":  {"the connection broke", driver.ErrBadConn, fault.Unavailable},
 		"invalid":         {"the connection broke", mysqldriver.ErrInvalidConn, fault.Unavailable},

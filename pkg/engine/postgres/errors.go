@@ -4,12 +4,8 @@ package postgres
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"errors"
-	"io"
 	"net"
-	"os"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -122,35 +118,13 @@ func classify(err error) error {
 		}
 		return fault.Translate(class, pg, "the server says: %s (SQLSTATE %s)", said, pg.Code)
 	}
-	var (
-		verification *tls.CertificateVerificationError
-		record       tls.RecordHeaderError
-		alert        tls.AlertError
-		network      net.Error
-		syscall      *os.SyscallError
-	)
-	switch {
-	case errors.As(err, &verification):
-		return fault.New(fault.Refused, `the server's certificate is not accepted: %s; see the connector's keys "caCert", "sslMode" and "endpoint"`,
-			fault.Words(verification.Err.Error()))
-	case errors.As(err, &alert):
-		return fault.New(fault.Refused, "the server ends the TLS handshake: %s", fault.Words(alert.Error()))
-	case errors.As(err, &record):
-		return fault.New(fault.Refused, "the server answers TLS with something else")
-	case fault.Unresolved(err) != nil:
-		return fault.Unresolved(err)
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
-		return fault.New(fault.Unavailable, "no answer within the time limit")
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
-	case errors.As(err, &network):
-		return fault.New(fault.Unavailable, "%s%s", fault.Words(network.Error()), fault.Proxied(err))
-	case pgconn.SafeToRetry(err): // "conn closed": the connection broke before
-		return fault.New(fault.Unavailable, "the connection broke: %s", fault.Words(innermost(err).Error()))
-	case errors.As(err, &syscall), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return fault.New(fault.Unavailable, "the connection broke: %s", fault.Words(innermost(err).Error()))
+	if network := fault.Network(err); network != nil {
+		return network
 	}
-	return fault.New(fault.Unknown, "%s", fault.Words(innermost(err).Error()))
+	if pgconn.SafeToRetry(err) { // "conn closed": the connection broke before
+		return fault.New(fault.Unavailable, "the connection broke: %s", fault.Words(fault.Innermost(err).Error()))
+	}
+	return fault.New(fault.Unknown, "%s", fault.Words(fault.Innermost(err).Error()))
 }
 
 // classifyTheirs is classify for what may run a tenant's code: where public.kine is a view, its functions answer with any
@@ -179,16 +153,6 @@ func classifyChange(err error) error {
 		return fault.New(fault.Rejected, "%w", classified)
 	}
 	return classified
-}
-
-func innermost(err error) error {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }
 
 // sniffer remembers the first bytes that a server sends. pgconn reports a server that refuses TLS, and one that does not

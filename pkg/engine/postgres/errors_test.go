@@ -9,10 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -87,13 +84,6 @@ func TestClassifyPostgres(t *testing.T) {
 		"42601":           {"a syntax error is our bug", server("42601"), fault.Unknown},
 		"no code":         {"a server that is none", server(""), fault.Unknown},
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
-		"alert":           {"the server ends the handshake", tls.AlertError(40), fault.Refused},
-		"not TLS":         {"something else answers", tls.RecordHeaderError{Msg: "first record"}, fault.Refused},
-		"deadline":        {"no answer", context.DeadlineExceeded, fault.Unavailable},
-		"timeout":         {"no answer", &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, fault.Unavailable},
-		"refused":         {"nothing listens yet", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, fault.Unavailable},
-		"no such host":    {"DNS comes and goes", &net.DNSError{Err: "no such host", Name: "db"}, fault.Unavailable},
-		"reset":           {"the connection broke", os.NewSyscallError("read", syscall.ECONNRESET), fault.Unavailable},
 		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
 		"cancelled":       {"a stop is no failure of the server", context.Canceled, fault.Unknown},
 		"anything else":   {"an error of an unknown kind", errors.New("what?"), fault.Unknown},
