@@ -115,7 +115,16 @@ var Versions = []Version{
 }
 
 // Newest are one server of each engine, for what does not depend on the version.
-var Newest = []Version{{Engine: Postgres, Version: "17"}, {Engine: MySQL, Version: "9.7"}, {Engine: MariaDB, Version: "11.8"}}
+func Newest() (list []Version) {
+	for _, newest := range []string{"postgres-17", "mysql-9.7", "mariadb-11.8"} {
+		for _, v := range Versions {
+			if v.String() == newest {
+				list = append(list, v)
+			}
+		}
+	}
+	return list
+}
 
 func lookup(engine Engine, version string) (Version, error) {
 	for _, v := range Versions {

@@ -131,16 +131,9 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	}
 }
 
-// latest are one server of each engine, for tests that do not depend on the version.
-var latest = []Version{
-	{Engine: Postgres, Version: "18"},
-	{Engine: MariaDB, Version: "11.8"},
-	{Engine: MySQL, Version: "9.7"},
-}
-
 func eachEngine(t *testing.T, test func(*testing.T, Version)) {
 	t.Helper()
-	for _, v := range latest {
+	for _, v := range Newest() {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			test(t, v)
@@ -466,7 +459,7 @@ func TestKineOnDatabase(t *testing.T) {
 
 // TestOwnServer names a server by the environment.
 func TestOwnServer(t *testing.T) {
-	for _, v := range latest {
+	for _, v := range Newest() {
 		t.Run(v.String(), func(t *testing.T) {
 			theirs := NewServer(t, v.Engine, v.Version, Options{IPv6: true})
 			ca := filepath.Join(t.TempDir(), "ca.crt")

@@ -495,25 +495,6 @@ func variables(t *testing.T) map[string]string {
 	return known
 }
 
-// Commented lines are documentation: the names in them must exist, too.
-func TestEveryVariableThatIsNamedExists(t *testing.T) {
-	t.Parallel()
-	known := variables(t)
-	name := regexp.MustCompile(`DBCONNECTOR_[A-Z_]+`)
-	err := filepath.WalkDir(filepath.Join(root, "deploy"), func(path string, entry os.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		for _, variable := range name.FindAllString(read(t, path), -1) {
-			if _, ok := known[variable]; !ok {
-				t.Errorf("%s names %s, which is no variable of pkg/config", path, variable)
-			}
-		}
-		return nil
-	})
-	require.NoError(t, err)
-}
-
 func TestDockerfile(t *testing.T) {
 	t.Parallel()
 	dockerfile := read(t, "Dockerfile")

@@ -134,14 +134,11 @@ func together(ctx context.Context, t *testing.T, s *bed.Server, all []*rig.Tenan
 func TestHerd(t *testing.T) {
 	t.Parallel()
 	c := rig.Host(t)
-	for _, server := range []struct {
-		engine  bed.Engine
-		version string
-	}{{bed.Postgres, "17"}, {bed.MySQL, "9.7"}, {bed.MariaDB, "11.8"}} {
+	for _, v := range bed.Newest() {
 		// The herds do not run in parallel: one herd is enough for a machine.
-		t.Run(fmt.Sprintf("%s-%s", server.engine, server.version), func(t *testing.T) {
+		t.Run(v.String(), func(t *testing.T) {
 			ctx := t.Context()
-			s := bed.NewServer(t, server.engine, server.version, bed.Options{MaxConnections: rig.HerdLimit})
+			s := bed.NewServer(t, v.Engine, v.Version, bed.Options{MaxConnections: rig.HerdLimit})
 			a := cloudAdmin(t, s)
 			connector := rig.Name(t, "connector")
 			require.NoError(t, c.Connector(ctx, connector, rig.Connector(s, a.user, a.password, "", true)), "creating the connector")

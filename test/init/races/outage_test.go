@@ -19,14 +19,11 @@ import (
 func TestServerGoesAway(t *testing.T) {
 	t.Parallel()
 	c := rig.Host(t)
-	for _, server := range []struct {
-		engine  bed.Engine
-		version string
-	}{{bed.Postgres, "17"}, {bed.MySQL, "9.7"}, {bed.MariaDB, "11.8"}} {
-		t.Run(fmt.Sprintf("%s-%s", server.engine, server.version), func(t *testing.T) {
+	for _, v := range bed.Newest() {
+		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			ctx := t.Context()
-			s := bed.NewServer(t, server.engine, server.version, bed.Options{})
+			s := bed.NewServer(t, v.Engine, v.Version, bed.Options{})
 			a := cloudAdmin(t, s)
 			front := rig.NewFront(t, s.Addr(), c.API)
 			connector := rig.Name(t, "connector")
