@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -154,21 +155,13 @@ func TestServerCrashes(t *testing.T) {
 		require.NoError(t, s.Pause())
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		if err := db.PingContext(ctx); err == nil {
-			t.Error("a paused server answered on an open connection")
-		}
-		if err := s.Exec(ctx, "SELECT 1"); err == nil {
-			t.Error("a paused server answered on a new connection")
-		}
+		assert.Error(t, db.PingContext(ctx), "a paused server answered on an open connection")
+		assert.Error(t, s.Exec(ctx, "SELECT 1"), "a paused server answered on a new connection")
 		require.NoError(t, s.Resume())
-		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
-			t.Errorf("after Resume: %v", err)
-		}
+		assert.NoError(t, s.Exec(t.Context(), "SELECT 1"), "after Resume")
 
 		require.NoError(t, s.Kill())
-		if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
-			t.Error("a killed server answered")
-		}
+		assert.Error(t, s.Exec(t.Context(), "SELECT 1"), "a killed server answered")
 		require.NoError(t, s.Restart(t.Context()))
 		if got, err := s.Query(t.Context(), "d", "SELECT i FROM kept"); err != nil || got != "7" {
 			t.Errorf("after Kill and Restart: got %q, %v", got, err)
@@ -196,32 +189,20 @@ func TestServerTLS(t *testing.T) {
 			cert, err := c.ca.Issue(c.request)
 			require.NoError(t, err)
 			s := NewServer(t, v.Engine, v.Version, Options{Cert: cert})
-			if err := s.Exec(t.Context(), "SELECT 1"); err == nil {
-				t.Errorf("%s: a client that verifies got in", name)
-			}
+			assert.Errorf(t, s.Exec(t.Context(), "SELECT 1"), "%s: a client that verifies got in", name)
 		}
 
 		s := NewServer(t, v.Engine, v.Version, Options{RequireTLS: true})
-		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
-			t.Errorf("TLS required: %v", err)
-		}
+		assert.NoError(t, s.Exec(t.Context(), "SELECT 1"), "TLS required")
 		plain := &Server{Engine: s.Engine, Host: s.Host, Port: s.Port, AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, plaintext: true}
-		if err := plain.Exec(t.Context(), "SELECT 1"); err == nil {
-			t.Error("TLS required: got in without")
-		}
+		assert.Error(t, plain.Exec(t.Context(), "SELECT 1"), "TLS required: got in without")
 
 		s = NewServer(t, v.Engine, v.Version, Options{NoTLS: true, IPv6: true, MaxConnections: 20})
-		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
-			t.Errorf("no TLS: %v", err)
-		}
+		assert.NoError(t, s.Exec(t.Context(), "SELECT 1"), "no TLS")
 		secret := &Server{Engine: s.Engine, Host: s.Host, Port: s.Port, AdminUser: s.AdminUser, AdminPassword: s.AdminPassword, CA: ca.PEM}
-		if err := secret.Exec(t.Context(), "SELECT 1"); err == nil {
-			t.Error("no TLS: got in with TLS")
-		}
+		assert.Error(t, secret.Exec(t.Context(), "SELECT 1"), "no TLS: got in with TLS")
 		s.Host = "::1"
-		if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
-			t.Errorf("IPv6: %v", err)
-		}
+		assert.NoError(t, s.Exec(t.Context(), "SELECT 1"), "IPv6")
 		query := "SELECT @@max_connections"
 		if v.Engine == Postgres {
 			query = "SHOW max_connections"
@@ -248,9 +229,7 @@ func TestCounts(t *testing.T) {
 			db, err := s.Open(s.AdminUser, "wrong", "")
 			require.NoError(t, err)
 			defer func() { _ = db.Close() }()
-			if err := db.PingContext(t.Context()); err == nil {
-				t.Fatal("logged in with a wrong password")
-			}
+			require.Error(t, db.PingContext(t.Context()), "logged in with a wrong password")
 			Eventually(t, 5*time.Second, func(context.Context) error {
 				c, q := count()
 				if c-c0 != 2 || q-q0 != 2 {
@@ -437,9 +416,7 @@ func TestAPIServer(t *testing.T) {
 	}
 	a.Kill()
 	require.NoError(t, a.Restart(t.Context()))
-	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/someone", nil, nil); err != nil {
-		t.Errorf("after Kill and Restart: %v", err)
-	}
+	assert.NoError(t, a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/default/serviceaccounts/someone", nil, nil), "after Kill and Restart")
 }
 
 // TestKineOnDatabase runs an API server on kine on each engine, which is what tenants do.
@@ -449,9 +426,7 @@ func TestKineOnDatabase(t *testing.T) {
 	require.NoError(t, os.WriteFile(ca, s.CA, 0o600))
 	k := NewKine(t, fmt.Sprintf("postgres://%s:%s@%s/kine", s.AdminUser, s.AdminPassword, s.Addr()), ca)
 	a := NewAPIServer(t, APIServerOptions{Etcd: k.Endpoint})
-	if err := a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/kube-system", nil, nil); err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, a.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/kube-system", nil, nil))
 	if rows, err := s.Query(t.Context(), "kine", "SELECT count(*) > 10 FROM kine"); err != nil || rows != "true" {
 		t.Errorf("rows in kine's table: %s, %v", rows, err)
 	}
@@ -471,12 +446,8 @@ func TestOwnServer(t *testing.T) {
 			if s.Host != "::1" || s.Port != theirs.Port || s.FullVersion != theirs.FullVersion {
 				t.Errorf("got %s version %s, want the server of the environment", s.Addr(), s.FullVersion)
 			}
-			if err := s.Exec(t.Context(), "SELECT 1"); err != nil {
-				t.Error(err)
-			}
-			if err := s.Kill(); err == nil {
-				t.Error("killed a server that is not ours")
-			}
+			assert.NoError(t, s.Exec(t.Context(), "SELECT 1"))
+			assert.Error(t, s.Kill(), "killed a server that is not ours")
 			if special := NewServer(t, v.Engine, v.Version, Options{RequireTLS: true}); special.Port == theirs.Port {
 				t.Error("used the server of the environment though the options ask for something special")
 			}
@@ -515,9 +486,7 @@ func TestFetchTwice(t *testing.T) {
 		procs = append(procs, cmd)
 	}
 	for _, cmd := range procs {
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, cmd.Wait())
 	}
 	builds, err := os.ReadFile(filepath.Join(cache, "builds"))
 	if err != nil || string(builds) != "x" {

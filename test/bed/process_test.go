@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
 )
 
 // Threads end while a process runs: those of the servers that are stopped, for one. That ends no process which such a
@@ -41,9 +43,7 @@ func TestTiedProcessOutlivesThreads(t *testing.T) {
 			}
 			threads.Wait()
 			_ = input.Close()
-			if err := <-done; err != nil {
-				t.Errorf("it was ended by a thread's end: %v", err)
-			}
+			assert.NoError(t, <-done, "it was ended by a thread's end")
 		})
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -418,9 +419,8 @@ func TestBothSlots(t *testing.T) {
 			if response := <-events; len(response.Events) == 0 || string(response.Events[0].Kv.Key) != "/shared/key" {
 				t.Errorf("slot b's watch does not see the value that slot a wrote: %v", errors.Join(response.Err(), ctx.Err()))
 			}
-			if _, err = Put(ctx, b, "/shared/key", "b", revision); err != nil {
-				t.Errorf("slot b updates the object that slot a created: %v", err)
-			}
+			_, err = Put(ctx, b, "/shared/key", "b", revision)
+			assert.NoError(t, err, "slot b updates the object that slot a created")
 			if got := get(t, a, "/shared/key"); got != "b" {
 				t.Errorf("slot a reads %q, want the value that slot b wrote", got)
 			}
@@ -438,9 +438,7 @@ func TestBothSlots(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if err := errors.Join(errs...); err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, errors.Join(errs...))
 			for name, client := range map[string]*kubernetes.Client{"a": a, "b": b} {
 				objects, err := List(ctx, client, "/many/")
 				if err != nil || len(objects) != 100 {

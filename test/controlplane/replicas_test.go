@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/handover"
@@ -78,9 +79,7 @@ func newPlane(t *testing.T, s setting) *plane {
 			lines := strings.Split(p.api.Log(), "\n")
 			t.Logf("log of kube-apiserver:\n%s", strings.Join(lines[max(0, len(lines)-50):], "\n"))
 		}
-		if err := p.api.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, p.api.Stop(context.Background()))
 	})
 	return p
 }
@@ -337,9 +336,7 @@ func (p *plane) checkMoved(t *testing.T, generations int) {
 	for dsn := range used {
 		err := p.login(t.Context(), dsn)
 		if dsn == p.pods[0].dsns[generations-1] {
-			if err != nil {
-				t.Errorf("the active credential: %v", err)
-			}
+			assert.NoError(t, err, "the active credential")
 			continue
 		}
 		said := Refusal(err)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/tenant"
@@ -159,9 +160,7 @@ func (p *plane) checkWaiting(t *testing.T) {
 		t.Errorf("with the old credential in use, the record is of generation %d, retired %t, pending %t", record.Generation,
 			record.OtherRetired, record.Pending != nil)
 	}
-	if err := p.login(t.Context(), p.pods[replicas-1].dsns[0]); err != nil {
-		t.Errorf("the old credential, which is in use: %v", err)
-	}
+	assert.NoError(t, p.login(t.Context(), p.pods[replicas-1].dsns[0]), "the old credential, which is in use")
 }
 
 // until waits for a record that has a property. It gives up when the controller, if there is one, does.

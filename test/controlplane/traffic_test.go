@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/test/bed"
@@ -413,16 +414,12 @@ func (l *traffic) failed() (n int) {
 func (l *traffic) check(t *testing.T) {
 	t.Helper()
 	l.end()
-	if err := l.err(); err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, l.err())
 	resumed := 0
 	for i := range l.watchers {
 		w := &l.watchers[i]
 		resumed += w.resumed
-		if err := l.compare(w.events); err != nil {
-			t.Errorf("watch %d of %d events, taken up %d times: %v", i, len(w.events), w.resumed, err)
-		}
+		assert.NoErrorf(t, l.compare(w.events), "watch %d of %d events, taken up %d times", i, len(w.events), w.resumed)
 	}
 	objects, err := l.list(t.Context())
 	require.NoError(t, err)

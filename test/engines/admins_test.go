@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/engine"
@@ -232,9 +233,7 @@ func TestRivals(t *testing.T) {
 				!strings.Contains(err.Error(), "the server says: tuple concurrently updated") {
 				t.Errorf("got class %d: %v", fault.Of(err), err)
 			}
-			if err := set(); err != nil {
-				t.Errorf("again: %v", err)
-			}
+			assert.NoError(t, set(), "again")
 			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], set); !fault.Is(err, fault.Unavailable) {
 				t.Errorf("dropped: got class %d: %v", fault.Of(err), err)
 			}
@@ -254,9 +253,7 @@ func TestRivals(t *testing.T) {
 				_, err := admin.Ensure(t.Context(), engine.Spec{Names: x.Names, Passwords: x.Passwords, ConnectionLimit: enginetest.Limit, Provisioned: true})
 				return err
 			}
-			if err := beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], ensure); err != nil {
-				t.Errorf("got class %d: %v", fault.Of(err), err)
-			}
+			assert.NoError(t, beside(t, x.SQL([]string{"DROP OWNED BY {a}; DROP ROLE {a}"})[0], ensure))
 		})
 		x.Works(t)
 	})

@@ -67,9 +67,7 @@ func TestAdvice(t *testing.T) {
 					in := x.SQL([]string{tc.in})[0]
 					require.NoError(t, server.ExecIn(t.Context(), in, x.SQL(tc.state)...))
 					_, err := x.TryEnsure(t.Context())
-					if err == nil {
-						t.Fatal("no refusal")
-					}
+					require.Error(t, err, "no refusal")
 					way := printed(t, err.Error(), x.SQL([]string{tc.pattern})[0])
 					require.NoError(t, server.ExecIn(t.Context(), in, way))
 					x.Ensure(t)

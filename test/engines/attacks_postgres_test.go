@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/engine"
@@ -80,9 +81,7 @@ func TestMembershipForcedOnNeighbour(t *testing.T) {
 		plant()
 		victim.Works(t) // before any repair
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-			if err := s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names); err != nil {
-				t.Errorf("slot %s: %v", slot, err)
-			}
+			assert.NoErrorf(t, s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names), "slot %s", slot)
 		}
 		victim.Ensure(t)
 		if now := victim.Look(t); now != whole {
@@ -159,9 +158,7 @@ func TestMembershipOutlivesNoPassword(t *testing.T) {
 		if !slices.Contains(done.Changes, "revoke foreign membership") {
 			t.Errorf("changes %q", done.Changes)
 		}
-		if err := s.Engine.Ready(t.Context(), victim.Login(tenant.A), victim.Names); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, s.Engine.Ready(t.Context(), victim.Login(tenant.A), victim.Names))
 		if err := enter(); !fault.Is(err, fault.NoAccess) {
 			t.Errorf("the attacker in the victim's database: %v", err)
 		}
@@ -221,9 +218,7 @@ func TestPasswordTakesAllWithIt(t *testing.T) {
 		x.Passwords[tenant.B] = tenant.NewPassword()
 		s.Secret(x.Passwords[tenant.B])
 		require.NoError(t, self.SetPassword(t.Context(), x.Passwords[tenant.B]))
-		if err := s.Engine.Ready(t.Context(), x.Login(tenant.B), x.Names); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, s.Engine.Ready(t.Context(), x.Login(tenant.B), x.Names))
 		// From 16 on, a setting of one transaction cannot be reset, and does nothing.
 		exec(t, server, x.SQL([]string{
 			"UPDATE pg_db_role_setting SET setconfig = " +
@@ -263,13 +258,9 @@ func TestEveryOwnSetting(t *testing.T) {
 				if _, err := self.Sessions(t.Context()); err != nil {
 					t.Errorf("%s = %q: %v", v.name, v.value, err)
 				}
-				if err := self.SetPassword(t.Context(), x.Passwords[tenant.B]); err != nil {
-					t.Errorf("%s = %q: %v", v.name, v.value, err)
-				}
+				assert.NoErrorf(t, self.SetPassword(t.Context(), x.Passwords[tenant.B]), "%s = %q", v.name, v.value)
 				self.Close()
-				if err := s.Engine.Ready(t.Context(), x.Login(tenant.B), x.Names); err != nil {
-					t.Errorf("%s = %q: afterwards: %v", v.name, v.value, err)
-				}
+				assert.NoErrorf(t, s.Engine.Ready(t.Context(), x.Login(tenant.B), x.Names), "%s = %q: afterwards", v.name, v.value)
 			}
 			t.Logf("%d values", tried)
 			if tried < 300 {
@@ -461,9 +452,7 @@ func TestLimitHoldsElsewhere(t *testing.T) {
 			t.Errorf("one session more: %v", err)
 		}
 		// During a rolling update both are in use.
-		if err := s.Engine.Login(t.Context(), x.Login(tenant.B)); err != nil {
-			t.Errorf("the other login: %v", err)
-		}
+		assert.NoError(t, s.Engine.Login(t.Context(), x.Login(tenant.B)), "the other login")
 	})
 }
 
@@ -545,18 +534,14 @@ func TestAdminLostAdminOption(t *testing.T) {
 			}
 		}
 		x.WithAdmin(t, func(admin engine.Admin) {
-			if err := admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A]); err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A]))
 			x.MustExec(t, "", x.SQL([]string{`REVOKE {a} FROM "cloud@admin" CASCADE`})...)
 			err := admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A])
 			if !fault.Is(err, fault.Refused) {
 				t.Fatalf("got %v", err)
 			}
 			exec(t, server, printed(t, err.Error(), `GRANT "`+x.User(tenant.A)+`" TO "cloud@admin" WITH ADMIN OPTION`))
-			if err := admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A]); err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, admin.SetPassword(t.Context(), x.User(tenant.A), x.Passwords[tenant.A]))
 		})
 	})
 }
@@ -618,9 +603,7 @@ func TestHardenedServer(t *testing.T) {
 			})
 			x.Ensure(t)
 			x.Works(t)
-			if err := kine(t.Context(), server, x, parameter{"application_name", "kine"}); err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, kine(t.Context(), server, x, parameter{"application_name", "kine"}))
 		})
 	}
 }

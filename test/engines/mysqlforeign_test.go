@@ -19,6 +19,7 @@ import (
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/dbserver"
@@ -278,9 +279,7 @@ func TestInitBlocksNobody(t *testing.T) {
 			t.Errorf("class %d: %v", fault.Of(err), err)
 		}
 		for slot, login := range logins {
-			if err := j.Engine.Login(t.Context(), login); err != nil {
-				t.Errorf("the control plane on slot %s: %v", slot, err)
-			}
+			assert.NoErrorf(t, j.Engine.Login(t.Context(), login), "the control plane on slot %s", slot)
 		}
 		for _, pod := range pods {
 			require.NoError(t, pod.Close())
@@ -306,9 +305,7 @@ func TestLocksForbidden(t *testing.T) {
 		for range 20 {
 			all.Go(func() {
 				result, err := j.try(t)
-				if err != nil {
-					t.Error(err)
-				}
+				assert.NoError(t, err)
 				for _, warning := range result.Outcome.Warnings {
 					if strings.Contains(warning, message) {
 						warned.Add(1)
@@ -495,9 +492,7 @@ func TestGrantOption(t *testing.T) {
 				open := s.Pool(t, attacker.User(tenant.B), attacker.Passwords[tenant.B], victim.Database)
 				require.NoError(t, reads(open), "what was planted does not work")
 				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-					if err := s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names); err != nil {
-						t.Errorf("before any repair, slot %s: %v", slot, err)
-					}
+					assert.NoErrorf(t, s.Engine.Ready(t.Context(), victim.Login(slot), victim.Names), "before any repair, slot %s", slot)
 				}
 				warnings := heal()
 				for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
@@ -625,12 +620,8 @@ func TestGrantOptionOfTheAdmin(t *testing.T) {
 			if as(grant) == nil {
 				t.Error("the superuser still has GRANT OPTION: docs/operate.md says too much")
 			}
-			if err := as(fmt.Sprintf("GRANT PROXY ON '%s'@'%%' TO '%[1]s'@'%%' WITH GRANT OPTION", server.AdminUser)); err != nil {
-				t.Error(err)
-			}
-			if err := as(grant); err != nil {
-				t.Errorf("the superuser has not got GRANT OPTION back: %v", err)
-			}
+			assert.NoError(t, as(fmt.Sprintf("GRANT PROXY ON '%s'@'%%' TO '%[1]s'@'%%' WITH GRANT OPTION", server.AdminUser)))
+			assert.NoError(t, as(grant), "the superuser has not got GRANT OPTION back")
 		}
 		plant()
 		newJob(t, s).run(t) // init of any tenant

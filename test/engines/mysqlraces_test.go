@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/connector"
@@ -54,9 +55,7 @@ func TestLoginDroppedMeanwhile(t *testing.T) {
 					if !bytes.Contains(question, []byte(c.before)) {
 						return false
 					}
-					if err := x.Exec(t.Context(), "", x.SQL([]string{"DROP USER {b}"})...); err != nil {
-						t.Error(err)
-					}
+					assert.NoError(t, x.Exec(t.Context(), "", x.SQL([]string{"DROP USER {b}"})...))
 					return true
 				}
 				drop.Store(&now)
@@ -137,14 +136,10 @@ func TestRefusedForAMoment(t *testing.T) {
 					if number++; number == 1 {
 						password = "Another-password1"
 					}
-					if err := x.Exec(t.Context(), "", fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY '%s'", c.user, password)); err != nil {
-						t.Error(err)
-					}
+					assert.NoError(t, x.Exec(t.Context(), "", fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY '%s'", c.user, password)))
 				}
 				connection.Store(&change)
-				if err := c.try(); err != nil {
-					t.Errorf("%s: %v", name, err)
-				}
+				assert.NoError(t, c.try(), name)
 				connection.Store(nil)
 				if number < 2 {
 					t.Fatalf("%s: %d logins: the first one was to be refused", name, number)

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -112,9 +113,7 @@ func (j *job) run(t *testing.T) *tenant.Record {
 	if r.Login(r.Active) != result.Record.Login(result.Record.Active) {
 		t.Error("handed over another record than the result")
 	}
-	if err := open.Engine(r.Server, program).Login(t.Context(), r.Login(r.Active)); err != nil {
-		t.Errorf("using the hand-over: %v", err)
-	}
+	assert.NoError(t, open.Engine(r.Server, program).Login(t.Context(), r.Login(r.Active)), "using the hand-over")
 	return r
 }
 
@@ -207,9 +206,7 @@ func (j *job) alive(t *testing.T, session *sql.DB, login tenant.Login) {
 	if _, err := session.ExecContext(t.Context(), "SELECT 1"); err != nil {
 		t.Errorf("the session of the running pod: %v", err)
 	}
-	if err := j.Engine.Login(t.Context(), login); err != nil {
-		t.Errorf("the login of the running pod: %v", err)
-	}
+	assert.NoError(t, j.Engine.Login(t.Context(), login), "the login of the running pod")
 }
 
 func wantActive(t *testing.T, r *tenant.Record, slot tenant.Slot, generation int64) {
@@ -232,9 +229,7 @@ func (j *job) known(t *testing.T, r *tenant.Record, slot tenant.Slot, want bool)
 	case got != want:
 		t.Errorf("slot %s: password known: %t, want %t", slot, got, want)
 	case want:
-		if err := j.Engine.Login(t.Context(), r.Login(slot)); err != nil {
-			t.Errorf("slot %s: %v", slot, err)
-		}
+		assert.NoErrorf(t, j.Engine.Login(t.Context(), r.Login(slot)), "slot %s", slot)
 	}
 }
 

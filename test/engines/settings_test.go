@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/connector"
@@ -66,15 +67,13 @@ func TestLockOfTheDead(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			// The test does as init does: it waits for the lock, again and again, as long as it may.
-			if err := bed.Wait(ctx, func(context.Context) error {
+			assert.NoError(t, bed.Wait(ctx, func(context.Context) error {
 				_, err := x.TryEnsure(ctx)
 				if err != nil && !fault.Is(err, fault.Unavailable) {
 					return bed.Permanent(err)
 				}
 				return err
-			}); err != nil {
-				t.Errorf("%s: %v", v, err)
-			}
+			}), v)
 		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	settings "dbconnector/pkg/config"
@@ -1068,9 +1069,7 @@ func mount(tb testing.TB, flags uintptr, options string) string {
 	target := dir(tb)
 	require.NoError(tb, syscall.Mount("tmpfs", target, "tmpfs", flags, options), "mounting a file system (the tests run as root)")
 	tb.Cleanup(func() {
-		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil {
-			tb.Error(err)
-		}
+		assert.NoError(tb, syscall.Unmount(target, syscall.MNT_DETACH))
 	})
 	return target
 }

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -458,9 +459,7 @@ func testLeastRights(t *testing.T, c cluster) {
 			t.Error(err)
 		}
 	}
-	if err := account.Event(t.Context(), kube.Pod{Namespace: "least", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x"); err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, account.Event(t.Context(), kube.Pod{Namespace: "least", Name: "p", UID: "u"}, kube.Normal, "Provisioned", "x"))
 }
 
 func testEnding(t *testing.T, c cluster) {
@@ -800,9 +799,7 @@ func testWorkload(t *testing.T, c cluster) {
 		for range 10 {
 			rival := c.admin(t).Workload("workload", name)
 			group.Go(func() {
-				if err := rival.Request(t.Context(), of(5), newest); err != nil {
-					t.Error(err)
-				}
+				assert.NoError(t, rival.Request(t.Context(), of(5), newest))
 			})
 		}
 		group.Wait()
@@ -819,13 +816,9 @@ func testWorkload(t *testing.T, c cluster) {
 		if asked, _, _, err := w.Status(t.Context(), other); err != nil || asked {
 			t.Errorf("%s: another record's: %t, %v", kind, asked, err)
 		}
-		if err := w.Request(t.Context(), other, newest); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, w.Request(t.Context(), other, newest))
 		changed("another record, the same number", 1, other)
-		if err := w.Request(t.Context(), of(2), newest); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, w.Request(t.Context(), of(2), newest))
 		changed("another record, a lower number", 1, of(2))
 
 		// Others write the object between the look and the deed: the controller, or a rival with the next generation.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -178,9 +179,7 @@ func write(ctx context.Context, v *VCluster, name string) error {
 // mustWrite is [write] for an object that is not there yet.
 func mustWrite(t *testing.T, v *VCluster, name string) {
 	t.Helper()
-	if err := reached(t, func(ctx context.Context) error { return write(ctx, v, name) }); err != nil {
-		t.Errorf("writing %s: %v", name, err)
-	}
+	assert.NoErrorf(t, reached(t, func(ctx context.Context) error { return write(ctx, v, name) }), "writing %s", name)
 }
 
 // written makes sure that an object is there.

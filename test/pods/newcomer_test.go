@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 
@@ -68,9 +69,7 @@ func describe(t *testing.T, v *VCluster) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own has ended
 	defer cancel()
 	pods, err := v.Pods(ctx)
-	if err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, err)
 	for _, pod := range pods {
 		for _, s := range append(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses...) {
 			t.Logf("%s %s: %d restarts, %s; before, %s", pod.Name, s.Name, s.RestartCount, state(s.State), state(s.LastTerminationState))

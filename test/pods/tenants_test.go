@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/tenant"
@@ -58,9 +59,7 @@ func TestNeighboursAreStrangers(t *testing.T) {
 		mine, theirs := record(t, v), record(t, other)
 		for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
 			login := mine.Login(slot)
-			if err := enters(t.Context(), server, login, login.Database); err != nil {
-				t.Errorf("login %s: %v", login.User, err)
-			}
+			assert.NoErrorf(t, enters(t.Context(), server, login, login.Database), "login %s", login.User)
 			if err := enters(t.Context(), server, login, theirs.Database); err == nil || !strings.Contains(err.Error(), "42501") {
 				t.Errorf("login %s, entering the neighbour's database: %v", login.User, err)
 			}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 
@@ -30,9 +31,7 @@ func TestTokenRenewed(t *testing.T) {
 	c, err := Start(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		if err := c.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, c.Stop(context.Background()))
 	})
 	newServer(t, c, bed.Postgres, "17", "postgres", "token")
 	lap("cluster and server")
@@ -62,9 +61,7 @@ func TestTokenRenewed(t *testing.T) {
 	}
 	old, err := token(t.Context())
 	require.NoError(t, err)
-	if err := c.authenticate(t.Context(), old); err != nil {
-		t.Errorf("the token at first: %v", err)
-	}
+	assert.NoError(t, c.authenticate(t.Context(), old), "the token at first")
 
 	if err := c.HaltDaemon(t.Context(), "kubelet"); err != nil { // it would renew the token too soon
 		t.Fatal(err)

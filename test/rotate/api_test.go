@@ -189,9 +189,7 @@ func generation(n int64) func(*tenant.Record) bool {
 func accepts(tb testing.TB, r *tenant.Record) {
 	tb.Helper()
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if err := open.Engine(r.Server, "test").Login(tb.Context(), r.Login(slot)); err != nil {
-			tb.Errorf("slot %s of generation %d: %v", slot, r.Generation, err)
-		}
+		assert.NoErrorf(tb, open.Engine(r.Server, "test").Login(tb.Context(), r.Login(slot)), "slot %s of generation %d", slot, r.Generation)
 	}
 }
 
@@ -382,9 +380,7 @@ func TestRecordDeleted(t *testing.T) {
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
 	// The new record does not know the slot of the control plane, and the slot is in use. init changes no password of a
 	// slot in use.
-	if err := open.Engine(old.Server, "test").Login(t.Context(), old.Login(old.Active)); err != nil {
-		t.Errorf("the credential of the control plane: %v", err)
-	}
+	assert.NoError(t, open.Engine(old.Server, "test").Login(t.Context(), old.Login(old.Active)), "the credential of the control plane")
 }
 
 // TestRecordRestored: the record comes back from a backup that is older than the last rotation, and a sidecar starts
@@ -413,9 +409,7 @@ func TestRecordRestored(t *testing.T) {
 	rig.Replica(t, p) // a pod starts
 	handsOver(t, p, server)
 	gauge(t, sidecar, "dbconnector_consecutive_failures", 0)
-	if err := open.Engine(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)); err != nil {
-		t.Errorf("the credential of the control plane: %v", err)
-	}
+	assert.NoError(t, open.Engine(rotated.Server, "test").Login(t.Context(), rotated.Login(rotated.Active)), "the credential of the control plane")
 }
 
 // keepsHandOver makes sure that a sidecar which does not trust its record says so, stays ready, and leaves the files as they are.

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 
@@ -103,9 +104,7 @@ func (j *jumpy) halt(tb testing.TB) {
 		return
 	}
 	j.stop()
-	if err := <-j.done; err != nil {
-		tb.Errorf("the loop ended: %v", err)
-	}
+	assert.NoError(tb, <-j.done, "the loop ended")
 	j.stop = nil
 }
 

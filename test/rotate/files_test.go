@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -37,9 +38,7 @@ func inMemory(tb testing.TB, p *rig.Tenant) {
 	tb.Helper()
 	require.NoError(tb, unix.Mount("tmpfs", p.Out, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k,mode=755"), "mounting a tmpfs")
 	tb.Cleanup(func() {
-		if err := unix.Unmount(p.Out, unix.MNT_DETACH); err != nil {
-			tb.Error(err)
-		}
+		assert.NoError(tb, unix.Unmount(p.Out, unix.MNT_DETACH))
 	})
 	rig.Provision(tb, p)
 }
@@ -278,9 +277,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 				t.Error("the server was asked")
 				return nil
 			})
-			if err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, err)
 		})
 		synctest.Wait()
 		before := handed(t, dir)
@@ -297,9 +294,7 @@ func TestFilesAreLookedAfter(t *testing.T) {
 			require.NoError(t, tamper(dir), what)
 			<-time.After(61 * time.Second)
 			synctest.Wait()
-			if err := tampered(dir, before); err != nil {
-				t.Errorf("%s, and a minute later: %v", what, err)
-			}
+			assert.NoErrorf(t, tampered(dir, before), "%s, and a minute later", what)
 		}
 		stop()
 		group.Wait()

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/tenant"
@@ -117,9 +118,7 @@ func TestHalfFinishedLogin(t *testing.T) {
 			if err == nil {
 				_, err = conn.ExecContext(t.Context(), "CREATE TABLE IF NOT EXISTS intruder (i int)")
 			}
-			if err == nil {
-				t.Error("a login that did not show became a session that writes after its password's retirement")
-			}
+			assert.Error(t, err, "a login that did not show became a session that writes after its password's retirement")
 		}
 		require.NoError(t, client.check(t.Context()), "the control plane")
 		if n := len(sidecar.Lines("ended sessions of a retired login")); n == 0 && engine != bed.MariaDB {

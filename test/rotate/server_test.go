@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/statedir"
@@ -110,9 +111,7 @@ func consume(tb testing.TB, p *rig.Tenant, s *bed.Server, from string, follows b
 			case <-ticker.C:
 			}
 			if dsn, err := p.DSN(); follows && err == nil && dsn != c.read() {
-				if err := c.adopt(); err != nil {
-					tb.Errorf("a control plane does not start: %v", err)
-				}
+				assert.NoError(tb, c.adopt(), "a control plane does not start")
 			}
 			if err := c.check(context.Background()); wrongPassword(err) {
 				tb.Errorf("a control plane at %s was cut off: %v", from, err)

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"unicode"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
 
@@ -503,9 +504,7 @@ func TestReadmeShowsWhatIsShipped(t *testing.T) {
 		for _, m := range block.FindAllStringSubmatch(read(t, document), -1) {
 			got = append(got, m[1]+m[2])
 			var shown, shipped any
-			if err := yaml.Unmarshal([]byte(m[3]), &shown); err != nil {
-				t.Errorf("%s, %s: %v", document, m[2], err)
-			}
+			assert.NoErrorf(t, yaml.Unmarshal([]byte(m[3]), &shown), "%s, %s", document, m[2])
 			require.NoError(t, yaml.Unmarshal([]byte(read(t, m[2])), &shipped), m[2])
 			if m[1] == "" && !reflect.DeepEqual(shown, shipped) || m[1] != "" && !isPart(shown, shipped) {
 				t.Errorf("%s shows %s%s as\n%v\nand shipped is\n%v", document, m[1], m[2], shown, shipped)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -209,9 +210,7 @@ func TestOpenShift(t *testing.T) {
 			t.Errorf("%s: the pod names a user or a group: %+v", example, sc)
 		}
 		pods.AsSCC(&pod.Spec, from)
-		if err := create(t.Context(), api, pod, &corev1.Pod{}); err != nil {
-			t.Errorf("%s: %v", example, err)
-		}
+		assert.NoError(t, create(t.Context(), api, pod, &corev1.Pod{}), example)
 	}
 }
 
@@ -272,9 +271,7 @@ func TestQuota(t *testing.T) {
 				c.Resources.Limits[corev1.ResourceEphemeralStorage] = resource.MustParse("8Gi")
 			}
 		}
-		if err := create(t.Context(), api, pod, &corev1.Pod{}); err != nil {
-			t.Errorf("%s, with the variant: %v", example, err)
-		}
+		assert.NoErrorf(t, create(t.Context(), api, pod, &corev1.Pod{}), "%s, with the variant", example)
 	}
 }
 

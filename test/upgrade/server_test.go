@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/handover"
@@ -81,13 +82,9 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 		t.Errorf("init does not say that it took a membership back:\n%s", said)
 	}
 	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
-		if err := becomes(t.Context(), newer, stolen, theirs.Login(slot).User); err == nil {
-			t.Errorf("the attacker still becomes the victim's login %s", slot)
-		}
+		assert.Errorf(t, becomes(t.Context(), newer, stolen, theirs.Login(slot).User), "the attacker still becomes the victim's login %s", slot)
 	}
-	if err := enters(t.Context(), newer, stolen, theirs); err == nil {
-		t.Error("the attacker is still in the victim's database")
-	}
+	assert.Error(t, enters(t.Context(), newer, stolen, theirs), "the attacker is still in the victim's database")
 	if members := memberships(t, newer, theirs); len(members) > 0 {
 		t.Errorf("memberships that are none of ours: %q", members)
 	}
@@ -107,9 +104,7 @@ func serverUpgraded(t *testing.T, from, to string, cloud bool) {
 	dsn, err = attacker.DSN()
 	require.NoError(t, err, "reading the hand-over")
 	attacker.kine(t, dsn)()
-	if err := enters(t.Context(), newer, stolen, theirs); err == nil {
-		t.Error("the attacker is in the victim's database again")
-	}
+	assert.Error(t, enters(t.Context(), newer, stolen, theirs), "the attacker is in the victim's database again")
 }
 
 // start runs init as a pod's start does, and returns what it says. Where the admin lacks a right after the upgrade, init says what

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/test/bed"
@@ -163,9 +164,7 @@ func checkInterrupted(t *testing.T, program, at string) {
 		out.Write(buffer[:n])
 		if !sent && strings.Contains(out.String(), at) {
 			sent = true
-			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-				t.Error(err)
-			}
+			assert.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 		}
 		if err != nil {
 			if err != io.EOF {
