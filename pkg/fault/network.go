@@ -26,9 +26,9 @@ func Proxied(err error) string {
 	return ""
 }
 
-// Unresolved says of an error whether a server's name could not be resolved, and gives its words. It may be a moment (a Service
+// unresolved says of an error whether a server's name could not be resolved, and gives its words. It may be a moment (a Service
 // that was just made, a slow name service), so its class is Unavailable; where it lasts, the name is wrong.
-func Unresolved(err error) error {
+func unresolved(err error) error {
 	var dns *net.DNSError
 	if !errors.As(err, &dns) {
 		return nil
@@ -42,7 +42,7 @@ func Unresolved(err error) error {
 }
 
 // Network gives an error of a connection to a database server its class and a message of one line: TLS, names, time limits, a connection
-// that broke. It returns nil for any other error.
+// that broke. A context that was cancelled stays context.Canceled, without a class. It returns nil for any other error.
 func Network(err error) error {
 	var (
 		verification *tls.CertificateVerificationError
@@ -58,8 +58,8 @@ func Network(err error) error {
 		return New(Refused, "the server ends the TLS handshake: %s", Words(alert.Error()))
 	case errors.As(err, &record):
 		return New(Refused, "the server answers TLS with something else")
-	case Unresolved(err) != nil:
-		return Unresolved(err)
+	case unresolved(err) != nil:
+		return unresolved(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		return New(Unavailable, "no answer within the time limit")
 	case errors.Is(err, context.Canceled):
@@ -72,7 +72,7 @@ func Network(err error) error {
 	return nil
 }
 
-// Innermost is the cause of all causes of an error.
+// Innermost is the last cause of a chain of errors.
 func Innermost(err error) error {
 	for {
 		next := errors.Unwrap(err)

@@ -4,14 +4,13 @@ package bed
 
 import (
 	"fmt"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // APIProxy stands before an API server, in clear text and as its admin, so that one request is one question, whatever HTTP/2 and TLS
@@ -20,8 +19,7 @@ type APIProxy struct {
 	// Kubeconfig is how a client reaches it.
 	Kubeconfig string
 
-	server *http.Server
-	done   chan struct{}
+	server *httptest.Server
 }
 
 // StartProxy puts a proxy before the API server. around gets the handler that passes requests on. dir is for the kubeconfig.
@@ -30,26 +28,15 @@ func (a *APIServer) StartProxy(dir string, around func(pass http.Handler) http.H
 	if err != nil {
 		return nil, fmt.Errorf("reading the API server's address: %w", err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listening: %w", err)
-	}
 	pass := &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to) },
 		Transport:     a.Admin.Transport,
 		FlushInterval: -1,
 		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
-	p := &APIProxy{
-		Kubeconfig: filepath.Join(dir, "kubeconfig-proxy"), done: make(chan struct{}),
-		server: &http.Server{ReadHeaderTimeout: time.Minute, Handler: around(pass)},
-	}
-	go func() {
-		defer close(p.done)
-		_ = p.server.Serve(listener)
-	}()
-	config := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: x, cluster: {server: \"http://%s\"}}]\n"+
-		"users: [{name: x, user: {}}]\ncontexts: [{name: x, context: {cluster: x, user: x}}]\ncurrent-context: x\n", listener.Addr())
+	p := &APIProxy{Kubeconfig: filepath.Join(dir, "kubeconfig-proxy"), server: httptest.NewServer(around(pass))}
+	config := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: x, cluster: {server: %q}}]\n"+
+		"users: [{name: x, user: {}}]\ncontexts: [{name: x, context: {cluster: x, user: x}}]\ncurrent-context: x\n", p.server.URL)
 	if err := os.WriteFile(p.Kubeconfig, []byte(config), 0o600); err != nil {
 		p.Close()
 		return nil, fmt.Errorf("writing a kubeconfig: %w", err)
@@ -68,8 +55,8 @@ func (a *APIServer) NewProxy(tb testing.TB, around func(pass http.Handler) http.
 	return p
 }
 
-// Close ends the proxy and all connections through it.
+// Close ends all connections through the proxy, waits for its handlers, and ends it.
 func (p *APIProxy) Close() {
-	_ = p.server.Close()
-	<-p.done
+	p.server.CloseClientConnections()
+	p.server.Close()
 }

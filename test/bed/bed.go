@@ -114,14 +114,14 @@ var Versions = []Version{
 	{Engine: MySQL, Version: "9.7", suite: "sid", debs: []string{"mysql-server-core"}},
 }
 
-// Newest are one server of each engine, for what does not depend on the version.
-func Newest() (list []Version) {
-	for _, newest := range []string{"postgres-17", "mysql-9.7", "mariadb-11.8"} {
-		for _, v := range Versions {
-			if v.String() == newest {
-				list = append(list, v)
-			}
+// Usual are the servers on which a test runs that does not depend on the version: one of PostgreSQL, MySQL and MariaDB, in this order.
+func Usual() (list []Version) {
+	for _, engine := range []Engine{Postgres, MySQL, MariaDB} {
+		v, err := lookup(engine, map[Engine]string{Postgres: "17", MySQL: "9.7", MariaDB: "11.8"}[engine])
+		if err != nil {
+			panic(err)
 		}
+		list = append(list, v)
 	}
 	return list
 }

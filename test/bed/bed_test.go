@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -132,9 +133,16 @@ func checkCloudAdmin(t *testing.T, s *Server, user, password string) {
 	}
 }
 
+// latest are the newest server of each engine.
+var latest = []Version{
+	{Engine: Postgres, Version: "18"},
+	{Engine: MariaDB, Version: "11.8"},
+	{Engine: MySQL, Version: "9.7"},
+}
+
 func eachEngine(t *testing.T, test func(*testing.T, Version)) {
 	t.Helper()
-	for _, v := range Newest() {
+	for _, v := range latest {
 		t.Run(v.String(), func(t *testing.T) {
 			t.Parallel()
 			test(t, v)
@@ -364,6 +372,106 @@ func TestProxyKillAfter(t *testing.T) {
 	}
 }
 
+// TestProxyIntercept: the interceptor hears each question once, may answer it, may drop it before the server hears it, and learns of each
+// answer before the client does, also where that is the end of the connection, in order or not.
+func TestProxyIntercept(t *testing.T) {
+	t.Parallel()
+	var heard atomic.Int64 // by the server
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				for lines := bufio.NewScanner(conn); lines.Scan(); {
+					heard.Add(1)
+					switch lines.Text() {
+					case "end":
+						return
+					case "reset":
+						_ = conn.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // it is one
+						return
+					}
+					_, _ = fmt.Fprintln(conn, lines.Text())
+				}
+			}()
+		}
+	}()
+	p := NewProxy(t, l.Addr().String())
+	answers := make(chan string, 10)
+	p.Intercept(func(q Question) Reply {
+		asked := strings.TrimSpace(string(q.Data))
+		switch asked {
+		case "forbidden":
+			return Reply{Instead: []byte("no\n")}
+		case "drop":
+			return Reply{Drop: true}
+		}
+		return Reply{Answered: func() bool {
+			answers <- asked
+			return asked != "hide"
+		}}
+	})
+	for _, test := range []struct {
+		asked, answer string // no answer: the connection ends
+		heard         int64
+	}{
+		{"hello", "hello", 1}, {"forbidden", "no", 0}, {"drop", "", 0}, {"hide", "", 1}, {"end", "", 1}, {"reset", "", 1},
+	} {
+		before := heard.Load()
+		c := dial(t, p.Addr())
+		got, err := c.ask(test.asked)
+		if got != test.answer || (err == nil) != (test.answer != "") || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: got %q, %v, want %q", test.asked, got, err, test.answer)
+		}
+		assert.Equal(t, test.heard, heard.Load()-before, "%s: heard by the server", test.asked)
+		if test.heard > 0 {
+			assert.Equal(t, test.asked, <-answers)
+		}
+		if test.answer != "" { // and the connection goes on
+			got, err = c.ask("more")
+			if got != "more" || err != nil || <-answers != "more" {
+				t.Errorf("%s, and more: got %q, %v", test.asked, got, err)
+			}
+		}
+	}
+}
+
+// TestAPIProxy: one request is one call of the handler, which may refuse it; the client reaches the API server as its admin.
+func TestAPIProxy(t *testing.T) {
+	t.Parallel()
+	a := NewAPIServer(t, APIServerOptions{})
+	var asked []string
+	p := a.NewProxy(t, func(pass http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Method+" "+r.URL.Path)
+			if r.URL.Path == "/cut" {
+				panic(http.ErrAbortHandler)
+			}
+			pass.ServeHTTP(w, r)
+		})
+	})
+	config, err := os.ReadFile(p.Kubeconfig)
+	require.NoError(t, err)
+	address := regexp.MustCompile(`http://[0-9.:]+`).FindString(string(config))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // or it would try again by itself
+	var list struct{ Items []any }
+	require.NoError(t, Ask(t.Context(), client, http.MethodGet, address+"/api/v1/namespaces", nil, &list))
+	assert.NotEmpty(t, list.Items)
+	missing := Ask(t.Context(), client, http.MethodGet, address+"/api/v1/namespaces/none", nil, nil)
+	assert.Equal(t, http.StatusNotFound, Code(missing), "%v", missing)
+	cut := Ask(t.Context(), client, http.MethodGet, address+"/cut", nil, nil)
+	assert.Error(t, cut)
+	assert.Equal(t, 0, Code(cut))
+	p.Close()
+	assert.Equal(t, []string{"GET /api/v1/namespaces", "GET /api/v1/namespaces/none", "GET /cut"}, asked)
+}
+
 // TestProxyBeforeServer kills a client at the moment the server has done what it asked.
 func TestProxyBeforeServer(t *testing.T) {
 	eachEngine(t, func(t *testing.T, v Version) {
@@ -434,7 +542,7 @@ func TestKineOnDatabase(t *testing.T) {
 
 // TestOwnServer names a server by the environment.
 func TestOwnServer(t *testing.T) {
-	for _, v := range Newest() {
+	for _, v := range latest {
 		t.Run(v.String(), func(t *testing.T) {
 			theirs := NewServer(t, v.Engine, v.Version, Options{IPv6: true})
 			ca := filepath.Join(t.TempDir(), "ca.crt")

@@ -9,8 +9,8 @@ import (
 )
 
 // ForbidMySQL puts a proxy before a MySQL or MariaDB server that answers each query with a word in it as an error and does not pass it
-// on. It is for statements that servers forbid that cannot be had here, such as those of a cluster. It must be spoken to in clear
-// text. It returns the proxy's port; the proxy ends with the test.
+// on. It is for statements that servers forbid that cannot be had here, such as those of a cluster. The client must speak in clear text,
+// and use no commands without an answer, as prepared statements have. It returns the proxy's port; the proxy ends with the test.
 func ForbidMySQL(tb testing.TB, target, word string, number uint16, message string) int {
 	tb.Helper()
 	refusal := binary.LittleEndian.AppendUint16([]byte{0xff}, number)

@@ -100,10 +100,11 @@ func (p *Proxy) KillAfter(n int, f func()) {
 	}
 }
 
-// Question is the beginning of a flight, on the connection of that number, from 1.
+// Question is the beginning of a flight: what the client sent at once. A client that sends more before the server has answered is heard
+// only once.
 type Question struct {
-	Conn int
-	Data []byte
+	Conn int    // numbers the connections, from 1
+	Data []byte // not to be kept
 }
 
 // Reply says how a proxy goes on with a question. The zero value passes it on, and the answer, too.
@@ -117,7 +118,8 @@ type Reply struct {
 	Answered func() (pass bool)
 }
 
-// Intercept calls f with every question before the server hears it. f may take its time.
+// Intercept calls f with every question before the server hears it. f, and what it returns, may take their time, but must not wait for
+// the client to say more on that connection, nor close the proxy. The same holds for [Proxy.KillAfter].
 func (p *Proxy) Intercept(f func(Question) Reply) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,13 +252,12 @@ func (p *Proxy) serve(client net.Conn) {
 	wg.Wait()
 }
 
-// copy passes on what before lets pass. before also sees the end, as no data.
+// copy passes on what before lets pass. before also sees the end, whatever it is, as no data.
 func (c *conversation) copy(to, from net.Conn, before func([]byte) (pass, on bool)) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
-		ended := errors.Is(err, io.EOF)
-		if n > 0 || ended {
+		if n > 0 || err != nil {
 			c.pass()
 			pass, on := before(buf[:n])
 			if !on {
@@ -268,7 +269,7 @@ func (c *conversation) copy(to, from net.Conn, before func([]byte) (pass, on boo
 				}
 			}
 		}
-		if ended {
+		if errors.Is(err, io.EOF) {
 			if tcp, ok := to.(*net.TCPConn); ok {
 				_ = tcp.CloseWrite()
 			}

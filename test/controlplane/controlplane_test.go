@@ -320,7 +320,7 @@ func createConfigMap(ctx context.Context, api *bed.APIServer, name string) (crea
 		case !strings.Contains(err.Error(), "AlreadyExists"):
 			return bed.Permanent(err)
 		}
-		if there := api.Do(ctx, http.MethodGet, path+"/"+name, nil, nil); there == nil || !strings.Contains(there.Error(), "404 Not Found") {
+		if there := api.Do(ctx, http.MethodGet, path+"/"+name, nil, nil); bed.Code(there) != http.StatusNotFound {
 			return bed.Permanent(errors.Join(err, there))
 		}
 		return err

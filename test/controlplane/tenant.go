@@ -10,13 +10,16 @@ package controlplane
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"dbconnector/pkg/handover"
+	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 	"dbconnector/test/rig"
 	"dbconnector/test/shipped"
@@ -60,7 +63,7 @@ type Ready struct {
 	// Restart: the restart path sufficed.
 	Restart bool
 	// Took is the run's time as seen from outside.
-	Took time.Duration
+	Took time.Duration `json:"-"`
 }
 
 // Provision runs dbconnector-init to its end.
@@ -69,16 +72,26 @@ func (t *Tenant) Provision(ctx context.Context) (Ready, error) {
 	if err != nil {
 		return Ready{}, err
 	}
-	for _, line := range rig.Lines(result.Log) {
-		if line["msg"] == "ready" {
-			ready := Ready{Took: result.Took}
-			ready.Database, _ = line["database"].(string)
-			ready.User, _ = line["user"].(string)
-			ready.Restart, _ = line["restart"].(bool)
-			return ready, nil
+	for line := range strings.Lines(result.Log) {
+		var message struct {
+			Msg string
+			Ready
+		}
+		if err := json.Unmarshal([]byte(line), &message); err == nil && message.Msg == "ready" {
+			message.Took = result.Took
+			return message.Ready, nil
 		}
 	}
 	return Ready{}, fmt.Errorf("running dbconnector-init for %s: it never says that it is ready\n%s", t.Name, result.Log)
+}
+
+// Record is [rig.Tenant.Record] where the lack of a record is an error.
+func (t *Tenant) Record(ctx context.Context) (*tenant.Record, error) {
+	record, err := t.Tenant.Record(ctx)
+	if err == nil && record == nil {
+		err = fmt.Errorf("tenant %s has no record", t.Name)
+	}
+	return record, err
 }
 
 // Store reads the store that the hand-over's config.yaml names, see [ReadConfig].

@@ -23,7 +23,7 @@ import (
 )
 
 // program is the name under which the servers see the engine.
-const program = "dbconnector-integration"
+const program = "dbconnector-engines"
 
 // newServer starts a server that insists on TLS and logs every statement.
 func newServer(t *testing.T, v bed.Version) *bed.Server {

@@ -22,7 +22,7 @@ func TestApplyConnector(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			good := connectorFor(server)
 			v := newVCluster(t, server, with(good, map[string]string{"caCert": "", "sslMode": "require"}))
 			front := newCounter(t)
@@ -93,7 +93,7 @@ func TestApplyConnector(t *testing.T) {
 
 			// A server without this tenant's data is not applied, and the attempt changes nothing.
 			for what, change := range map[string]map[string]string{
-				"a server without it":  connectorFor(engines[map[string]string{"postgres": "mariadb", "mysql": "postgres", "mariadb": "mysql"}[name]].get(t)),
+				"a server without it":  connectorFor(engines[map[string]string{"postgres": "mariadb", "mysql": "postgres", "mariadb": "mysql"}[name]].Get(t)),
 				"no listener there":    with(good, map[string]string{"port": closedPort(t)}),
 				"a CA that is not its": with(good, map[string]string{"caCert": string(strangersCA(t))}),
 			} {
@@ -137,7 +137,7 @@ func strangersCA(tb testing.TB) []byte {
 // TestApplyConnectorWithoutKubernetes: the request is a file beside the record (F3).
 func TestApplyConnectorWithoutKubernetes(t *testing.T) {
 	t.Parallel()
-	server := mariadb.get(t)
+	server := mariadb.Get(t)
 	s := newSite(t, server)
 	good := s.connector
 	s.connector = with(good, map[string]string{"caCert": "", "sslMode": "require"})

@@ -21,6 +21,7 @@ import (
 
 	settings "dbconnector/pkg/config"
 	"dbconnector/test/bed"
+	"dbconnector/test/rig"
 )
 
 // The exit codes that bad input may have: a human must change something, or the moment is wrong.
@@ -34,7 +35,7 @@ type badInput struct {
 	name   string
 	reason string // why it happens, or the reason for the answer
 	// on is the server of the connector that is made bad; PostgreSQL by default.
-	on     *shared
+	on     *rig.Shared
 	change func(tb testing.TB, s *site)
 	code   int
 	want   []string
@@ -127,7 +128,7 @@ var model struct {
 func goodRecord(tb testing.TB, s *site) string {
 	tb.Helper()
 	model.once.Do(func() {
-		m := newSite(tb, postgres.get(tb))
+		m := newSite(tb, postgres.Get(tb))
 		m.provision(tb)
 		model.content = read(tb, m.recordFile())
 	})
@@ -937,7 +938,7 @@ func (b badInput) check(t *testing.T) {
 	if server == nil {
 		server = postgres
 	}
-	s := newSite(t, server.get(t))
+	s := newSite(t, server.Get(t))
 	limit := 60 * time.Second
 	if b.waits {
 		limit = 5 * time.Second
@@ -961,7 +962,7 @@ func (b badInput) check(t *testing.T) {
 	if !b.waits && o.took > 30*time.Second {
 		t.Errorf("took %s to see that waiting does not help", o.took)
 	}
-	secrets := []string{chosen, server.server.AdminPassword}
+	secrets := []string{chosen, server.Get(t).AdminPassword}
 	if password := strings.TrimSpace(s.connector["password"]); len(password) > 8 && password != injection && len(password) < 100 {
 		secrets = append(secrets, password)
 	}
@@ -1087,7 +1088,7 @@ func TestLooksBad(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name, reason string
-		on           *shared
+		on           *rig.Shared
 		change       func(testing.TB, *site)
 		warns        []string
 		dsn          string
@@ -1155,7 +1156,7 @@ func TestLooksBad(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, test.on.get(t))
+			s := newSite(t, test.on.Get(t))
 			test.change(t, s)
 			o := s.run(t)
 			o.succeeded(t)
@@ -1169,7 +1170,7 @@ func TestLooksBad(t *testing.T) {
 				t.Errorf("%s: the DSN does not hold %q", test.reason, test.dsn)
 			}
 			if _, password := credentialOf(t, dsn); password != "" {
-				o.hides(t, password, odd, chosen, test.on.server.AdminPassword)
+				o.hides(t, password, odd, chosen, test.on.Get(t).AdminPassword)
 			}
 			if name, err := login(t, s.server, dsn); err != nil || name != databaseOf(s.uid) {
 				t.Errorf("%s: the hand-over leads to database %q, %v; want %q", test.reason, name, err, databaseOf(s.uid))

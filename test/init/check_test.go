@@ -27,7 +27,7 @@ func TestConnectorCheck(t *testing.T) {
 	for name, server := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			good := connectorFor(server.get(t))
+			good := connectorFor(server.Get(t))
 			// The tenant belongs to this test alone. The rest of the pod is as shipped.
 			uid, limit := "connector-check/"+t.Name(), "30s"
 			check := func(connector map[string]string) *outcome {
@@ -65,7 +65,7 @@ func TestConnectorCheck(t *testing.T) {
 			check(with("endpoint", "no-such-name.invalid")).refused(t, 1, "does not resolve")
 			limit = "30s"
 			if server == postgres {
-				check(weak(t, server.get(t), good)).refused(t, 2, "may not create databases and roles")
+				check(weak(t, server.Get(t), good)).refused(t, 2, "may not create databases and roles")
 			}
 			check(good).succeeded(t)
 		})

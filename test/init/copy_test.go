@@ -16,7 +16,7 @@ import (
 // annotation takes it over, and init takes the restart path from then on. The admin path needs the tenant UID as well.
 func TestCopyInAnotherCluster(t *testing.T) {
 	t.Parallel()
-	server := mariadb.get(t)
+	server := mariadb.Get(t)
 	v := prepared(t, server, connectorFor(server))
 	v.provision(t)
 	put(t, server, v, "mine")
@@ -84,7 +84,7 @@ func TestCopyInAnotherCluster(t *testing.T) {
 // database. init does not name it where it is of no use.
 func TestTenantUIDStaysOut(t *testing.T) {
 	t.Parallel()
-	server := mariadb.get(t)
+	server := mariadb.Get(t)
 	s := newSite(t, server)
 	v := newVCluster(t, server, connectorFor(server))
 	for range 2 {

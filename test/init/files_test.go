@@ -88,7 +88,7 @@ func TestFilesOfOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, postgres.get(t))
+			s := newSite(t, postgres.Get(t))
 			config(embedded)(t, s)
 			s.writeConnector(t)
 			prepare(t, s)

@@ -16,7 +16,7 @@ import (
 // a new one is meant.
 func TestWrongName(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	for name, test := range map[string]struct {
 		reason string
 		change func(t *testing.T, v *vcluster)
@@ -111,7 +111,7 @@ func workload(tb testing.TB, v *vcluster, resource, kind, name string) {
 // begin where init lacks the rights to check.
 func TestNeighbours(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	for resource, kind := range map[string]string{"statefulsets": "StatefulSet", "deployments": "Deployment"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
@@ -146,7 +146,7 @@ func TestFirstStarts(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			v := newVCluster(t, server, connectorFor(server))
 			event := func(text string) {
 				t.Helper()
@@ -194,7 +194,7 @@ func TestRanBefore(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			v := newVCluster(t, server, connectorFor(server))
 			secret := object{"metadata": object{"name": v.release + "-certs", "labels": object{"app": "vcluster", "vcluster-name": v.release}}}
 			do(t, http.MethodPost, secretPath(v.namespace, ""), secret, nil)

@@ -20,7 +20,7 @@ func TestNeighboursCostNoQuestion(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// A server of its own: every statement counts.
-			server := bed.NewServer(t, on.engine, on.version, bed.Options{LogStatements: true})
+			server := bed.NewServer(t, on.Version.Engine, on.Version.Version, bed.Options{LogStatements: true})
 			user, password := newAdmin(t, server)
 			connector := with(connectorFor(server), map[string]string{"user": user, "password": password})
 			type cost struct{ connections, statements int }

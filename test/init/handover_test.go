@@ -54,7 +54,7 @@ func TestHandover(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, on.get(t))
+			s := newSite(t, on.Get(t))
 			config(strings.ReplaceAll(embedded, "enabled: true", "enabled: true\n        extraArgs: [a]"))(t, s)
 			s.provision(t)
 
@@ -110,7 +110,7 @@ func TestHandover(t *testing.T) {
 
 	t.Run("licensed store", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, postgres.get(t))
+		s := newSite(t, postgres.Get(t))
 		config(licensed)(t, s)
 		s.provision(t)
 		checkConfig(t, s, "external", read(t, s.outputDir, "dsn"), filepath.Join(s.outputDir, "ca.crt"))
@@ -120,7 +120,7 @@ func TestHandover(t *testing.T) {
 	})
 	t.Run("no CA and no config", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, mysql.get(t))
+		s := newSite(t, mysql.Get(t))
 		unset("caCert")(t, s)
 		s.provision(t)
 		if got, want := names(t, s.outputDir), []string{"dsn"}; !slices.Equal(got, want) {
@@ -129,7 +129,7 @@ func TestHandover(t *testing.T) {
 	})
 	t.Run("stale files", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, postgres.get(t))
+		s := newSite(t, postgres.Get(t))
 		unset("caCert")(t, s)
 		for _, file := range []string{"ca.crt", "config.yaml"} {
 			write(t, filepath.Join(s.outputDir, file), "of another tenant")
@@ -141,7 +141,7 @@ func TestHandover(t *testing.T) {
 	})
 	t.Run("mode", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, postgres.get(t))
+		s := newSite(t, postgres.Get(t))
 		config(embedded)(t, s)
 		s.env["DBCONNECTOR_FILE_MODE"] = "0600"
 		s.provision(t)
@@ -156,7 +156,7 @@ func TestHandover(t *testing.T) {
 	})
 	t.Run("record's mode", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, postgres.get(t))
+		s := newSite(t, postgres.Get(t))
 		s.provision(t)
 		for path, want := range map[string]os.FileMode{s.stateDir: 0o700 | os.ModeDir, s.recordFile(): 0o600} {
 			if info, err := os.Stat(path); err != nil || info.Mode() != want {
@@ -197,7 +197,7 @@ func TestStopped(t *testing.T) {
 	t.Parallel()
 	t.Run("while it waits", func(t *testing.T) {
 		t.Parallel()
-		s := newSite(t, postgres.get(t))
+		s := newSite(t, postgres.Get(t))
 		asked := make(chan struct{})
 		once := sync.OnceFunc(func() { close(asked) })
 		port := listen(t, func(net.Conn) { once() })
@@ -218,7 +218,7 @@ func TestStopped(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			full := flights(t, server)
 			stopped := 0
 			for _, share := range []int{1, 3, 5, 7, 9} {

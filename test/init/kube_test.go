@@ -72,7 +72,7 @@ func getSecret(tb testing.TB, namespace, name string) map[string]string {
 	tb.Helper()
 	var secret struct{ Data map[string][]byte }
 	if err := cluster(tb).Do(tb.Context(), http.MethodGet, secretPath(namespace, name), nil, &secret); err != nil {
-		if strings.Contains(err.Error(), "404") {
+		if bed.Code(err) == http.StatusNotFound {
 			return nil
 		}
 		tb.Fatal(err)

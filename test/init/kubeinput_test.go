@@ -177,7 +177,7 @@ func TestBadObjects(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			v := prepared(t, postgres.get(t), connectorFor(postgres.get(t)))
+			v := prepared(t, postgres.Get(t), connectorFor(postgres.Get(t)))
 			limit := 60 * time.Second
 			if test.waits {
 				limit = 5 * time.Second
@@ -221,7 +221,7 @@ const v1Namespace = "\x01namespace"
 // TestConnectorSecret: the same keys from a Secret, named by the variable or, as on the platform, by the vCluster's config.
 func TestConnectorSecret(t *testing.T) {
 	t.Parallel()
-	v := newVCluster(t, mariadb.get(t), connectorFor(mariadb.get(t)))
+	v := newVCluster(t, mariadb.Get(t), connectorFor(mariadb.Get(t)))
 	delete(v.env, "DBCONNECTOR_CONNECTOR")
 	config("controlPlane: {backingStore: {database: {external: {enabled: true, connector: "+v.connector+"}}}}\n")(t, &site{env: v.env})
 	v.provision(t)

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/test/bed"
+	"dbconnector/test/rig"
 )
 
 // TestUnresolvedName: init waits for a name that does not resolve, and names the key that it comes from. (F17)
@@ -59,7 +60,7 @@ func TestTerminationMessage(t *testing.T) {
 			t.Errorf("%s: got %q, want %q and the reason", name, got, want)
 		}
 	}
-	s := newSite(t, postgres.get(t))
+	s := newSite(t, postgres.Get(t))
 	s.writeConnector(t)
 	write(t, file, "")
 	well := exec.CommandContext(t.Context(), filepath.Join(base, "init"))
@@ -80,9 +81,9 @@ func TestTerminationMessage(t *testing.T) {
 // for each run. (F35)
 func TestWaitingIsSaid(t *testing.T) {
 	t.Parallel()
-	c := connectorFor(postgres.get(t))
+	c := connectorFor(postgres.Get(t))
 	c["port"] = closedPort(t)
-	v := newVCluster(t, postgres.get(t), c)
+	v := newVCluster(t, postgres.Get(t), c)
 	v.env["DBCONNECTOR_TIMEOUT"] = "8s"
 	const mark = "; tried again until "
 	until := ""
@@ -126,7 +127,7 @@ func TestWaitingIsSaid(t *testing.T) {
 			until = now
 		}
 	}
-	v.setConnector(t, connectorFor(postgres.get(t)))
+	v.setConnector(t, connectorFor(postgres.Get(t)))
 	v.env["DBCONNECTOR_TIMEOUT"] = "60s"
 	run(t, v.env).succeeded(t)
 	if reasons, _ := v.events(t); len(reasons) != 5 {
@@ -138,14 +139,14 @@ func TestWaitingIsSaid(t *testing.T) {
 // it, and init goes on as soon as the proxy is up (F23).
 func TestProxyInThePod(t *testing.T) {
 	t.Parallel()
-	for name, server := range map[string]*shared{"PostgreSQL": postgres, "MySQL": mysql} {
+	for name, server := range map[string]*rig.Shared{"PostgreSQL": postgres, "MySQL": mysql} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := connectorFor(server.get(t))
+			c := connectorFor(server.Get(t))
 			proxy := bed.NewProxy(t, net.JoinHostPort(c["endpoint"], c["port"]))
 			proxy.Refuse()
 			c["port"] = strconv.Itoa(proxy.Port())
-			v := prepared(t, server.get(t), c)
+			v := prepared(t, server.Get(t), c)
 			v.env["DBCONNECTOR_TIMEOUT"] = "60s"
 			init := start(t, v.env)
 			const hint = "connection refused: the address is this pod itself, " +

@@ -59,7 +59,7 @@ func TestRecordNamesAnother(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			victim := newVCluster(t, server, connectorFor(server))
 			victim.provision(t)
 			put(t, server, victim, "of the victim")
@@ -104,7 +104,7 @@ func TestAddressInTheRecord(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			v := newIntruder(t, server)
 			var mu sync.Mutex
 			var heard strings.Builder

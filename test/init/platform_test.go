@@ -14,7 +14,7 @@ func TestConnectorOfThePlatform(t *testing.T) {
 	for name, on := range engines {
 		t.Run("a bundle with text, "+name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, on.get(t))
+			s := newSite(t, on.Get(t))
 			ca := s.connector["caCert"]
 			s.connector["caCert"] = "# Roots of 2025\n" + string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("none")})) + ca + "# end\n"
 			o := s.run(t)

@@ -15,7 +15,7 @@ import (
 // does not trust the manifests.
 func TestRBAC(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	v := newVCluster(t, server, connectorFor(server))
 	other := prepared(t, server, nil)
 	// Another vCluster, with the same release name in another namespace, on the same platform, with a connector of its own.
@@ -106,7 +106,7 @@ func TestRBAC(t *testing.T) {
 // TestMissingRights: without a RoleBinding the message holds everything that an admin needs to write one.
 func TestMissingRights(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	rbac := "/apis/rbac.authorization.k8s.io/v1/namespaces/"
 	for _, test := range []struct {
 		name, reason string

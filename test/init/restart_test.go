@@ -21,7 +21,7 @@ func TestRestartPath(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// A server of its own: every connection counts.
-			server := bed.NewServer(t, on.engine, on.version, bed.Options{LogStatements: true})
+			server := bed.NewServer(t, on.Version.Engine, on.Version.Version, bed.Options{LogStatements: true})
 			user, password := newAdmin(t, server)
 			v := newVCluster(t, server, with(connectorFor(server), map[string]string{"user": user, "password": password}))
 			config(embedded)(t, &site{env: v.env})
@@ -100,7 +100,7 @@ func handOver(tb testing.TB, dir string) map[string]string {
 // TestIdentityOfATenant: each record belongs to one tenant, and only an operator can move it.
 func TestIdentityOfATenant(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	v := newVCluster(t, server, connectorFor(server))
 	v.provision(t)
 	n := databaseOf(v.tenant())

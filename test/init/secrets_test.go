@@ -19,7 +19,7 @@ func TestSecretsOfInit(t *testing.T) {
 	for name, on := range engines {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := on.get(t)
+			server := on.Get(t)
 			user, password := newAdmin(t, server)
 			var secrets []string
 			good := with(connectorFor(server), map[string]string{"user": user, "password": password})

@@ -37,7 +37,7 @@ func newSite(tb testing.TB, server *bed.Server) *site {
 	tb.Helper()
 	base := dir(tb)
 	s := &site{
-		uid: "blackbox/" + rand.Text(), server: server,
+		uid: "init/" + rand.Text(), server: server,
 		connectorDir: filepath.Join(base, "connector"), stateDir: filepath.Join(base, "state"), outputDir: filepath.Join(base, "out"),
 	}
 	for _, name := range []string{s.connectorDir, s.outputDir} {

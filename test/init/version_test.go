@@ -75,7 +75,7 @@ func TestVersion(t *testing.T) {
 // TestVersionOfInit: the first line of a run has the version, and so has the user agent that the API server sees. (F30)
 func TestVersionOfInit(t *testing.T) {
 	t.Parallel()
-	server := postgres.get(t)
+	server := postgres.Get(t)
 	v := newVCluster(t, server, connectorFor(server))
 	front := newCounter(t)
 	v.useToken(t, front.url)

@@ -62,7 +62,7 @@ func deployed(ctx context.Context, v *VCluster) (n int, err error) {
 		var got metav1.PartialObjectMetadata
 		err := v.c.Do(ctx, http.MethodGet, "/api/v1/namespaces/"+v.Namespace+"/"+w.kind+"/"+w.host, nil, &got)
 		switch {
-		case err != nil && !strings.Contains(err.Error(), "404"):
+		case err != nil && bed.Code(err) != http.StatusNotFound:
 			return 0, err
 		case err == nil && got.DeletionTimestamp == nil:
 			n++

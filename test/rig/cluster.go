@@ -75,7 +75,7 @@ func record(vcluster string) string {
 func (c *Cluster) Record(ctx context.Context, vcluster string) (*tenant.Record, error) {
 	var secret struct{ Data map[string]string }
 	err := c.API.Do(ctx, http.MethodGet, record(vcluster), nil, &secret)
-	if err != nil && strings.Contains(err.Error(), "404 Not Found") {
+	if bed.Code(err) == http.StatusNotFound {
 		return nil, nil
 	}
 	if err != nil {

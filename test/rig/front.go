@@ -56,6 +56,13 @@ func (p *Points) Names() []string {
 	return append([]string(nil), p.names...)
 }
 
+// Fired says whether the kill has been called.
+func (p *Points) Fired() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fired
+}
+
 // ask counts a question that has a name. die says that it must not go on to the server.
 func (p *Points) ask(name string) (n int, die bool) {
 	p.mu.Lock()
@@ -101,9 +108,6 @@ type Front struct {
 	// Name, if set before the first question, gives each question a name in place of its own text. The front does not
 	// count a question without a name. Name may block; the front holds the question back until it returns.
 	Name func(q Question) string
-
-	db  *bed.Proxy
-	api *bed.APIProxy
 }
 
 // Question is a question that a process asks.
@@ -126,14 +130,14 @@ func (f *Front) name(q Question) string {
 // NewFront puts a front before a database and, unless that is nil, an API server. It ends with the test.
 func NewFront(tb testing.TB, database string, api *bed.APIServer) *Front {
 	tb.Helper()
-	f := &Front{db: bed.NewProxy(tb, database)}
-	f.Addr = f.db.Addr()
-	f.db.Intercept(func(q bed.Question) bed.Reply {
+	db := bed.NewProxy(tb, database)
+	f := &Front{Addr: db.Addr()}
+	db.Intercept(func(q bed.Question) bed.Reply {
 		n, die := f.ask(f.name(Question{Question: q}))
 		return bed.Reply{Drop: die, Answered: func() bool { return !f.answered(n) }}
 	})
 	if api != nil {
-		f.api = api.NewProxy(tb, func(pass http.Handler) http.Handler {
+		f.Kubeconfig = api.NewProxy(tb, func(pass http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				n, die := f.ask(f.name(Question{Request: r}))
 				if die {
@@ -141,18 +145,9 @@ func NewFront(tb testing.TB, database string, api *bed.APIServer) *Front {
 				}
 				pass.ServeHTTP(&lateWriter{w, func() bool { return f.answered(n) }}, r)
 			})
-		})
-		f.Kubeconfig = f.api.Kubeconfig
+		}).Kubeconfig
 	}
 	return f
-}
-
-// Close ends the front and all connections through it, before the test ends.
-func (f *Front) Close() {
-	f.db.Close()
-	if f.api != nil {
-		f.api.Close()
-	}
 }
 
 // lateWriter asks, before the answer begins, whether it may send it.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -67,52 +68,87 @@ func Run(m *testing.M, initFlags ...string) int {
 	return m.Run()
 }
 
-// Tests that do no harm to a server share it: tenants have logins, databases, and names of their own. The servers outlive the test that
-// asks first. A test that restarts a server, changes its settings or counts its statements uses one from bed.NewServer.
+// Shared is a server that the tests of a package share, each with a tenant of its own. It starts when the first test asks for it, and
+// outlives that test. A test that restarts a server, changes its settings or counts its statements uses one from bed.NewServer.
+type Shared struct {
+	Version bed.Version
+	Options bed.Options
+	// Prepare, unless nil, is called once.
+	Prepare func(ctx context.Context, s *bed.Server) error
+
+	once   sync.Once
+	server *bed.Server
+	err    error
+}
+
+// Get is the server.
+func (s *Shared) Get(tb testing.TB) *bed.Server {
+	tb.Helper()
+	s.once.Do(func() {
+		ctx := context.Background()
+		if s.server, s.err = bed.Start(ctx, s.Version.Engine, s.Version.Version, s.Options); s.err != nil {
+			return
+		}
+		atEnd(func() error { return s.server.Stop(ctx) })
+		if s.Prepare != nil {
+			s.err = s.Prepare(ctx, s.server)
+		}
+	})
+	if s.err != nil {
+		tb.Fatal(s.err)
+	}
+	return s.server
+}
+
 var (
 	sharedMu sync.Mutex
-	servers  = map[string]*bed.Server{}
-	host     *Cluster
+	servers  = map[string]*Shared{} // by version
+	ends     []func() error         // in the order of the starts
+
+	host = sync.OnceValues(func() (*Cluster, error) {
+		api, err := bed.StartAPIServer(context.Background(), bed.APIServerOptions{})
+		if err != nil {
+			return nil, err
+		}
+		atEnd(func() error { return api.Stop(context.Background()) })
+		return NewCluster(context.Background(), api)
+	})
 )
 
-// Server is the server of a version that all tests of a package share.
+// Server is the server of a version without options that all tests of a package share.
 func Server(tb testing.TB, engine bed.Engine, version string) *bed.Server {
 	tb.Helper()
+	v := bed.Version{Engine: engine, Version: version}
 	sharedMu.Lock()
-	defer sharedMu.Unlock()
-	key := string(engine) + "-" + version
-	if servers[key] == nil {
-		s, err := bed.Start(context.Background(), engine, version, bed.Options{})
-		if err != nil {
-			tb.Fatal(err)
-		}
-		servers[key] = s
+	if servers[v.String()] == nil {
+		servers[v.String()] = &Shared{Version: v}
 	}
-	return servers[key]
+	s := servers[v.String()]
+	sharedMu.Unlock()
+	return s.Get(tb)
 }
 
 // Host is the cluster that all tests of a package share.
 func Host(tb testing.TB) *Cluster {
 	tb.Helper()
-	sharedMu.Lock()
-	defer sharedMu.Unlock()
-	if host == nil {
-		api, err := bed.StartAPIServer(context.Background(), bed.APIServerOptions{})
-		if err == nil {
-			host, err = NewCluster(context.Background(), api)
-		}
-		if err != nil {
-			tb.Fatal(err)
-		}
+	c, err := host()
+	if err != nil {
+		tb.Fatal(err)
 	}
-	return host
+	return c
 }
 
+func atEnd(stop func() error) {
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	ends = append(ends, stop)
+}
+
+// stopShared stops what the tests shared, the last one first.
 func stopShared() {
-	if host != nil {
-		_ = host.API.Stop(context.Background())
-	}
-	for _, s := range servers {
-		_ = s.Stop(context.Background())
+	for _, stop := range slices.Backward(ends) {
+		if err := stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 
 // Process is a run of dbconnector-init or dbconnector-rotate.
 type Process struct {
-	// Cmd may be changed before the start. Output, if set, gets what the process writes to its standard output, too.
+	// Cmd may be changed before the start. Output, if set, gets what the process writes to its standard output, in place of the log.
 	Cmd    *exec.Cmd
 	Output io.Writer
 
@@ -48,18 +48,21 @@ func NewProcess(ctx context.Context, binary string, env ...string) *Process {
 func (p *Process) Start() error {
 	p.Cmd.Stdout, p.Cmd.Stderr = p, p
 	if p.Output != nil {
-		p.Cmd.Stdout = io.MultiWriter(p, p.Output)
+		p.Cmd.Stdout = p.Output
 	}
 	p.began = time.Now()
 	err := bed.StartTied(p.Cmd, func(err error) {
 		p.waited, p.ended = err, time.Now()
 		close(p.done)
 	})
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", p.Cmd.Path, err)
+	defer close(p.started)
+	if err == nil {
+		return nil
 	}
-	close(p.started)
-	return nil
+	err = fmt.Errorf("starting %s: %w", p.Cmd.Path, err)
+	p.waited = err
+	close(p.done)
+	return err
 }
 
 // Write collects what the process logs.
@@ -111,7 +114,9 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Kill ends the process with SIGKILL and waits until it is gone. It may be called before the start, for which it waits, and after the end.
 func (p *Process) Kill() {
 	<-p.started
-	_ = p.Cmd.Process.Kill() // a process that has just ended is fine, too
+	if p.Cmd.Process != nil {
+		_ = p.Cmd.Process.Kill() // a process that has just ended is fine, too
+	}
 	<-p.done
 }
 

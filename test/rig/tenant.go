@@ -181,7 +181,10 @@ func (t *Tenant) Rotate(ctx context.Context, binary string, settings ...string) 
 		env = append(env, "DBCONNECTOR_"+s)
 	}
 	p := NewProcess(ctx, cmp.Or(binary, Rotate), env...)
-	return p, p.Start()
+	if err := p.Start(); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Together runs dbconnector-init for all tenants at once, and waits for all.

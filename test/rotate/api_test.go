@@ -598,12 +598,7 @@ func TestRecordOfAnother(t *testing.T) {
 	t.Parallel()
 	c := rig.Host(t)
 	p, server := plane(t, c)
-	connector := rig.Name(t, "c2")
-	require.NoError(t, c.Connector(t.Context(), connector, rig.Connector(server, server.AdminUser, server.AdminPassword, "", server.CA != nil)))
-	out := filepath.Join(t.TempDir(), "out")
-	require.NoError(t, os.Mkdir(out, 0o755), "making a directory")
-	other := &rig.Tenant{Binary: rig.Init, Name: rig.Name(t, "o"), Out: out, Cluster: c, ConnectorName: connector}
-	rig.Provision(t, other)
+	other := rig.NewKubeTenant(t, c, server)
 
 	sidecar := rig.Sidecar(t, p, hourly...)
 	release := hold(t, server, p, sidecar)

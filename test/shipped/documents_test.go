@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package shipped_test holds the documentation to the code: each name in it must exist, and it must explain each error that ends a
-// run.
+// Package shipped_test holds what a release has besides the programs: the documentation to the code, and the manifests, alerts and
+// dashboards to an API server and to what the programs say.
 package shipped_test
 
 import (

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// kustomize is run from the module cache: as a library it would put its dependencies into the go.mod of the programs.
+// kustomize is run as the program that users run.
 // Newer versions than this one ask for a newer Go than the programs do.
 const kustomize = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.2"
 

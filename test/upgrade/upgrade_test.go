@@ -271,10 +271,17 @@ func (l *left) today(tb testing.TB, r *tenant.Record, frozen string) string {
 // until waits for a record that has a property, and for the hand-over to be its, and returns both.
 func (l *left) until(tb testing.TB, what string, has func(*tenant.Record) bool) (r *tenant.Record, dsn string) {
 	tb.Helper()
-	r = rig.Until(tb, l.Tenant, what, has)
-	want, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
-	require.NoError(tb, err, "rendering the DSN")
-	bed.Eventually(tb, rig.Patience, func(context.Context) error {
+	bed.Eventually(tb, rig.Patience, func(ctx context.Context) (err error) {
+		if r, err = l.Record(ctx); err != nil {
+			return err
+		}
+		if r == nil || !has(r) {
+			return fmt.Errorf("the record never says: %s: %+v", what, r)
+		}
+		want, err := open.Engine(r.Server, "").DSN(r.Login(r.Active))
+		if err != nil {
+			return bed.Permanent(err)
+		}
 		if dsn, err = l.DSN(); err == nil && dsn != want {
 			err = errors.New("the hand-over is not the record's")
 		}

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	mysqldriver "github.com/go-sql-driver/mysql"
@@ -67,6 +69,8 @@ func TestClassifyMySQL(t *testing.T) {
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
 		"not MySQL":       {"something else answers", mysqldriver.ErrMalformPkt, fault.Refused},
 		"cleartext":       {"a plugin that sends the password in clear text", mysqldriver.ErrCleartextPassword, fault.Refused},
+		"refused":         {"nothing listens yet", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, fault.Unavailable},
+		"no such host":    {"DNS comes and goes", &net.DNSError{Err: "no such host", Name: "db"}, fault.Unavailable},
 		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
 		"bad connection":  {"the connection broke", driver.ErrBadConn, fault.Unavailable},
 		"invalid":         {"the connection broke", mysqldriver.ErrInvalidConn, fault.Unavailable},

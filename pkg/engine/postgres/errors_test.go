@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -84,6 +86,10 @@ func TestClassifyPostgres(t *testing.T) {
 		"42601":           {"a syntax error is our bug", server("42601"), fault.Unknown},
 		"no code":         {"a server that is none", server(""), fault.Unknown},
 		"certificate":     {"it does not verify", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, fault.Refused},
+		"refused":         {"nothing listens yet", &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, fault.Unavailable},
+		"no such host":    {"DNS comes and goes", &net.DNSError{Err: "no such host", Name: "db"}, fault.Unavailable},
+		"stopped early":   {"the stop came before the statement", tooEarlyError{context.Canceled}, fault.Unknown},
+		"broke early":     {"the connection broke before the statement", tooEarlyError{errors.New("conn closed")}, fault.Unavailable},
 		"end":             {"the connection broke", io.ErrUnexpectedEOF, fault.Unavailable},
 		"cancelled":       {"a stop is no failure of the server", context.Canceled, fault.Unknown},
 		"anything else":   {"an error of an unknown kind", errors.New("what?"), fault.Unknown},
@@ -108,6 +114,12 @@ func TestClassifyPostgres(t *testing.T) {
 		t.Error("main could not tell that it was stopped")
 	}
 }
+
+// tooEarlyError is what pgconn says of a statement that it never sent.
+type tooEarlyError struct{ error }
+
+func (tooEarlyError) SafeToRetry() bool { return true }
+func (e tooEarlyError) Unwrap() error   { return e.error }
 
 // The codes of a lost race must survive classify, which comes before the question.
 func TestLostRace(t *testing.T) {

@@ -5,7 +5,7 @@
 //	go run ./test/cmd/bench                    # print
 //	go run ./test/cmd/bench -write             # and put them into docs/benchmarks.md
 //	go run ./test/cmd/bench -only pods -write  # only what is measured in real pods; or processes
-//	go run ./test/cmd/bench -only growth       # with up to 2,000 tenants on a server, half an hour; not part of the others
+//	go run ./test/cmd/bench -only growth       # with up to 2,000 tenants on a server, a quarter of an hour; not part of the others
 //
 // Times are noise on a machine that does something else as well: compared programs run in pairs, one beside the other in
 // changing order, and the result is the median of the pairs' ratios. Counts are exact, and a count that is off ends the

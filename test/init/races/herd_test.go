@@ -134,7 +134,7 @@ func together(ctx context.Context, t *testing.T, s *bed.Server, all []*rig.Tenan
 func TestHerd(t *testing.T) {
 	t.Parallel()
 	c := rig.Host(t)
-	for _, v := range bed.Newest() {
+	for _, v := range bed.Usual() {
 		// The herds do not run in parallel: one herd is enough for a machine.
 		t.Run(v.String(), func(t *testing.T) {
 			ctx := t.Context()
