@@ -279,9 +279,8 @@ func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes 
 	if c.StateDir != "" && c.RecordSecret != "" {
 		v.warn("DBCONNECTOR_RECORD_SECRET", "has no effect: DBCONNECTOR_STATE_DIR is set")
 	}
-	if c.StateDir != "" && strings.HasPrefix(filepath.Clean(c.StateDir)+"/", filepath.Clean(c.OutputDir)+"/") {
-		v.refuse("DBCONNECTOR_STATE_DIR", c.StateDir,
-			"must not be DBCONNECTOR_OUTPUT_DIR, nor lie inside it: the control plane, which reads that, has no business with the record")
+	if c.StateDir != "" && filepath.Clean(c.StateDir) == filepath.Clean(c.OutputDir) {
+		v.refuse("DBCONNECTOR_STATE_DIR", c.StateDir, "must not be DBCONNECTOR_OUTPUT_DIR: the control plane, which reads that, has no business with the record")
 	}
 	switch {
 	case c.PodName != "" && c.PodUID == "":

@@ -195,11 +195,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"record in the hand-over": {
 			with(standalone, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "/s/"}),
-			`DBCONNECTOR_STATE_DIR="/s": must not be DBCONNECTOR_OUTPUT_DIR, nor lie inside it`,
-		},
-		"record inside the hand-over": {
-			with(standalone, map[string]string{"DBCONNECTOR_OUTPUT_DIR": "/out", "DBCONNECTOR_STATE_DIR": "/out/../out/state"}),
-			`DBCONNECTOR_STATE_DIR="/out/../out/state": must not be DBCONNECTOR_OUTPUT_DIR, nor lie inside it`,
+			`DBCONNECTOR_STATE_DIR="/s": must not be DBCONNECTOR_OUTPUT_DIR`,
 		},
 		"no UID without Kubernetes": {with(standalone, map[string]string{"DBCONNECTOR_TENANT_UID": ""}), `DBCONNECTOR_TENANT_UID is not set: without Kubernetes`},
 		"UID with control": {
