@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pgwire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/fault"
+	"dbconnector/pkg/proxy"
+)
+
+// attemptTime bounds one attempt to log in.
+const attemptTime = 10 * time.Second
+
+// SQLSTATEs of what the proxy refuses itself.
+const (
+	cannotConnect       = "08001"
+	notSupported        = "0A000"
+	invalidPassword     = "28P01"
+	invalidLogin        = "28000"
+	noDatabase          = "3D000"
+	tooManyConnections  = "53300"
+	maintenanceDatabase = "postgres"
+	template            = "template1"
+)
+
+// Wire serves the clients of one tenant on a PostgreSQL server.
+type Wire struct {
+	server dbserver.Server
+
+	mu      sync.Mutex
+	cancels map[string]*pgconn.PgConn // by process and secret key
+}
+
+var _ proxy.Wire = (*Wire)(nil)
+
+// New makes one for a server.
+func New(server dbserver.Server) *Wire {
+	return &Wire{server: server, cancels: map[string]*pgconn.PgConn{}}
+}
+
+// Open is described at proxy.Wire. Of what the client says, the user and the database are replaced: the client has no login, and every
+// name but those of the maintenance databases stands for the tenant's.
+func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*proxy.Session, error) {
+	h, err := readHello(client)
+	switch {
+	case errors.Is(err, errProtocol):
+		return nil, refuse(client, notSupported, err)
+	case err != nil:
+		return nil, err
+	case h.cancel != nil:
+		return nil, w.cancel(ctx, h.cancel)
+	case h.params["replication"] != "" && h.params["replication"] != "false" && h.params["replication"] != "off":
+		return nil, refuse(client, notSupported, errors.New("dbconnector passes no replication on"))
+	case h.database == maintenanceDatabase || h.database == template:
+		return nil, refuse(client, noDatabase, fmt.Errorf("dbconnector: database %q is not the tenant's", h.database))
+	}
+	_ = client.SetDeadline(time.Time{}) // ctx bounds the rest
+	hijacked, login, err := w.logIn(ctx, h, next)
+	if err != nil {
+		return nil, tell(client, err)
+	}
+	// The counterpart of Hijack, only to cancel by it: it knows the server's address and how to secure the connection there.
+	shadow, err := pgconn.Construct(hijacked)
+	if err != nil {
+		_ = hijacked.Conn.Close()
+		return nil, refuse(client, cannotConnect, err)
+	}
+	key := ""
+	if len(hijacked.SecretKey) > 0 {
+		key = cancelKey(hijacked.PID, hijacked.SecretKey)
+		w.mu.Lock()
+		w.cancels[key] = shadow
+		w.mu.Unlock()
+	}
+	state := &state{status: hijacked.TxStatus}
+	session := &proxy.Session{
+		Server: hijacked.Conn, Login: login, FromClient: state.fromClient, FromServer: state.fromServer, Idle: state.idle,
+		Close: func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			delete(w.cancels, key)
+		},
+	}
+	if err := welcome(client, h, hijacked); err != nil {
+		session.Close()
+		_ = hijacked.Conn.Close()
+		return nil, err
+	}
+	return session, nil
+}
+
+// logIn tries one login after the other.
+func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*pgconn.HijackedConn, proxy.Login, error) {
+	var refused error
+	for {
+		login, err := next(ctx, refused)
+		if err != nil {
+			return nil, login, err
+		}
+		hijacked, err := w.attempt(ctx, h, login)
+		var said *pgconn.PgError
+		if errors.As(err, &said) && (said.Code == invalidPassword || said.Code == invalidLogin) {
+			refused = err
+			continue
+		}
+		return hijacked, login, err
+	}
+}
+
+// attempt logs in once.
+func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.HijackedConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything is overwritten.
+	config, err := pgconn.ParseConfig("sslmode=disable host=localhost")
+	if err != nil {
+		return nil, errors.New("reading the environment's PG variables failed: remove them")
+	}
+	config.Host, config.Port = w.server.Host, w.server.Port
+	config.User, config.Password, config.Database = login.User, login.Password.Reveal(), login.Database
+	config.Fallbacks, config.ValidateConnect, config.ConnectTimeout = nil, nil, 0
+	config.KerberosSrvName, config.KerberosSpn = "", ""
+	config.RuntimeParams = h.params
+	config.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}).DialContext
+	if config.TLSConfig, err = w.server.TLSConfig(); err != nil {
+		return nil, fmt.Errorf("preparing TLS: %w", err)
+	}
+	conn, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	// pgconn may be reading already: a slow write makes it read in the background (proxy.md, P1).
+	if err := conn.SyncConn(ctx); err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
+	hijacked, err := conn.Hijack()
+	if err != nil {
+		_ = conn.Close(ctx)
+		return nil, err
+	}
+	return hijacked, hijacked.Conn.SetDeadline(time.Time{})
+}
+
+// welcome tells the client that it is in, as the server told the proxy.
+func welcome(client io.Writer, h *hello, server *pgconn.HijackedConn) error {
+	var messages []pgproto3.BackendMessage
+	if h.newer || len(h.unknown) > 0 {
+		messages = append(messages, &pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: 0, UnrecognizedOptions: h.unknown})
+	}
+	messages = append(messages, &pgproto3.AuthenticationOk{})
+	for name, value := range server.ParameterStatuses {
+		messages = append(messages, &pgproto3.ParameterStatus{Name: name, Value: value})
+	}
+	if len(server.SecretKey) > 0 { // some servers behind a proxy give none
+		messages = append(messages, &pgproto3.BackendKeyData{ProcessID: server.PID, SecretKey: server.SecretKey})
+	}
+	messages = append(messages, &pgproto3.ReadyForQuery{TxStatus: server.TxStatus})
+	return send(client, messages...)
+}
+
+func send(client io.Writer, messages ...pgproto3.BackendMessage) error {
+	var out []byte
+	var err error
+	for _, m := range messages {
+		if out, err = m.Encode(out); err != nil {
+			return fmt.Errorf("answering the client: %w", err)
+		}
+	}
+	if _, err := client.Write(out); err != nil {
+		return fmt.Errorf("answering the client: %w", err)
+	}
+	return nil
+}
+
+// tell passes on why a login failed: the server's own words and code, where there are any.
+func tell(client net.Conn, err error) error {
+	var said *pgconn.PgError
+	if errors.As(err, &said) {
+		_ = send(client, &pgproto3.ErrorResponse{
+			Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: said.Code, Message: said.Message, Detail: said.Detail, Hint: said.Hint,
+		})
+		return fmt.Errorf("the server says: %s (SQLSTATE %s)", fault.Words(said.Message), said.Code)
+	}
+	if errors.Is(err, proxy.ErrNoLogin) {
+		return refuse(client, invalidLogin, err)
+	}
+	if network := fault.Network(err); network != nil {
+		err = network
+	}
+	return refuse(client, cannotConnect, err)
+}
+
+// refuse tells the client what the proxy itself refuses, and returns it.
+func refuse(client net.Conn, code string, err error) error {
+	_ = client.SetWriteDeadline(time.Now().Add(time.Second)) // a client that does not read has no claim to an answer
+	_ = send(client, &pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: fault.Words(err.Error())})
+	return err
+}
+
+// Refuse is described at proxy.Wire.
+func (w *Wire) Refuse(ctx context.Context, client net.Conn) {
+	h, err := readHello(client)
+	switch {
+	case err != nil:
+	case h.cancel != nil: // it costs no session
+		_ = w.cancel(ctx, h.cancel)
+	default:
+		_ = refuse(client, tooManyConnections, errors.New("dbconnector has no room for another session of this tenant"))
+	}
+}
+
+// cancel passes on a request to cancel the statement of a session. As on a server, a wrong key says nothing.
+func (w *Wire) cancel(ctx context.Context, request *pgproto3.CancelRequest) error {
+	w.mu.Lock()
+	shadow := w.cancels[cancelKey(request.ProcessID, request.SecretKey)]
+	w.mu.Unlock()
+	if shadow == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	if err := shadow.CancelRequest(ctx); err != nil {
+		return fmt.Errorf("cancelling a statement: %w", err)
+	}
+	return nil
+}
+
+func cancelKey(process uint32, secret []byte) string { return fmt.Sprint(process, " ", string(secret)) }
