@@ -3,9 +3,11 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,10 +99,7 @@ func (l *Logins) Session() Next {
 			}
 			var err error
 			if round, err = l.turn(ctx); err != nil {
-				if refused != nil && !errors.Is(err, context.Canceled) {
-					err = refused
-				}
-				return Login{}, err
+				return Login{}, cmp.Or(refused, err)
 			}
 		}
 		next := round[0]
@@ -113,13 +112,13 @@ func (l *Logins) Session() Next {
 func (l *Logins) Worked(login Login) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pause, l.resume = 0, time.Time{}
-	for i, known := range l.list {
-		if known == login && i > 0 {
-			copy(l.list[1:i+1], l.list[:i])
-			l.list[0] = login
-		}
+	i := slices.Index(l.list, login)
+	if i < 0 {
+		return // it is of an earlier record
 	}
+	l.pause, l.resume = 0, time.Time{}
+	copy(l.list[1:i+1], l.list[:i])
+	l.list[0] = login
 }
 
 // allRefused puts the next round off.
@@ -134,7 +133,7 @@ func (l *Logins) allRefused() {
 func (l *Logins) turn(ctx context.Context) ([]Login, error) {
 	for {
 		l.mu.Lock()
-		list, changed, wait := append([]Login(nil), l.list...), l.changed, time.Until(l.resume)
+		list, changed, wait := slices.Clone(l.list), l.changed, time.Until(l.resume)
 		if len(list) > 0 && wait <= 0 {
 			if l.pause > 0 { // of the sessions that wait, one tries
 				l.resume = time.Now().Add(l.pause)
@@ -145,9 +144,7 @@ func (l *Logins) turn(ctx context.Context) ([]Login, error) {
 		l.mu.Unlock()
 		var ready <-chan time.Time
 		if len(list) > 0 {
-			timer := time.NewTimer(wait)
-			defer timer.Stop()
-			ready = timer.C
+			ready = time.After(wait)
 		}
 		select {
 		case <-changed:

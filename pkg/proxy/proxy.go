@@ -56,16 +56,16 @@ type Server struct {
 
 	mu       sync.Mutex
 	sessions map[net.Conn]*Session // by the client's side; nil while it is opened
+	refusing int                   // clients that are told that there is no room
 	all      sync.WaitGroup
 }
 
-// Serve serves until the listener is closed, and returns when the last session has ended. When ctx ends, it ends them.
+// Serve serves until the listener is closed, and returns when the last session has ended. When ctx ends, so do all sessions.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.mu.Lock()
 	s.sessions = map[net.Conn]*Session{}
 	s.mu.Unlock()
-	defer context.AfterFunc(ctx, s.endAll)()
-	defer s.all.Wait() // before: ctx may end meanwhile
+	defer s.all.Wait()
 	for {
 		client, err := l.Accept()
 		switch {
@@ -76,6 +76,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			select { // no more descriptors: sessions that end give some back
 			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
+				return nil
 			}
 			continue
 		}
@@ -100,24 +101,13 @@ func (s *Server) Sessions() map[int64]int {
 
 func (s *Server) serve(ctx context.Context, client net.Conn) {
 	defer func() { _ = client.Close() }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
 	_ = client.SetDeadline(time.Now().Add(helloTime))
-	s.mu.Lock()
-	full := len(s.sessions) >= s.MaxSessions
-	if !full {
-		s.sessions[client] = nil
-	}
-	s.mu.Unlock()
-	if full {
-		s.Wire.Refuse(ctx, client)
+	room, leave := s.enter(ctx, client)
+	defer leave()
+	if !room {
 		return
 	}
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.sessions, client)
-	}()
 
 	began := time.Now()
 	opening, opened := context.WithTimeout(ctx, openTime)
@@ -132,27 +122,40 @@ func (s *Server) serve(ctx context.Context, client net.Conn) {
 	}
 	defer session.Close()
 	defer func() { _ = session.Server.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = session.Server.Close() })()
 	s.Logins.Worked(session.Login)
 	s.mu.Lock()
 	s.sessions[client] = session
 	s.mu.Unlock()
-	if ctx.Err() != nil { // endAll has not seen it
-		return
-	}
 	_ = client.SetDeadline(time.Time{})
 	up, down, err := relay(client, session.Server, session.FromClient, session.FromServer)
 	s.Log.Debug("a session has ended", zap.Int64("generation", session.Login.Generation), zap.Duration("took", time.Since(began)),
 		zap.Int64("sent", up), zap.Int64("received", down), zap.NamedError("end", err))
 }
 
-// endAll ends all sessions.
-func (s *Server) endAll() {
+// enter finds room for a client's session, or tells the client that there is none. As many as there may be sessions are told at once; the
+// connection of one more just ends.
+func (s *Server) enter(ctx context.Context, client net.Conn) (room bool, leave func()) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for client, session := range s.sessions {
-		_ = client.Close()
-		if session != nil {
-			_ = session.Server.Close()
+	if len(s.sessions) < s.MaxSessions {
+		s.sessions[client] = nil
+		s.mu.Unlock()
+		return true, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.sessions, client)
 		}
 	}
+	told := s.refusing < s.MaxSessions
+	if told {
+		s.refusing++
+	}
+	s.mu.Unlock()
+	if told {
+		s.Wire.Refuse(ctx, client)
+		s.mu.Lock()
+		s.refusing--
+		s.mu.Unlock()
+	}
+	return false, func() {}
 }

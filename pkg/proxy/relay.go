@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// buffers are for sessions that have something to pass on.
+// buffers are used again by later sessions.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
 // farewell is how long one side may go on after the other has ended: the server still has to hear the last words, and the client may
 // still read an answer.
 const farewell = 5 * time.Second
 
-// relay passes bytes until both sides have ended, or one has failed. seen is shown what is about to be passed on.
+// relay passes bytes until both sides have ended, or one has failed. fromClient and fromServer are shown what is about to be passed on.
 func relay(client, server net.Conn, fromClient, fromServer func([]byte)) (up, down int64, err error) {
 	var wg sync.WaitGroup
 	var upErr, downErr error

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -19,8 +18,10 @@ import (
 	"dbconnector/pkg/proxy"
 )
 
-// attemptTime bounds one attempt to log in.
-const attemptTime = 10 * time.Second
+const (
+	attemptTime = 10 * time.Second // for one attempt to log in
+	answerTime  = time.Second      // for the client to take an answer
+)
 
 // SQLSTATEs of what the proxy refuses itself.
 const (
@@ -60,12 +61,11 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 		return nil, err
 	case h.cancel != nil:
 		return nil, w.cancel(ctx, h.cancel)
-	case h.params["replication"] != "" && h.params["replication"] != "false" && h.params["replication"] != "off":
+	case h.params["replication"] != "":
 		return nil, refuse(client, notSupported, errors.New("dbconnector passes no replication on"))
 	case h.database == maintenanceDatabase || h.database == template:
 		return nil, refuse(client, noDatabase, fmt.Errorf("dbconnector: database %q is not the tenant's", h.database))
 	}
-	_ = client.SetDeadline(time.Time{}) // ctx bounds the rest
 	hijacked, login, err := w.logIn(ctx, h, next)
 	if err != nil {
 		return nil, tell(client, err)
@@ -154,7 +154,7 @@ func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*pgcon
 }
 
 // welcome tells the client that it is in, as the server told the proxy.
-func welcome(client io.Writer, h *hello, server *pgconn.HijackedConn) error {
+func welcome(client net.Conn, h *hello, server *pgconn.HijackedConn) error {
 	var messages []pgproto3.BackendMessage
 	if h.newer || len(h.unknown) > 0 {
 		messages = append(messages, &pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: 0, UnrecognizedOptions: h.unknown})
@@ -170,7 +170,8 @@ func welcome(client io.Writer, h *hello, server *pgconn.HijackedConn) error {
 	return send(client, messages...)
 }
 
-func send(client io.Writer, messages ...pgproto3.BackendMessage) error {
+// send answers the client. One that does not read in time has no claim to an answer.
+func send(client net.Conn, messages ...pgproto3.BackendMessage) error {
 	var out []byte
 	var err error
 	for _, m := range messages {
@@ -178,7 +179,11 @@ func send(client io.Writer, messages ...pgproto3.BackendMessage) error {
 			return fmt.Errorf("answering the client: %w", err)
 		}
 	}
-	if _, err := client.Write(out); err != nil {
+	err = client.SetWriteDeadline(time.Now().Add(answerTime))
+	if err == nil {
+		_, err = client.Write(out)
+	}
+	if err != nil {
 		return fmt.Errorf("answering the client: %w", err)
 	}
 	return nil
@@ -204,7 +209,6 @@ func tell(client net.Conn, err error) error {
 
 // refuse tells the client what the proxy itself refuses, and returns it.
 func refuse(client net.Conn, code string, err error) error {
-	_ = client.SetWriteDeadline(time.Now().Add(time.Second)) // a client that does not read has no claim to an answer
 	_ = send(client, &pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: fault.Words(err.Error())})
 	return err
 }
