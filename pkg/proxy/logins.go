@@ -11,20 +11,24 @@ import (
 	"sync"
 	"time"
 
+	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 )
 
-// Login is a login to try, and what it is in the record.
+// Login is a login to try, and where.
 type Login struct {
 	tenant.Login
-	Slot tenant.Slot
-	// Generation is the record's.
+	Server dbserver.Server
+	// Generation numbers the credential, as the record does.
 	Generation int64
 }
 
+// same says whether two logins are one: of the same server and with the same password.
+func (l Login) same(other Login) bool { return l.Login == other.Login && l.Server == other.Server }
+
 // ErrNoLogin is the end of a session that found no login which the server lets in, in time.
-var ErrNoLogin = errors.New("dbconnector has no login that the server accepts")
+var ErrNoLogin = errors.New("there is no login that the server accepts")
 
 // Next gives the login that a session tries. refused is what the server said to the one before, nil at first. It may wait until the
 // record has changed. Its error is the session's end: what the server said last, or ErrNoLogin.
@@ -35,28 +39,51 @@ type Next func(ctx context.Context, refused error) (Login, error)
 const (
 	shortestPause = 250 * time.Millisecond
 	longestPause  = 5 * time.Second
+	// trialTime is how long the others wait for the first session that tries a login of which nothing is known yet.
+	trialTime = 2 * time.Second
 )
 
 // Logins knows which logins to try, from the record as the sidecar last read it: the active one; the one that may have become
 // active without the record saying so; the one that was active before, until it is retired.
 type Logins struct {
 	mu      sync.Mutex
+	record  *tenant.Record
+	active  Login
 	list    []Login
-	changed chan struct{} // closed when list changes
-	// After a round that the server has refused, the next one begins at resume, whichever session comes first.
-	pause  time.Duration
-	resume time.Time
+	worked  Login         // the last that the server has let in
+	changed chan struct{} // closed when what is waited for may be there
+	// After a round that the server has refused, the next one begins at resume, whichever session comes first. Until one of list was
+	// let in, one session tries at a time.
+	pause   time.Duration
+	resume  time.Time
+	proven  bool
+	failure error // why the last that tried did not reach the server
+	// trusted: what the record says is active was let in when it became so. A backup's may not be.
+	trusted bool
 }
 
 // NewLogins makes one that knows no login yet.
 func NewLogins() *Logins { return &Logins{changed: make(chan struct{})} }
 
-// Set takes the logins out of a record.
+// Set takes the logins out of a record. A record that is no successor of the one before may be a backup's, with passwords that were
+// changed since: then what worked last is tried, too.
 func (l *Logins) Set(r *tenant.Record) {
 	list := candidates(r)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.list, l.pause, l.resume = list, 0, time.Time{}
+	known := func(login Login) bool { return slices.ContainsFunc(list, login.same) }
+	if l.record != nil && !r.Succeeds(l.record) && l.worked.User != "" && !known(l.worked) {
+		list = append(list, l.worked)
+	}
+	l.trusted = l.record == nil || r.Succeeds(l.record)
+	l.proven = l.proven && l.list[0].same(list[0])
+	l.record, l.active, l.list = r, list[0], list
+	l.pause, l.resume, l.failure = 0, time.Time{}, nil
+	l.wake()
+}
+
+// wake has all who wait look again.
+func (l *Logins) wake() {
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -68,27 +95,34 @@ func (l *Logins) Loaded() bool {
 	return len(l.list) > 0
 }
 
-func candidates(r *tenant.Record) []Login {
-	if r == nil {
-		return nil
+// old says whether a session of this login is to be drained: the record says that another one is active.
+func (l *Logins) old(login Login) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.record == nil {
+		return false
 	}
-	of := func(login tenant.Login, slot tenant.Slot) Login { return Login{login, slot, r.Generation} }
+	return !l.active.same(login) && (l.trusted || l.worked.same(l.active)) // else it may be the only one that works
+}
+
+func candidates(r *tenant.Record) []Login {
+	of := func(login tenant.Login, generation int64) Login { return Login{login, r.Server, generation} }
 	other := r.Active.Other()
-	list := []Login{of(r.Login(r.Active), r.Active)}
+	list := []Login{of(r.Login(r.Active), r.Generation)}
 	if p := r.Pending; p != nil && p.Purpose == tenant.Activate {
-		list = append(list, of(r.LoginWith(p.Slot, p.Password), p.Slot))
+		list = append(list, of(r.LoginWith(p.Slot, p.Password), r.Generation+1))
 	}
 	if !r.OtherRetired && r.Slots[other].Password != "" {
-		list = append(list, of(r.Login(other), other))
+		list = append(list, of(r.Login(other), r.Generation-1))
 	}
 	return list
 }
 
-// Session gives the logins for one session.
-func (l *Logins) Session() Next {
+// Session gives the logins for one session. leave is called when it has found one, or with the error for which it gave up.
+func (l *Logins) Session() (next Next, leave func(error)) {
 	var round []Login
-	rounds := 0
-	return func(ctx context.Context, refused error) (Login, error) {
+	rounds, trying := 0, false
+	next = func(ctx context.Context, refused error) (Login, error) {
 		if len(round) == 0 {
 			if refused != nil {
 				l.allRefused()
@@ -98,13 +132,28 @@ func (l *Logins) Session() Next {
 				return Login{}, refused
 			}
 			var err error
-			if round, err = l.turn(ctx); err != nil {
+			if round, trying, err = l.turn(ctx); err != nil {
 				return Login{}, cmp.Or(refused, err)
 			}
 		}
-		next := round[0]
+		login := round[0]
 		round = round[1:]
-		return next, nil
+		return login, nil
+	}
+	return next, func(err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !trying || l.proven || err == nil {
+			return
+		}
+		var failure *OpenError
+		if errors.As(err, &failure) && failure.Result == Unreachable {
+			l.failure = err
+		}
+		if l.pause == 0 { // it was no refusal: the next one tries
+			l.resume = time.Time{}
+			l.wake()
+		}
 	}
 }
 
@@ -112,34 +161,40 @@ func (l *Logins) Session() Next {
 func (l *Logins) Worked(login Login) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := slices.Index(l.list, login)
+	i := slices.IndexFunc(l.list, login.same)
 	if i < 0 {
 		return // it is of an earlier record
 	}
-	l.pause, l.resume = 0, time.Time{}
+	l.worked = login
+	if l.proven && i == 0 {
+		return
+	}
+	l.pause, l.resume, l.proven, l.failure = 0, time.Time{}, true, nil
 	copy(l.list[1:i+1], l.list[:i])
 	l.list[0] = login
+	l.wake()
 }
 
 // allRefused puts the next round off.
 func (l *Logins) allRefused() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.proven = false
 	l.pause = min(max(2*l.pause, shortestPause), longestPause)
 	l.resume = time.Now().Add(l.pause/2 + rand.N(l.pause)) //nolint:gosec // a pause is no secret
 }
 
-// turn waits until it is this session's turn to try, and returns the logins of that moment.
-func (l *Logins) turn(ctx context.Context) ([]Login, error) {
+// turn waits until it is this session's turn to try, and returns the logins of that moment. alone: the others wait for it.
+func (l *Logins) turn(ctx context.Context) (list []Login, alone bool, err error) {
 	for {
 		l.mu.Lock()
 		list, changed, wait := slices.Clone(l.list), l.changed, time.Until(l.resume)
-		if len(list) > 0 && wait <= 0 {
-			if l.pause > 0 { // of the sessions that wait, one tries
-				l.resume = time.Now().Add(l.pause)
+		if len(list) > 0 && (l.proven || wait <= 0) {
+			if alone = !l.proven; alone {
+				l.resume = time.Now().Add(max(l.pause, trialTime))
 			}
 			l.mu.Unlock()
-			return list, nil
+			return list, alone, nil
 		}
 		l.mu.Unlock()
 		var ready <-chan time.Time
@@ -150,7 +205,9 @@ func (l *Logins) turn(ctx context.Context) ([]Login, error) {
 		case <-changed:
 		case <-ready:
 		case <-ctx.Done():
-			return nil, fault.New(fault.Unavailable, "%w", ErrNoLogin)
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return nil, false, cmp.Or(l.failure, fault.New(fault.Unavailable, "%w", ErrNoLogin))
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -26,6 +27,13 @@ func (w stuck) Refuse(_ context.Context, client net.Conn) {
 	_, _ = client.Read(make([]byte, 1))
 }
 
+// nobody is an observer that does not look.
+type nobody struct{}
+
+func (nobody) Connected(Result, time.Duration) {}
+func (nobody) Drained()                        {}
+func (nobody) Cancelled()                      {}
+
 // TestNoRoom: what clients that say nothing can take is bounded, and all of it ends with the proxy. (36, 37)
 func TestNoRoom(t *testing.T) {
 	t.Parallel()
@@ -37,7 +45,7 @@ func TestNoRoom(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	wire := stuck{make(chan struct{}), make(chan struct{})}
-	s := &Server{Wire: wire, Logins: NewLogins(), MaxSessions: 1, Log: zap.NewNop()}
+	s := &Server{Wire: wire, Logins: NewLogins(), MaxSessions: 1, Observer: nobody{}, Log: zap.NewNop()}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
 	dial := func() net.Conn {
@@ -58,7 +66,7 @@ func TestNoRoom(t *testing.T) {
 	second := dial()
 	<-wire.refusing
 	ended("one more than can be told", dial())
-	if got := s.Sessions(); len(got) != 1 || got[0] != 1 {
+	if got := s.Sessions(); len(got) != 1 || got[0].Sessions != 1 {
 		t.Errorf("sessions %v, want the one that is being opened", got)
 	}
 	cancel()

@@ -13,14 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
-	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/fault"
 	"dbconnector/pkg/proxy"
-)
-
-const (
-	attemptTime = 10 * time.Second // for one attempt to log in
-	answerTime  = time.Second      // for the client to take an answer
 )
 
 // SQLSTATEs of what the proxy refuses itself.
@@ -37,18 +31,14 @@ const (
 
 // Wire serves the clients of one tenant on a PostgreSQL server.
 type Wire struct {
-	server dbserver.Server
-
 	mu      sync.Mutex
 	cancels map[string]*pgconn.PgConn // by process and secret key
 }
 
 var _ proxy.Wire = (*Wire)(nil)
 
-// New makes one for a server.
-func New(server dbserver.Server) *Wire {
-	return &Wire{server: server, cancels: map[string]*pgconn.PgConn{}}
-}
+// New makes one.
+func New() *Wire { return &Wire{cancels: map[string]*pgconn.PgConn{}} }
 
 // Open is described at proxy.Wire. Of what the client says, the user and the database are replaced: the client has no login, and every
 // name but those of the maintenance databases stands for the tenant's.
@@ -56,15 +46,18 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	h, err := readHello(client)
 	switch {
 	case errors.Is(err, errProtocol):
-		return nil, refuse(client, notSupported, err)
+		return nil, refuse(client, proxy.ClientError, notSupported, err)
 	case err != nil:
-		return nil, err
+		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: err}
 	case h.cancel != nil:
-		return nil, w.cancel(ctx, h.cancel)
+		if err := w.cancel(ctx, h.cancel); err != nil {
+			return nil, &proxy.OpenError{Result: proxy.Unreachable, Err: err}
+		}
+		return nil, nil
 	case h.params["replication"] != "":
-		return nil, refuse(client, notSupported, errors.New("dbconnector passes no replication on"))
+		return nil, refuse(client, proxy.ClientError, notSupported, errors.New("replication is not passed on"))
 	case h.database == maintenanceDatabase || h.database == template:
-		return nil, refuse(client, noDatabase, fmt.Errorf("dbconnector: database %q is not the tenant's", h.database))
+		return nil, refuse(client, proxy.ClientError, noDatabase, fmt.Errorf("database %q is not the tenant's", h.database))
 	}
 	hijacked, login, err := w.logIn(ctx, h, next)
 	if err != nil {
@@ -74,7 +67,7 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	shadow, err := pgconn.Construct(hijacked)
 	if err != nil {
 		_ = hijacked.Conn.Close()
-		return nil, refuse(client, cannotConnect, err)
+		return nil, refuse(client, proxy.Unreachable, cannotConnect, err)
 	}
 	key := ""
 	if len(hijacked.SecretKey) > 0 {
@@ -86,6 +79,7 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	state := &state{status: hijacked.TxStatus}
 	session := &proxy.Session{
 		Server: hijacked.Conn, Login: login, FromClient: state.fromClient, FromServer: state.fromServer, Idle: state.idle,
+		Goodbye: []byte{'X', 0, 0, 0, 4}, // Terminate
 		Close: func() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -95,7 +89,7 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	if err := welcome(client, h, hijacked); err != nil {
 		session.Close()
 		_ = hijacked.Conn.Close()
-		return nil, err
+		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: err}
 	}
 	return session, nil
 }
@@ -108,9 +102,9 @@ func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*pgconn.Hi
 		if err != nil {
 			return nil, login, err
 		}
-		hijacked, err := w.attempt(ctx, h, login)
+		hijacked, err := attempt(ctx, h, login)
 		var said *pgconn.PgError
-		if errors.As(err, &said) && (said.Code == invalidPassword || said.Code == invalidLogin) {
+		if errors.As(err, &said) && refusesLogin(said) {
 			refused = err
 			continue
 		}
@@ -119,21 +113,21 @@ func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*pgconn.Hi
 }
 
 // attempt logs in once.
-func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.HijackedConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+func attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.HijackedConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, proxy.AttemptTime)
 	defer cancel()
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything is overwritten.
 	config, err := pgconn.ParseConfig("sslmode=disable host=localhost")
 	if err != nil {
 		return nil, errors.New("reading the environment's PG variables failed: remove them")
 	}
-	config.Host, config.Port = w.server.Host, w.server.Port
+	config.Host, config.Port = login.Server.Host, login.Server.Port
 	config.User, config.Password, config.Database = login.User, login.Password.Reveal(), login.Database
 	config.Fallbacks, config.ValidateConnect, config.ConnectTimeout = nil, nil, 0
 	config.KerberosSrvName, config.KerberosSpn = "", ""
 	config.RuntimeParams = h.params
-	config.DialFunc = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}).DialContext
-	if config.TLSConfig, err = w.server.TLSConfig(); err != nil {
+	config.DialFunc = proxy.Dial
+	if config.TLSConfig, err = login.Server.TLSConfig(); err != nil {
 		return nil, fmt.Errorf("preparing TLS: %w", err)
 	}
 	conn, err := pgconn.ConnectConfig(ctx, config)
@@ -179,7 +173,7 @@ func send(client net.Conn, messages ...pgproto3.BackendMessage) error {
 			return fmt.Errorf("answering the client: %w", err)
 		}
 	}
-	err = client.SetWriteDeadline(time.Now().Add(answerTime))
+	err = client.SetWriteDeadline(time.Now().Add(proxy.AnswerTime))
 	if err == nil {
 		_, err = client.Write(out)
 	}
@@ -196,21 +190,29 @@ func tell(client net.Conn, err error) error {
 		_ = send(client, &pgproto3.ErrorResponse{
 			Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: said.Code, Message: said.Message, Detail: said.Detail, Hint: said.Hint,
 		})
-		return fmt.Errorf("the server says: %s (SQLSTATE %s)", fault.Words(said.Message), said.Code)
+		result := proxy.ServerError
+		if refusesLogin(said) {
+			result = proxy.Refused
+		}
+		return &proxy.OpenError{Result: result, Code: said.Code, Err: fmt.Errorf("the server says: %s (SQLSTATE %s)", fault.Words(said.Message), said.Code)}
 	}
 	if errors.Is(err, proxy.ErrNoLogin) {
-		return refuse(client, invalidLogin, err)
+		return refuse(client, proxy.Refused, invalidLogin, err)
 	}
 	if network := fault.Network(err); network != nil {
 		err = network
 	}
-	return refuse(client, cannotConnect, err)
+	return refuse(client, proxy.Unreachable, cannotConnect, err)
+}
+
+func refusesLogin(said *pgconn.PgError) bool {
+	return said.Code == invalidPassword || said.Code == invalidLogin
 }
 
 // refuse tells the client what the proxy itself refuses, and returns it.
-func refuse(client net.Conn, code string, err error) error {
-	_ = send(client, &pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: fault.Words(err.Error())})
-	return err
+func refuse(client net.Conn, result proxy.Result, code string, err error) error {
+	_ = send(client, &pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: "dbconnector: " + fault.Words(err.Error())})
+	return &proxy.OpenError{Result: result, Code: code, Err: err}
 }
 
 // Refuse is described at proxy.Wire.
@@ -221,7 +223,7 @@ func (w *Wire) Refuse(ctx context.Context, client net.Conn) {
 	case h.cancel != nil: // it costs no session
 		_ = w.cancel(ctx, h.cancel)
 	default:
-		_ = refuse(client, tooManyConnections, errors.New("dbconnector has no room for another session of this tenant"))
+		_ = refuse(client, proxy.NoRoom, tooManyConnections, errors.New("there is no room for another session of this tenant"))
 	}
 }
 
@@ -233,7 +235,7 @@ func (w *Wire) cancel(ctx context.Context, request *pgproto3.CancelRequest) erro
 	if shadow == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	ctx, cancel := context.WithTimeout(ctx, proxy.AttemptTime)
 	defer cancel()
 	if err := shadow.CancelRequest(ctx); err != nil {
 		return fmt.Errorf("cancelling a statement: %w", err)
