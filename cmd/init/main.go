@@ -23,7 +23,6 @@ import (
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/provision"
 	"dbconnector/pkg/tenant"
-	"dbconnector/pkg/vclusterconfig"
 )
 
 const program = "dbconnector-init"
@@ -94,13 +93,26 @@ func announce(ctx context.Context, events *app.Events, result provision.Result, 
 // work wires the parts together. First everything that can be refused without touching a server, then the rest. client is nil
 // where Kubernetes is not used.
 func work(ctx context.Context, cfg config.Init, client *kube.Client, events *app.Events, log *zap.Logger) (provision.Result, error) {
-	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
+	vcluster, err := app.VClusterConfig(cfg.Common)
 	if err != nil {
 		return provision.Result{}, err
 	}
-	files, err := handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN)
+	files, err := app.HandOver(cfg.Common, vcluster)
 	if err != nil {
 		return provision.Result{}, err
+	}
+	publish := files.Write
+	if cfg.Adopt == config.AdoptSocket && cfg.StateDir == "" {
+		private, err := handover.OpenPrivate(cfg.OutputDir)
+		if err != nil {
+			return provision.Result{}, err
+		}
+		publish = func(r *tenant.Record) error {
+			if err := private.Write(r); err != nil {
+				return err
+			}
+			return files.Write(r)
+		}
 	}
 	for _, w := range vcluster.Warnings() {
 		app.Warn(log, w)
@@ -122,7 +134,7 @@ func work(ctx context.Context, cfg config.Init, client *kube.Client, events *app
 		Patience: cfg.Timeout / 2,
 		Quiet:    min(pause, cfg.Timeout/4),
 		First:    firstStart(cfg, client, log).Check,
-		Publish:  files.Write,
+		Publish:  publish,
 		Connector: func(ctx context.Context) (connector.Connector, error) {
 			return app.Connector(ctx, cfg.Common, client, vcluster)
 		},

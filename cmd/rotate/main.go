@@ -21,10 +21,12 @@ import (
 	"dbconnector/pkg/handover"
 	"dbconnector/pkg/health"
 	"dbconnector/pkg/kube"
+	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/proxy/mywire"
+	"dbconnector/pkg/proxy/pgwire"
 	"dbconnector/pkg/report"
 	"dbconnector/pkg/rotation"
 	"dbconnector/pkg/tenant"
-	"dbconnector/pkg/vclusterconfig"
 	"dbconnector/pkg/version"
 )
 
@@ -50,11 +52,11 @@ func main() {
 
 // run wires the parts together.
 func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
-	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
+	vcluster, err := app.VClusterConfig(cfg.Common)
 	if err != nil {
 		return err
 	}
-	files, err := handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN)
+	files, err := app.HandOver(cfg.Common, vcluster)
 	if err != nil {
 		return err
 	}
@@ -73,7 +75,7 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 	metrics := observer.Metrics
 	metrics.AdoptInfo.WithLabelValues(cfg.Adopt).Set(1)
 	metrics.BuildInfo.WithLabelValues(version.String(), version.Go()).Set(1)
-	if files.Written() {
+	if files.Written() && cfg.Adopt != config.AdoptSocket {
 		metrics.SetReady()
 	}
 	job := rotation.Rotation{
@@ -84,13 +86,22 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 			if err := files.Write(r); err != nil {
 				return err
 			}
-			metrics.SetReady()
+			if cfg.Adopt != config.AdoptSocket {
+				metrics.SetReady()
+			}
 			return nil
 		},
 		Replaces: files.Replaces,
 	}
-	if cfg.Adopt == config.AdoptRollout {
+	var socket *proxy.Socket
+	switch cfg.Adopt {
+	case config.AdoptRollout:
 		job.Adoption = client.Workload(cfg.Namespace, cfg.VCluster)
+	case config.AdoptSocket:
+		if socket, err = openSocket(ctx, cfg, records, metrics, log); err != nil {
+			return err
+		}
+		job.Socket = socket
 	}
 	if loginTime != "" {
 		if job.LoginTime, err = time.ParseDuration(loginTime); err != nil {
@@ -111,5 +122,44 @@ func run(ctx context.Context, cfg config.Rotate, log *zap.Logger) error {
 		return rotation.Run(ctx, job, func(s dbserver.Server) rotation.Server { return open.Engine(s, program) })
 	})
 	group.Go(func() error { return events.Run(working) })
+	if socket != nil {
+		group.Go(func() error { return socket.Run(ctx) })
+	}
 	return group.Wait()
+}
+
+// openSocket makes the socket of a control plane that holds no password. It serves at once where the record is at hand.
+func openSocket(ctx context.Context, cfg config.Rotate, records app.Records, metrics *health.Metrics, log *zap.Logger) (*proxy.Socket, error) {
+	observer := report.NewSocket(metrics)
+	options := proxy.Options{
+		Place: app.Socket(cfg.Common).Listen, Mode: socketMode, Wire: wire, Ready: metrics.SetReady, Observer: observer, Log: log,
+	}
+	read := func() (*tenant.Record, error) { return records.Load(ctx) }
+	if cfg.UsesKubernetes() {
+		private, err := handover.OpenPrivate(cfg.OutputDir)
+		if err != nil {
+			return nil, err
+		}
+		options.Keep, read = private.Write, private.Read
+	}
+	socket := proxy.NewSocket(options)
+	observer.Watch(socket)
+	switch r, err := read(); {
+	case err != nil: // the record that is followed will do
+		log.Warn("the record that was kept cannot be read (continuing)", zap.String("error", err.Error()))
+	case r != nil && r.Provisioned() && r.Of(cfg.Namespace, cfg.VCluster, cfg.TenantUID):
+		socket.Set(r)
+	}
+	return socket, nil
+}
+
+// socketMode is the socket's: for the sidecar's user, and for the control plane's by the group of the volume.
+const socketMode = 0o660
+
+// wire is the protocol of an engine.
+func wire(engine dbserver.Engine) proxy.Wire {
+	if engine == dbserver.Postgres {
+		return pgwire.New()
+	}
+	return mywire.New()
 }

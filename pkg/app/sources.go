@@ -15,6 +15,7 @@ import (
 	"dbconnector/pkg/connector"
 	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/fault"
+	"dbconnector/pkg/handover"
 	"dbconnector/pkg/kube"
 	"dbconnector/pkg/statedir"
 	"dbconnector/pkg/tenant"
@@ -55,6 +56,31 @@ func OpenRecords(cfg config.Common, client *kube.Client, log *zap.Logger) (Recor
 	store, err := statedir.Open(cfg.StateDir)
 	file := filepath.Join(cfg.StateDir, statedir.File)
 	return Records{store, "the record (" + file + ")", "rm " + file}, err
+}
+
+// Socket is where the sidecar listens for a control plane that holds no password.
+func Socket(cfg config.Common) open.Socket {
+	if cfg.Socket != config.SocketUnix {
+		return open.Socket{Address: cfg.Socket}
+	}
+	return open.Socket{Dir: filepath.Clean(cfg.OutputDir)}
+}
+
+// VClusterConfig reads the vCluster's config; nil where there is none.
+func VClusterConfig(cfg config.Common) (*vclusterconfig.Config, error) {
+	vcluster, err := vclusterconfig.Read(cfg.VClusterConfig, cfg.VClusterConfigSet)
+	if vcluster != nil && cfg.Adopt == config.AdoptSocket {
+		vcluster.Socket = Socket(cfg).Own
+	}
+	return vcluster, err
+}
+
+// HandOver makes the writer of the hand-over: with the server's DSN, or with that of the socket.
+func HandOver(cfg config.Common, vcluster *vclusterconfig.Config) (*handover.Writer, error) {
+	if cfg.Adopt == config.AdoptSocket {
+		return handover.New(cfg.OutputDir, cfg.FileMode, vcluster, Socket(cfg).DSN, true)
+	}
+	return handover.New(cfg.OutputDir, cfg.FileMode, vcluster, open.DSN, false)
 }
 
 // Connector reads the connector that the settings or the vCluster's config name. client may be nil where it is in a directory.

@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -60,7 +61,11 @@ const (
 const (
 	AdoptNone    = "none"
 	AdoptRollout = "rollout"
+	AdoptSocket  = "socket"
 )
+
+// SocketUnix is the default of DBCONNECTOR_SOCKET.
+const SocketUnix = "unix"
 
 // Common is what every program of this project is told.
 type Common struct {
@@ -101,9 +106,13 @@ type Common struct {
 	// such a file, a named file that is not there is a mistake.
 	VClusterConfigSet bool `ignored:"true"`
 
-	// Adopt is how the control plane gets to use a new password: none (its next restart) or rollout (its pods are
-	// restarted one after the other). Default none: what restarts a control plane is switched on by hand.
+	// Adopt is how the control plane gets to use a new password: none (its next restart), rollout (its pods are
+	// restarted one after the other) or socket (it has none: the sidecar logs in for it). Default none: what restarts a control
+	// plane, or stands between it and its database, is switched on by hand.
 	Adopt string `envconfig:"DBCONNECTOR_ADOPT" default:"none"`
+	// Socket is where the sidecar listens with AdoptSocket: SocketUnix is a unix socket in OutputDir, which only containers that mount
+	// it reach; else it is an address on the pod's loopback interface, for a control plane that takes no unix socket.
+	Socket string `envconfig:"DBCONNECTOR_SOCKET" default:"unix"`
 
 	// ConnectionLimit is how many connections the tenant may have open on the server at once.
 	ConnectionLimit int `ignored:"true"`
@@ -292,16 +301,38 @@ func (v *validator) common(c *Common, t texts, namespaceFile string, kubernetes 
 		v.refuse("DBCONNECTOR_POD_UID", c.PodUID, "must be a pod's UID: letters, digits and -")
 	}
 	switch {
-	case c.Adopt != AdoptNone && c.Adopt != AdoptRollout:
-		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none or rollout")
+	case c.Adopt != AdoptNone && c.Adopt != AdoptRollout && c.Adopt != AdoptSocket:
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none, rollout or socket")
 	case c.Adopt == AdoptRollout && c.StateDir != "":
-		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none where DBCONNECTOR_STATE_DIR is set: a rollout needs Kubernetes")
+		v.refuse("DBCONNECTOR_ADOPT", c.Adopt, "must be none or socket where DBCONNECTOR_STATE_DIR is set: a rollout needs Kubernetes")
 	}
+	v.socket(*c)
 	if c.LogFormat != JSON && c.LogFormat != Console {
 		v.refuse("DBCONNECTOR_LOG_FORMAT", c.LogFormat, "must be json or console")
 		c.LogFormat = JSON
 	}
 	v.numbers(c, t)
+}
+
+// socket checks where the sidecar is to listen.
+func (v *validator) socket(c Common) {
+	if c.Socket == SocketUnix {
+		// sun_path of unix(7) has 108 bytes, and ends with a zero byte; the file is made under another name and renamed.
+		const most = 107 - len("/.s.PGSQL.5432.tmp")
+		if c.Adopt == AdoptSocket && len(c.OutputDir) > most {
+			v.refuse("DBCONNECTOR_OUTPUT_DIR", c.OutputDir, fmt.Sprintf("must have at most %d bytes: there is to be a socket in it", most))
+		}
+		return
+	}
+	host, port, err := net.SplitHostPort(c.Socket)
+	ip := net.ParseIP(host)
+	if number, wrong := strconv.ParseUint(port, 10, 16); err != nil || wrong != nil || number == 0 || ip == nil || !ip.IsLoopback() || ip.To4() == nil {
+		v.refuse("DBCONNECTOR_SOCKET", c.Socket, "must be unix, or an address on the pod's loopback interface, such as 127.0.0.1:5432")
+		return
+	}
+	if c.Adopt != AdoptSocket {
+		v.warn("DBCONNECTOR_SOCKET", "has no effect: DBCONNECTOR_ADOPT is not socket")
+	}
 }
 
 // restoreRule is about the pods of `vcluster restore` as well, where nothing else shows what they are: they copy the control

@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 	want := Init{Timeout: 2 * time.Minute, Common: Common{
 		ConnectorNamespace: "vcluster-platform", VCluster: "blue", Namespace: "team-a", RecordSecret: "dbconnector-blue",
 		OutputDir: "/var/run/dbconnector", FileMode: 0o640, VClusterConfig: "/var/lib/vcluster/config.yaml",
-		Adopt: AdoptNone, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
+		Adopt: AdoptNone, Socket: SocketUnix, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
 	}}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -112,7 +112,7 @@ func TestEverythingSet(t *testing.T) {
 	want := Init{Timeout: 90 * time.Second, Common: Common{
 		Connector: "pg.main", ConnectorNamespace: "platform", VCluster: "blue", Namespace: "team-a", TenantUID: "old/uid",
 		RecordSecret: "rec", OutputDir: "/out", FileMode: 0o600, VClusterConfig: "/v.yaml", VClusterConfigSet: true,
-		Adopt: AdoptRollout, ConnectionLimit: 40, LogLevel: zapcore.DebugLevel, LogFormat: "console", PodName: "blue-0", PodUID: "ab-12",
+		Adopt: AdoptRollout, Socket: SocketUnix, ConnectionLimit: 40, LogLevel: zapcore.DebugLevel, LogFormat: "console", PodName: "blue-0", PodUID: "ab-12",
 	}}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)

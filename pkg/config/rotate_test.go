@@ -24,7 +24,7 @@ func TestRotateDefaults(t *testing.T) {
 		Common: Common{
 			ConnectorNamespace: "vcluster-platform", VCluster: "blue", Namespace: "team-a", RecordSecret: "dbconnector-blue",
 			OutputDir: "/var/run/dbconnector", FileMode: 0o640, VClusterConfig: "/var/lib/vcluster/config.yaml",
-			Adopt: AdoptNone, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
+			Adopt: AdoptNone, Socket: SocketUnix, ConnectionLimit: DefaultConnectionLimit, LogLevel: zapcore.InfoLevel, LogFormat: "json",
 		},
 	}
 	if got != want {
@@ -81,10 +81,20 @@ func TestRotateRefusals(t *testing.T) {
 			map[string]string{"DBCONNECTOR_ROTATION_PERIOD": "10m", "DBCONNECTOR_GRACE": "10m"},
 			`DBCONNECTOR_GRACE="10m": must be shorter than DBCONNECTOR_ROTATION_PERIOD=10m`,
 		},
-		"adoption": {map[string]string{"DBCONNECTOR_ADOPT": "socket"}, `DBCONNECTOR_ADOPT="socket": must be none or rollout`},
+		"adoption": {map[string]string{"DBCONNECTOR_ADOPT": "sockets"}, `DBCONNECTOR_ADOPT="sockets": must be none, rollout or socket`},
+		"a socket on every address": {
+			map[string]string{"DBCONNECTOR_ADOPT": "socket", "DBCONNECTOR_SOCKET": ":5432"},
+			`DBCONNECTOR_SOCKET=":5432": must be unix, or an address on the pod's loopback interface, such as 127.0.0.1:5432`,
+		},
+		"a socket without a port": {map[string]string{"DBCONNECTOR_SOCKET": "127.0.0.1"}, `DBCONNECTOR_SOCKET="127.0.0.1": must be unix`},
+		"a socket for other pods": {map[string]string{"DBCONNECTOR_SOCKET": "10.0.0.1:5432"}, `DBCONNECTOR_SOCKET="10.0.0.1:5432": must be unix`},
+		"no path for a socket": {
+			map[string]string{"DBCONNECTOR_ADOPT": "socket", "DBCONNECTOR_OUTPUT_DIR": "/" + strings.Repeat("d", 100)},
+			`must have at most 89 bytes: there is to be a socket in it`,
+		},
 		"rollout of nothing": {
 			map[string]string{"DBCONNECTOR_ADOPT": "rollout", "DBCONNECTOR_STATE_DIR": "/s"},
-			`DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`,
+			`DBCONNECTOR_ADOPT="rollout": must be none or socket where DBCONNECTOR_STATE_DIR is set`,
 		},
 		"address without port": {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": "localhost"}, `DBCONNECTOR_HTTP_ADDRESS="localhost": must be an address to listen on`},
 		"address by name":      {map[string]string{"DBCONNECTOR_HTTP_ADDRESS": ":http"}, `DBCONNECTOR_HTTP_ADDRESS=":http": must be`},
@@ -93,7 +103,7 @@ func TestRotateRefusals(t *testing.T) {
 		"of all programs":      {map[string]string{"DBCONNECTOR_FILE_MODE": "0644"}, `DBCONNECTOR_FILE_MODE="0644": must be`},
 		"all at once": {
 			map[string]string{"DBCONNECTOR_ADOPT": "x", "DBCONNECTOR_GRACE": "y", "DBCONNECTOR_LOG_LEVEL": "z"},
-			`DBCONNECTOR_ADOPT="x": must be none or rollout; DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or ` +
+			`DBCONNECTOR_ADOPT="x": must be none, rollout or socket; DBCONNECTOR_LOG_LEVEL="z": must be debug, info, warn or ` +
 				`error; DBCONNECTOR_GRACE="y": must be a duration from 0s to 8784h, such as 10m`,
 		},
 	} {

@@ -39,12 +39,14 @@ type Writer struct {
 	mode   fs.FileMode
 	config *vclusterconfig.Config
 	dsn    func(*tenant.Record) (string, error)
+	socket bool
 }
 
 // New makes the writer of the hand-over in dir, whose files have this mode. config is the vCluster's, read once, because the control
-// plane does not read it a second time either; nil for none. dsn makes kine's endpoint of a record. New refuses, before anything
-// is done, what could not be written at the end, and leaves no trace in dir. Its errors are of class fault.Refused.
-func New(dir string, mode fs.FileMode, config *vclusterconfig.Config, dsn func(*tenant.Record) (string, error)) (*Writer, error) {
+// plane does not read it a second time either; nil for none. dsn makes kine's endpoint of a record; socket says that it leads to a socket
+// beside the control plane, and not to the server. New refuses, before anything is done, what could not be written at the end, and leaves
+// no trace in dir. Its errors are of class fault.Refused.
+func New(dir string, mode fs.FileMode, config *vclusterconfig.Config, dsn func(*tenant.Record) (string, error), socket bool) (*Writer, error) {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return nil, fault.New(fault.Refused, "%s=%s: must be a directory that exists: a volume which the control plane mounts, too", variable, fault.Show(dir))
 	}
@@ -53,11 +55,11 @@ func New(dir string, mode fs.FileMode, config *vclusterconfig.Config, dsn func(*
 		return nil, classify(dir, &fs.PathError{Op: "access", Path: dir, Err: err})
 	}
 	if config != nil {
-		if _, err := config.Edit("postgres://", ""); err != nil {
+		if _, err := config.Edit("", ""); err != nil {
 			return nil, err
 		}
 	}
-	return &Writer{dir: dir, mode: mode, config: config, dsn: dsn}, nil
+	return &Writer{dir: dir, mode: mode, config: config, dsn: dsn, socket: socket}, nil
 }
 
 // Written says whether a hand-over is there: written by this program or by one before it in the same pod.
@@ -83,6 +85,9 @@ func (w *Writer) Write(r *tenant.Record) error {
 		return err
 	}
 	content := files{dsn: dsn, ca: r.Server.CA}
+	if w.socket {
+		content.ca = "" // TLS is the sidecar's
+	}
 	if w.config != nil {
 		ca := ""
 		if content.ca != "" {

@@ -236,11 +236,11 @@ func TestNew(t *testing.T) {
 		"a file":                   {file, nil},
 		"a config without a store": {dir, parse(strings.Replace(store, "%s", "false", 1))},
 	} {
-		if _, err := New(test.dir, 0o640, test.config, dsn); !fault.Is(err, fault.Refused) {
+		if _, err := New(test.dir, 0o640, test.config, dsn, false); !fault.Is(err, fault.Refused) {
 			t.Errorf("%s: got %v, want it refused", name, err)
 		}
 	}
-	w, err := New(dir, 0o640, parse(strings.Replace(store, "%s", "true", 1)), dsn)
+	w, err := New(dir, 0o640, parse(strings.Replace(store, "%s", "true", 1)), dsn, false)
 	if err != nil {
 		t.Fatal(err)
 	}

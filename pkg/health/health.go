@@ -4,8 +4,8 @@
 // its own.
 //
 // Three questions, kept apart. Alive is whether the process answers: a sidecar that cannot reach a database must not be
-// killed for it, since a new one could not either. Ready is whether there is a hand-over in this pod, by whomever: a sidecar
-// that has trouble must not take the control plane beside it out of service. How the rotation gets on is a metric, and an
+// killed for it, since a new one could not either. Ready is whether there is a hand-over in this pod, by whomever, and in socket mode
+// whether the socket accepts: a sidecar that has trouble must not take the control plane beside it out of service. How the rotation gets on is a metric, and an
 // alert's business. No answer dials anything.
 package health
 
@@ -78,7 +78,7 @@ func New() *Metrics {
 	m.Failures = counters("failures_total", "Steps that failed, by step.", "step")
 	m.LockedOut = gauges("locked_out", "1 while the server does not accept, or the record does not know, the password of the active or the inactive login: "+
 		"the next run of init repairs it.", "login")
-	m.AdoptInfo = gauges("adopt_info", "1 for the mode of adoption that is set: none or rollout.", "mode")
+	m.AdoptInfo = gauges("adopt_info", "1 for the mode of adoption that is set: none, rollout or socket.", "mode")
 	m.BuildInfo = gauges("build_info", "1 for the version of the program and that of its compiler.", "version", "goversion")
 	for _, login := range []string{Active, Inactive} {
 		m.LockedOut.WithLabelValues(login)
@@ -92,7 +92,7 @@ const (
 	Inactive = "inactive"
 )
 
-// SetReady says that there is a hand-over.
+// SetReady says that there is a hand-over, and in socket mode a socket.
 func (m *Metrics) SetReady() { m.ready.Store(true) }
 
 // Handler serves the three paths.
@@ -101,7 +101,7 @@ func (m *Metrics) Handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !m.ready.Load() {
-			http.Error(w, "there is no hand-over yet", http.StatusServiceUnavailable)
+			http.Error(w, "the control plane cannot start yet: there is no hand-over, or no socket", http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = io.WriteString(w, "ok\n")

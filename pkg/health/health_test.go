@@ -23,7 +23,7 @@ func TestHandler(t *testing.T) {
 		}
 	}
 	ask(http.MethodGet, "/healthz", http.StatusOK, "ok\n") // a process that waits for a hand-over is not to be killed
-	ask(http.MethodGet, "/readyz", http.StatusServiceUnavailable, "there is no hand-over yet\n")
+	ask(http.MethodGet, "/readyz", http.StatusServiceUnavailable, "the control plane cannot start yet: there is no hand-over, or no socket\n")
 	ask(http.MethodGet, "/metrics", http.StatusOK, "# HELP dbconnector_")
 	for range 2 {
 		m.SetReady()

@@ -95,6 +95,13 @@ func (l *Logins) Loaded() bool {
 	return len(l.list) > 0
 }
 
+// engine is that of the record's server.
+func (l *Logins) engine() dbserver.Engine {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.active.Server.Engine
+}
+
 // old says whether a session of this login is to be drained: the record says that another one is active.
 func (l *Logins) old(login Login) bool {
 	l.mu.Lock()

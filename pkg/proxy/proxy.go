@@ -66,6 +66,9 @@ const (
 	ClientError Result = "client"      // the client went away, or said what is not possible
 )
 
+// Results are all of them.
+var Results = []Result{Opened, Refused, ServerError, Unreachable, NoRoom, ClientError}
+
 // OpenError is why a session was not opened.
 type OpenError struct {
 	Result Result

@@ -102,6 +102,10 @@ func (l *loop) describe(why Reason) string {
 		case l.record.OtherRetired:
 			return "login " + other + " has sessions, and its password was never handed out: they are ended"
 		}
+		if l.Socket != nil {
+			return "login " + other + " is still in use: sessions of the socket end as soon as they have been idle for a while, or kine limits their lifetime; " +
+				"restart what else uses it"
+		}
 		return "login " + other + " is still in use: restart what uses it"
 	case LoginUnderWay:
 		return "the server has let clients in that are in no list of sessions yet, perhaps with a dead password of login " + other +
@@ -111,6 +115,9 @@ func (l *loop) describe(why Reason) string {
 		case l.seen.Adopted == Requested:
 			return l.progress
 		case l.seen.Active != nil && l.seen.Active.Here == 0:
+			if l.Socket != nil {
+				return "no session on login " + active + " comes from this pod: its control plane does not use the socket"
+			}
 			return "no session on login " + active + " comes from this pod: restart its control plane"
 		}
 		return "not every client has moved to login " + active

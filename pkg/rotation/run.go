@@ -27,6 +27,12 @@ type Adoption interface {
 	Request(ctx context.Context, r *tenant.Record, current func(context.Context) error) error
 }
 
+// Socket serves sessions of a control plane that holds no password.
+type Socket interface {
+	// Set is told each record as soon as it is known, so that new sessions use its active login.
+	Set(r *tenant.Record)
+}
+
 // Observer is told what happens, for metrics and Events. Its methods must not block.
 type Observer interface {
 	// Record: this is the record now.
@@ -52,6 +58,8 @@ type Rotation struct {
 	Store                          tenant.FollowedStore
 	// Adoption asks the control planes to move; nil: they move when they restart, and only their sessions tell.
 	Adoption Adoption
+	// Socket serves the control plane's sessions, where it holds no password; nil where it does.
+	Socket Socket
 	// Publish brings the hand-over to the record's state. It may be called at any time and changes nothing that is right.
 	Publish func(r *tenant.Record) error
 	// Replaces says whether Publish would replace a DSN by another one. Where it cannot tell, it says yes.

@@ -59,6 +59,10 @@ const (
 // Config is a vCluster config that was read once and can be edited many times. A nil Config is none: it asks for nothing. Errors
 // are of class fault.Refused. They never repeat a value, which may be a DSN with a password.
 type Config struct {
+	// Socket says of a data source whether it is the one of a socket beside the control plane, and in words what is wrong with one that
+	// only resembles it; dsn is what Edit was given, empty where that is not known. nil: the control plane uses no socket.
+	Socket func(dataSource, dsn string) (own bool, conflict string)
+
 	doc     *yaml.Node
 	content any // the same, decoded; never changed
 
@@ -96,10 +100,8 @@ func Parse(source []byte) (*Config, error) {
 // Nothing else changes its meaning; order, comments, quoting and unknown fields stay, too. Which store is enabled is the user's
 // choice, and the licence's: none is enabled, and none is moved.
 func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
-	if c.store == nil {
-		if err := c.prepare(); err != nil {
-			return nil, err
-		}
+	if err := c.Check(dsn); err != nil {
+		return nil, err
 	}
 	before := slices.Clone(c.store.Content)
 	defer func() { c.store.Content = before }()
@@ -126,6 +128,16 @@ func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// Check refuses a config that could not be edited; dsn is what Edit will be given, empty where it is not known yet.
+func (c *Config) Check(dsn string) error {
+	if c.store == nil {
+		if err := c.prepare(); err != nil {
+			return err
+		}
+	}
+	return c.checkSource(dsn)
+}
+
 // prepare finds the store that is enabled.
 func (c *Config) prepare() error {
 	if err := checkCase(c.doc); err != nil {
@@ -143,7 +155,7 @@ func (c *Config) prepare() error {
 		return err
 	}
 	value := find(store, "dataSource")
-	c.open = path == database+".embedded" && (value == nil || value.Value != Placeholder)
+	c.open = path == database+".embedded" && (value == nil || isNull(value) || value.Value == "")
 	c.path, c.store = path, store
 	return nil
 }
@@ -159,13 +171,32 @@ func (c *Config) Warnings() []string {
 			"%q", c.path, Placeholder))
 	}
 	// vCluster logs kine's arguments (docs/failures.md F28). What is not a boolean here is vCluster's to refuse.
-	if node, err := walk(c.doc, logFile); err == nil {
+	if node, err := walk(c.doc, logFile); err == nil && c.Socket == nil {
 		if on, _ := boolean(node); on {
 			list = append(list, "vCluster config: "+logFile+" is true: vCluster writes kine's arguments, the tenant's password among them, to a log file that "+
 				"outlives its rotation; switch it off, or keep the file where only admins read it")
 		}
 	}
+	if c.Socket != nil && !c.hasArg(lifetime) {
+		list = append(list, fmt.Sprintf("vCluster config: %s.extraArgs has no %s=5m: kine keeps its connections for ever, and those that are never idle stay on an "+
+			"old login for a while after a rotation", c.path, lifetime))
+	}
 	return list
+}
+
+// lifetime is kine's flag for how long it keeps a connection.
+const lifetime = "--datastore-connection-max-lifetime"
+
+// hasArg says whether kine gets an argument of this name.
+func (c *Config) hasArg(name string) bool {
+	if args := find(c.store, "extraArgs"); args != nil {
+		for _, arg := range args.Content {
+			if is, _, _ := strings.Cut(arg.Value, "="); is == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Connector is the name of the connector that the config asks for, empty where it asks for none. As on vCluster Platform
@@ -188,14 +219,8 @@ func (c *Config) Connector() (string, error) {
 
 // checkStore refuses what would lead kine elsewhere than to the tenant's database, or away from a store that has data.
 func checkStore(store *yaml.Node, path string) error {
-	if value := find(store, "dataSource"); value != nil && !isNull(value) {
-		switch {
-		case value.Kind != yaml.ScalarNode:
-			return refuse("%s.dataSource: must be a string", path)
-		case value.Value != "" && value.Value != Placeholder: // which may be a DSN with a password
-			return refuse("%s.dataSource: names a store of its own: a control plane with data there would start on an empty database; if this is what you want, "+
-				"write %q", path, Placeholder)
-		}
+	if value := find(store, "dataSource"); value != nil && !isNull(value) && value.Kind != yaml.ScalarNode {
+		return refuse("%s.dataSource: must be a string", path)
 	}
 	if value := find(store, "identityProvider"); value != nil && !isNull(value) && (value.Kind != yaml.ScalarNode || value.Value != "") {
 		return refuse("%s.identityProvider: is set: kine would log in with the provider's tokens in place of the tenant's password; remove it", path)
@@ -216,6 +241,39 @@ func checkStore(store *yaml.Node, path string) error {
 	return nil
 }
 
+// checkSource refuses a data source that is not ours, which may be a DSN with a password. To a socket, TLS is the sidecar's.
+func (c *Config) checkSource(dsn string) error {
+	if c.Socket != nil {
+		for _, key := range []string{"caFile", "certFile", "keyFile"} {
+			if value := find(c.store, key); value != nil && !isNull(value) && value.Value != "" {
+				return refuse("%s.%s: is set, and DBCONNECTOR_ADOPT=socket: kine would ask the socket for TLS, which is the sidecar's; remove it", c.path, key)
+			}
+		}
+	}
+	value := find(c.store, "dataSource")
+	if value == nil || isNull(value) || value.Value == "" || value.Value == Placeholder {
+		return nil
+	}
+	conflict := ""
+	switch {
+	case c.Socket != nil:
+		own := false
+		if own, conflict = c.Socket(value.Value, dsn); own {
+			return nil
+		}
+	case socketSource.MatchString(value.Value):
+		conflict = "names a socket, and DBCONNECTOR_ADOPT is not socket"
+	}
+	if conflict != "" {
+		return refuse("%s.dataSource: %s; correct one of the two, or write %q here, which fits every mode", c.path, conflict, Placeholder)
+	}
+	return refuse("%s.dataSource: names a store of its own: a control plane with data there would start on an empty database; if this is what you want, "+
+		"write %q", c.path, Placeholder)
+}
+
+// socketSource matches a data source without a password that leads to a program beside the control plane.
+var socketSource = regexp.MustCompile(`^(postgres|mysql)://[^:@/]*@(/[^?]*\?host=|unix\(|127\.0\.0\.1:|tcp\(127\.0\.0\.1:)`)
+
 // checkCase refuses a key on the way to a store, or in one, that is one of those that matter here but for its case:
 // vCluster's decoder does not tell them apart, and of two it may take either. It refuses there what is no string, too.
 func checkCase(doc *yaml.Node) error {
@@ -235,7 +293,8 @@ func checkCase(doc *yaml.Node) error {
 }
 
 // known are the keys that matter here.
-var known = append(strings.Split(strings.Join(stores, "."), "."), "enabled", "dataSource", "connector", "caFile", "identityProvider", "extraArgs")
+var known = append(strings.Split(strings.Join(stores, "."), "."), "enabled", "dataSource", "connector", "caFile", "certFile", "keyFile", "identityProvider",
+	"extraArgs")
 
 func checkKeys(mapping *yaml.Node, path string) error {
 	for i := 0; i+1 < len(mapping.Content); i += 2 {

@@ -253,6 +253,61 @@ func TestUnguardedStore(t *testing.T) {
 	}
 }
 
+// TestSocketMode: the data source of a socket may stand in a config, where the mode is that. A conflict between the two is refused, with
+// the way out, and so is TLS to the socket.
+func TestSocketMode(t *testing.T) {
+	t.Parallel()
+	const own, similar, real = "postgres://vcluster@/state?host=/run/d&sslmode=disable", "postgres://vcluster@/state?host=/run/e&sslmode=disable", "DSN"
+	socket := func(source, dsn string) (bool, string) {
+		if dsn != "" && dsn != real {
+			t.Errorf("asked about %q", dsn)
+		}
+		return source == own, map[bool]string{true: "is similar"}[source == similar]
+	}
+	const lifetime = ", extraArgs: [--datastore-connection-max-lifetime=10m]"
+	for name, test := range map[string]struct {
+		store   string
+		socket  bool
+		refusal string
+		warning string
+	}{
+		"own":                    {"dataSource: '" + own + "'" + lifetime, true, "", ""},
+		"placeholder":            {"dataSource: '" + Placeholder + "'" + lifetime, true, "", ""},
+		"sessions for ever":      {"dataSource: '" + own + "'", true, "", "--datastore-connection-max-lifetime"},
+		"similar":                {"dataSource: '" + similar + "'", true, "embedded.dataSource: is similar; correct one of the two, or write \"" + Placeholder, ""},
+		"another":                {"dataSource: 'mysql://x:hunter2@tcp(y)/z'", true, "names a store of its own", ""},
+		"another mode":           {"dataSource: '" + own + "'", false, "names a socket, and DBCONNECTOR_ADOPT is not socket; correct one of the two", ""},
+		"another mode, MySQL":    {"dataSource: 'mysql://vcluster@unix(/run/d/mysql.sock)/vcx'", false, "names a socket", ""},
+		"another mode, loopback": {"dataSource: 'mysql://vcluster@tcp(127.0.0.1:3306)/vcx'", false, "names a socket", ""},
+		"TLS":                    {"caFile: /ca.crt", true, "embedded.caFile: is set, and DBCONNECTOR_ADOPT=socket", ""},
+		"a client's certificate": {"certFile: /c, keyFile: /k", true, "embedded.certFile: is set", ""},
+		"no TLS":                 {"caFile: '', certFile: ~" + lifetime, true, "", "is empty"},
+	} {
+		c, err := Parse([]byte("controlPlane: {backingStore: {database: {embedded: {enabled: true, " + test.store + "}}}}"))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if test.socket {
+			c.Socket = socket
+		}
+		_, err = c.Edit(real, "")
+		if early := c.Check(""); (err == nil) != (early == nil) {
+			t.Errorf("%s: at first %v, at last %v", name, early, err)
+		}
+		switch {
+		case test.refusal == "":
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if got := c.Warnings(); (len(got) > 0) != (test.warning != "") || len(got) > 0 && !strings.Contains(got[0], test.warning) {
+				t.Errorf("%s: warnings %q, want %q", name, got, test.warning)
+			}
+		case err == nil || !strings.Contains(err.Error(), test.refusal) || strings.Contains(err.Error(), "hunter2"):
+			t.Errorf("%s: got %v, want %q", name, err, test.refusal)
+		}
+	}
+}
+
 // TestLogFile: a log file of vCluster's holds the password, and is told of (F28).
 func TestLogFile(t *testing.T) {
 	t.Parallel()

@@ -214,6 +214,9 @@ func speaksHTTP2(ctx context.Context, socket string) error {
 	return nil
 }
 
+// PID is kine's process.
+func (k *Kine) PID() int { return k.proc.cmd.Process.Pid }
+
 // Log returns what kine has logged.
 func (k *Kine) Log() string { return k.proc.text() }
 

@@ -33,6 +33,7 @@ type pod struct {
 	sidecar  *rig.Process   // nil: not started yet
 	sidecars []*rig.Process // all there ever were
 	dsns     []string       // those that kine was started on, each once
+	args     []string       // for kine
 }
 
 // plane is a control plane of several replicas, in the host cluster, on one database, with one API server on all of them.
@@ -44,8 +45,8 @@ type plane struct {
 	api    *bed.APIServer
 }
 
-// newPlane starts a control plane, but for the sidecars. It needs the connector no more.
-func newPlane(t *testing.T, s setting) *plane {
+// newPlane starts a control plane; with settings for the sidecars those, too, and socket mode. It needs the connector no more.
+func newPlane(t *testing.T, s setting, sidecar ...string) *plane {
 	t.Helper()
 	server := bed.NewServer(t, s.engine, s.version, s.options)
 	user, password, err := server.CloudAdmin(t.Context(), "platform")
@@ -65,10 +66,16 @@ func newPlane(t *testing.T, s setting) *plane {
 		require.NoError(t, err)
 		member.Cluster, member.State = p.host, ""
 		member.Settings = []string{fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", (replicas+1)*20+10)} // as docs/install.md has it
+		if len(sidecar) > 0 {
+			member.Settings = append(member.Settings, "DBCONNECTOR_ADOPT=socket")
+		}
 		r := &pod{Tenant: member}
+		if len(sidecar) > 0 { // the shipped lifetime is for a rotation once a month
+			r.args = []string{"--datastore-connection-max-lifetime=2s"}
+		}
 		p.pods = append(p.pods, r)
 		t.Cleanup(func() { r.cleanUp(t) })
-		require.NoError(t, r.start(t.Context()))
+		require.NoError(t, r.start(t.Context(), sidecar...))
 		endpoints[i] = r.kine.Endpoint
 	}
 	// From here on no program knows the admin's credential.
@@ -151,9 +158,9 @@ func (r *pod) serve(ctx context.Context) error {
 		r.dsns = append(r.dsns, store.DataSource)
 	}
 	if r.kine != nil {
-		return r.kine.Restart(ctx, store.DataSource, store.CAFile, store.ExtraArgs...)
+		return r.kine.Restart(ctx, store.DataSource, store.CAFile, append(store.ExtraArgs, r.args...)...)
 	}
-	r.kine, err = store.StartKine(ctx)
+	r.kine, err = store.StartKine(ctx, r.args...)
 	return err
 }
 
@@ -165,11 +172,13 @@ func (r *pod) rotate(ctx context.Context, settings ...string) error {
 	}
 	r.sidecar = sidecar
 	r.sidecars = append(r.sidecars, sidecar)
-	status, body, err := sidecar.Get(ctx, "/readyz")
-	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("dbconnector-rotate is not ready with a hand-over in place: %d %s", status, body)
-	}
-	return err
+	return bed.Wait(ctx, func(ctx context.Context) error {
+		status, body, err := sidecar.Get(ctx, "/readyz")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("dbconnector-rotate is not ready with a hand-over in place: %d %s", status, body)
+		}
+		return err
+	})
 }
 
 // restart replaces the pod: first the control plane ends, then the sidecar.

@@ -51,7 +51,7 @@ func NewTenant(name, connector, dir string, values []byte) (*Tenant, error) {
 		Name: name, Out: filepath.Join(dir, "handover"), State: filepath.Join(dir, "record"), ConnectorDir: connector,
 		Config: filepath.Join(dir, "vcluster.yaml"), Timeout: 30 * time.Second,
 	}}
-	if err := errors.Join(os.MkdirAll(t.Out, 0o750), os.WriteFile(t.Config, values, 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(t.Out, 0o750), os.MkdirAll(handover.PrivateDir(t.Out), 0o700), os.WriteFile(t.Config, values, 0o600)); err != nil {
 		return nil, fmt.Errorf("preparing tenant %s: %w", name, err)
 	}
 	return t, nil

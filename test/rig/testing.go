@@ -11,16 +11,17 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"dbconnector/pkg/handover"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 )
 
 // NewTenant is a provisioned tenant with its record in a directory: the smallest setup that a sidecar can rotate. addr, if not
-// empty, is the address of the server.
-func NewTenant(tb testing.TB, s *bed.Server, addr string) *Tenant {
+// empty, is the address of the server; settings are those of [Tenant].
+func NewTenant(tb testing.TB, s *bed.Server, addr string, settings ...string) *Tenant {
 	tb.Helper()
 	dir := tb.TempDir()
-	t := &Tenant{Name: Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector")}
+	t := &Tenant{Name: Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector"), Settings: settings}
 	require.NoError(tb, os.Mkdir(t.Out, 0o755))
 	require.NoError(tb, WriteConnector(t.ConnectorDir, Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
 	Provision(tb, t)
@@ -28,11 +29,11 @@ func NewTenant(tb testing.TB, s *bed.Server, addr string) *Tenant {
 }
 
 // NewKubeTenant is a provisioned tenant with its record in a Secret.
-func NewKubeTenant(tb testing.TB, c *Cluster, s *bed.Server) *Tenant {
+func NewKubeTenant(tb testing.TB, c *Cluster, s *bed.Server, settings ...string) *Tenant {
 	tb.Helper()
 	connector := Name(tb, "c")
 	require.NoError(tb, c.Connector(tb.Context(), connector, Connector(s, s.AdminUser, s.AdminPassword, "", s.CA != nil)))
-	t := &Tenant{Name: Name(tb, "t"), Out: outDir(tb), Cluster: c, ConnectorName: connector}
+	t := &Tenant{Name: Name(tb, "t"), Out: outDir(tb), Cluster: c, ConnectorName: connector, Settings: settings}
 	Provision(tb, t)
 	return t
 }
@@ -50,6 +51,7 @@ func outDir(tb testing.TB) string {
 	tb.Helper()
 	dir := filepath.Join(tb.TempDir(), "out")
 	require.NoError(tb, os.Mkdir(dir, 0o755))
+	require.NoError(tb, os.Mkdir(handover.PrivateDir(dir), 0o700))
 	return dir
 }
 

@@ -255,7 +255,7 @@ func TestDirectoryLocked(t *testing.T) {
 func TestFilesAreLookedAfter(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p, err := handover.New(dir, 0o640, nil, open.DSN)
+	p, err := handover.New(dir, 0o640, nil, open.DSN, false)
 	require.NoError(t, err, "preparing the hand-over")
 	ca, err := bed.Authority()
 	require.NoError(t, err, "making a CA")

@@ -71,3 +71,14 @@ func DSN(server dbserver.Server, login tenant.Login) (string, error) {
 	}
 	return dsn, nil
 }
+
+// SocketDSN renders kine's endpoint for a proxy beside it: a user without a password, and a unix socket's path or an address on the
+// loopback interface. plain leaves out what kine's sessions depend on.
+func SocketDSN(network, address, user, database string, plain bool) string {
+	config := driver.NewConfig()
+	config.User, config.Net, config.Addr, config.DBName = user, network, address, database
+	if !plain {
+		config.Params = sessionSettings()
+	}
+	return scheme + config.FormatDSN()
+}

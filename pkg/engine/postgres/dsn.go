@@ -5,6 +5,7 @@ package postgres
 import (
 	"errors"
 	"net/url"
+	"path"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -43,4 +44,16 @@ func DSN(server dbserver.Server, login tenant.Login) (string, error) {
 		return "", errors.New("rendering the DSN: it does not read back as it was written")
 	}
 	return dsn, nil
+}
+
+// SocketDSN renders kine's endpoint for a proxy beside it: a user without a password, and a unix socket's directory or an address on the
+// loopback interface.
+func SocketDSN(network, address, user, database string) string {
+	u := url.URL{Scheme: "postgres", User: url.User(user), Path: "/" + database, RawQuery: "sslmode=disable"}
+	if network == "unix" {
+		u.RawQuery = "host=" + path.Dir(address) + "&sslmode=disable"
+	} else {
+		u.Host = address
+	}
+	return u.String()
 }
