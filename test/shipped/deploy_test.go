@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/pkg/config"
+	"dbconnector/pkg/handover"
 	"dbconnector/pkg/vclusterconfig"
 	"dbconnector/test/bed"
 	"dbconnector/test/shipped"
@@ -299,6 +300,13 @@ func TestValues(t *testing.T) {
 			always := corev1.ContainerRestartPolicyAlways
 			asNative := rotate
 			asNative.RestartPolicy = &always
+			if len(native.InitContainers) == 2 { // in socket mode kine needs a socket when it starts
+				probe := native.InitContainers[1].StartupProbe
+				if probe == nil || !reflect.DeepEqual(probe.HTTPGet, rotate.ReadinessProbe.HTTPGet) || probe.PeriodSeconds*probe.FailureThreshold < 120 {
+					t.Errorf("the native sidecar's startup probe %+v: want the readiness probe's, for longer than init waits for a server", probe)
+				}
+				asNative.StartupProbe = probe
+			}
 			if !reflect.DeepEqual(native.InitContainers, []corev1.Container{init, asNative}) || len(native.SidecarContainers) > 0 {
 				t.Errorf("values-native-sidecar.yaml makes\n%+v\n%+v\nwant\n%+v\n%+v", native.InitContainers, native.SidecarContainers, init, asNative)
 			}
@@ -402,20 +410,22 @@ func checkHandOver(t *testing.T, v values) {
 	if want := []string{"--config=" + outputDir + "/config.yaml"}; !slices.Equal(set.Args, want) {
 		t.Errorf("args %q, want %q", set.Args, want)
 	}
-	if len(set.Persistence.AddVolumes) != 1 {
-		t.Fatalf("addVolumes %+v: want one", set.Persistence.AddVolumes)
+	if len(set.Persistence.AddVolumes) != 2 {
+		t.Fatalf("addVolumes %+v: want two", set.Persistence.AddVolumes)
 	}
-	volume := set.Persistence.AddVolumes[0]
-	dir := volume.EmptyDir
-	if dir == nil || dir.Medium != corev1.StorageMediumMemory || dir.SizeLimit == nil {
-		t.Errorf("volume %+v: passwords belong in an emptyDir in memory, with a limit", volume)
+	for _, volume := range set.Persistence.AddVolumes {
+		if dir := volume.EmptyDir; dir == nil || dir.Medium != corev1.StorageMediumMemory || dir.SizeLimit == nil {
+			t.Errorf("volume %+v: passwords belong in an emptyDir in memory, with a limit", volume)
+		}
 	}
+	volume, private := set.Persistence.AddVolumes[0], set.Persistence.AddVolumes[1]
 	reads := []corev1.VolumeMount{{Name: volume.Name, MountPath: outputDir, ReadOnly: true}}
 	if got := set.Persistence.AddVolumeMounts; !reflect.DeepEqual(got, reads) {
 		t.Errorf("the control plane mounts %+v, want %+v", got, reads)
 	}
 	writes := []corev1.VolumeMount{
 		{Name: volume.Name, MountPath: outputDir},
+		{Name: private.Name, MountPath: handover.PrivateDir(outputDir)},
 		{Name: chartConfig, MountPath: chartConfigAt, ReadOnly: true},
 	}
 	if got := set.InitContainers[0].VolumeMounts; !reflect.DeepEqual(got, writes) {

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"dbconnector/pkg/health"
+	"dbconnector/pkg/proxy"
 	"dbconnector/pkg/rotation"
 	"dbconnector/test/bed"
 	"dbconnector/test/shipped"
@@ -177,6 +178,15 @@ func exposition(t *testing.T) string {
 	m.LockedOut.WithLabelValues("active").Set(1)
 	m.LockedOut.WithLabelValues("inactive").Set(1)
 	m.AdoptInfo.WithLabelValues("none").Set(1)
+	socket := m.Socket()
+	for _, result := range proxy.Results {
+		socket.Connects.WithLabelValues(string(result)).Inc()
+	}
+	socket.ConnectSeconds.Observe(.01)
+	m.Watch(health.Source{
+		Sessions: func() map[int64]health.Group { return map[int64]health.Group{1: {Sessions: 1, Oldest: time.Minute}} },
+		Bytes:    func() (sent, received int64) { return 1, 1 },
+	})
 	answer := httptest.NewRecorder()
 	m.Handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	if answer.Code != http.StatusOK {
