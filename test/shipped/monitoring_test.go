@@ -200,6 +200,9 @@ func served(t *testing.T) map[string]string {
 	t.Helper()
 	list := map[string]string{"up": "gauge"} // Prometheus' own, of every target
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(exposition(t), -1) {
+		if m[2] == "histogram" { // which is counters, by their limits
+			m[1], m[2] = m[1]+"_bucket", "counter"
+		}
 		list[m[1]] = m[2]
 	}
 	return list
