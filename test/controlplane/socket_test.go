@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,30 +97,18 @@ func (r *pod) checkEnd(t *testing.T) {
 	require.NoError(t, <-ended, "%s", r.sidecar.Log())
 }
 
-// checkSecrets: none of the passwords is in what the control plane can see, or wrote.
+// checkSecrets: none of the passwords is in what the control plane can see, or wrote, nor in the sidecar's log.
 func (r *pod) checkSecrets(t *testing.T, passwords map[dbserver.Password]tenant.Login) {
 	t.Helper()
-	seen := r.kine.Log() + strings.Join(r.dsns, "\n")
-	files, err := os.ReadDir(r.Out)
+	seen, err := r.Visible(r.kine)
 	require.NoError(t, err)
-	for _, f := range files {
-		if f.Type().IsRegular() {
-			data, err := os.ReadFile(filepath.Join(r.Out, f.Name()))
-			require.NoError(t, err)
-			seen += string(data)
-		}
-	}
-	for _, file := range []string{"cmdline", "environ"} {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.kine.PID(), file))
-		require.NoError(t, err)
-		seen += string(data)
-	}
+	require.Contains(t, seen, r.dsns[0])
 	for _, s := range r.sidecars {
 		seen += s.Log()
 	}
 	for password := range passwords {
 		if strings.Contains(seen, password.Reveal()) {
-			t.Errorf("a password is in the control plane's arguments, environment, files or log")
+			t.Errorf("a password is in the control plane's arguments, environment, files or log, or in the sidecar's log")
 		}
 	}
 }

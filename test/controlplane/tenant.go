@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -101,4 +102,30 @@ func (t *Tenant) Store() (Store, error) {
 		return Store{}, fmt.Errorf("reading hand-over of %s: %w", t.Name, err)
 	}
 	return ReadConfig(config)
+}
+
+// Visible is everything in which a control plane could show a password: the files of the hand-over, and its kine's arguments,
+// environment and log.
+func (t *Tenant) Visible(kine *bed.Kine) (string, error) {
+	var all strings.Builder
+	files, err := os.ReadDir(t.Out)
+	if err != nil {
+		return "", fmt.Errorf("reading the hand-over: %w", err)
+	}
+	var paths []string
+	for _, f := range files {
+		if f.Type().IsRegular() { // not the socket
+			paths = append(paths, filepath.Join(t.Out, f.Name()))
+		}
+	}
+	process := filepath.Join("/proc", strconv.Itoa(kine.PID()))
+	for _, path := range append(paths, filepath.Join(process, "cmdline"), filepath.Join(process, "environ")) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return "", fmt.Errorf("looking for passwords: %w", err)
+		}
+		all.Write(data)
+	}
+	all.WriteString(kine.Log())
+	return all.String(), nil
 }

@@ -143,6 +143,7 @@ func (d *demo) show(ctx context.Context, engine bed.Engine, version string) erro
 		{"4. The tenants misbehave, with the credential that they were handed", d.intrude},
 		{"5. A restart on a bad day: the admin's password has changed, and the connector is gone", d.restart},
 		{fmt.Sprintf("6. Each tenant's password changes %d times, under load, and still there is no admin", rotations), d.rotate},
+		{fmt.Sprintf("7. The same %d times without a password in the control plane, and without a restart", socketRotations), d.socket},
 	} {
 		d.out.line("\n%s", chapter.title)
 		if err := chapter.f(ctx); err != nil {

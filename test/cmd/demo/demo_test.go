@@ -87,6 +87,9 @@ func TestDemo(t *testing.T) {
 					`start kine again, list +` + tenant + ` +its own 2 objects and nothing else`,
 					`rotate 3 times, under load +` + tenant + ` +[1-9]\d+ requests, 0 failed`,
 					`use a rotated-away password +` + tenant + ` +3 of 3 refused by the server, error (28P01|1045)`,
+					`rotate [23] times in socket mode +` + tenant + ` +[1-9]\d+ requests, 0 failed, one kine: process \d+`,
+					`use a password of before +` + tenant + ` +refused by the server, error (28P01|1045)`,
+					`search kine for [5-9] passwords +` + tenant + ` +none in its arguments, environment, files, log`,
 					`list after the rotations +` + tenant + ` +its own [1-9]\d+ objects and nothing else`,
 				} {
 					if !regexp.MustCompile(`(?m)^` + want).MatchString(table) {
