@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pods
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+
+	"dbconnector/pkg/dbserver"
+	"dbconnector/test/bed"
+)
+
+// socketMode sets what a test of socket mode needs.
+func socketMode(values *Values) {
+	values.SetEnv("DBCONNECTOR_ADOPT", "socket")
+	values.SetEnv("DBCONNECTOR_GRACE", "1s")
+	database := &values.ControlPlane.BackingStore.Database
+	for _, store := range []map[string]any{database.Embedded, database.External} {
+		if args, ok := store["extraArgs"].([]any); ok { // the shipped ten minutes are for a rotation once a month
+			store["extraArgs"] = append(args, "--datastore-connection-max-lifetime=2s")
+		}
+	}
+}
+
+// TestSocketMode: three replicas whose control planes hold no password go through rotations. No pod is replaced, no container started
+// again, no request fails, and a client that watches keeps its connection.
+func TestSocketMode(t *testing.T) {
+	t.Parallel()
+	const rotations = 3
+	lap := stopwatch(t)
+	c := newCluster(t)
+	server := newServer(t, c, bed.Postgres, "17", "postgres", "socket")
+	values, err := c.NativeSidecar("licensed")
+	require.NoError(t, err)
+	v := installValues(t, c, "licensed", values, Names{Release: "team-c", Namespace: "socket", Connector: "socket"}, func(values *Values) {
+		socketMode(values)
+		values.SetEnv("DBCONNECTOR_ROTATION_PERIOD", "15s")
+	})
+	ready(t, v)
+	before, err := v.Pods(t.Context())
+	require.NoError(t, err)
+	require.Len(t, before, 3)
+	began := record(t, v)
+	lap("three replicas")
+
+	ctx, stop := context.WithCancel(t.Context())
+	w := &writer{v: v}
+	watched := make(chan error, 1)
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer stop()
+	var seen sync.Map // names of objects
+	looking, enough := context.WithCancel(t.Context())
+	defer enough()
+	watching := v.watch(looking, t)
+	clients.Go(func() { watched <- watching(&seen) })
+	clients.Go(func() { w.run(ctx) })
+	w.goesOn(t, 0)
+
+	passwords := map[dbserver.Password]bool{}
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		now, err := v.Record(ctx)
+		if err != nil {
+			return err
+		}
+		for slot := range now.Slots {
+			passwords[now.Slots[slot].Password] = true
+		}
+		if past := now.Generation - began.Generation; past < rotations || past == rotations && !now.OtherRetired {
+			return fmt.Errorf("%d rotations, the last password is retired: %t", past, now.OtherRetired)
+		}
+		return nil
+	})
+	lap(fmt.Sprintf("%d rotations", rotations))
+	w.goesOn(t, w.acknowledged())
+	select {
+	case err := <-watched:
+		t.Errorf("the watch ended: %v", err)
+	default:
+	}
+	after, err := v.Pods(t.Context())
+	require.NoError(t, err)
+	names := map[string]bool{}
+	for _, pod := range before {
+		names[string(pod.UID)] = true
+	}
+	for _, pod := range after {
+		assert.True(t, names[string(pod.UID)], "pod %s is another one", pod.Name)
+		for _, s := range append(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses...) {
+			assert.Zero(t, s.RestartCount, "restarts of %s in pod %s", s.Name, pod.Name)
+		}
+		log := kubectl(t, c, "logs", "--namespace", v.Namespace, pod.Name, "--all-containers")
+		for password := range passwords {
+			assert.NotContains(t, log, password.Reveal(), "the pod's log")
+		}
+	}
+	assert.Len(t, after, len(before))
+	for slot := range began.Slots {
+		if login := began.Login(slot); !assert.Error(t, enters(t.Context(), server, login, login.Database)) {
+			t.Errorf("the first password of login %s opens the database", login.User)
+		}
+	}
+	stop()
+	bed.Eventually(t, patience, func(context.Context) error {
+		for n := range w.acknowledged() {
+			if _, there := seen.Load(fmt.Sprintf("object-%d", n)); !there {
+				return fmt.Errorf("the watch never saw object-%d", n)
+			}
+		}
+		return nil
+	})
+	enough()
+	clients.Wait()
+	<-watched
+	assert.Zero(t, w.cuts, "requests without an answer")
+	w.lostNothing(t)
+	lap("all objects are there")
+}
+
+// watch opens a watch on all objects, over one connection. The function that it returns reads it until ctx or the watch ends, and notes
+// the names.
+func (v *VCluster) watch(ctx context.Context, t *testing.T) func(seen *sync.Map) error {
+	t.Helper()
+	var service corev1.Service
+	require.NoError(t, v.c.Do(ctx, http.MethodGet, "/api/v1/namespaces/"+v.Namespace+"/services/"+v.Release, nil, &service))
+	client := &http.Client{Transport: bearer{&http.Transport{
+		DialContext: v.c.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // it vouches for itself
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+service.Spec.ClusterIP+objects+"?watch=true", http.NoBody)
+	require.NoError(t, err)
+	response, err := client.Do(request)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	return func(seen *sync.Map) error {
+		defer response.Body.Close()
+		for decoder := json.NewDecoder(response.Body); ; {
+			var event struct {
+				Object corev1.ConfigMap `json:"object"`
+			}
+			if err := decoder.Decode(&event); err != nil {
+				return errors.Join(err, ctx.Err())
+			}
+			if strings.HasPrefix(event.Object.Name, "object-") {
+				seen.Store(event.Object.Name, true)
+			}
+		}
+	}
+}
