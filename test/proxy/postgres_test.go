@@ -27,6 +27,7 @@ import (
 
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/proxy/mywire"
 	"dbconnector/pkg/proxy/pgwire"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -44,6 +45,7 @@ type socket struct {
 	server *bed.Server
 	record *tenant.Record
 	dir    string
+	path   string // of the socket
 	proxy  *proxy.Server
 	seen   observer
 	stop   func() // and wait
@@ -84,12 +86,24 @@ func newSocket(tb testing.TB, server *bed.Server, change func(*proxy.Server)) *s
 	record, err := plane.Record(tb.Context())
 	require.NoError(tb, err)
 	s := &socket{server: server, record: record, dir: tb.TempDir()}
-	s.proxy = &proxy.Server{Wire: pgwire.New(), Logins: proxy.NewLogins(), MaxSessions: 40, Observer: &s.seen, Log: zap.NewNop()}
-	s.proxy.Logins.Set(record)
+	s.serve(tb, change)
+	return s
+}
+
+// serve starts the proxy.
+func (s *socket) serve(tb testing.TB, change func(*proxy.Server)) {
+	tb.Helper()
+	s.path = filepath.Join(s.dir, ".s.PGSQL.5432")
+	var wire proxy.Wire = pgwire.New()
+	if s.record.Server.Engine == dbserver.MySQL {
+		s.path, wire = filepath.Join(s.dir, "mysql.sock"), mywire.New()
+	}
+	s.proxy = &proxy.Server{Wire: wire, Logins: proxy.NewLogins(), MaxSessions: 40, Observer: &s.seen, Log: zap.NewNop()}
+	s.proxy.Logins.Set(s.record)
 	if change != nil {
 		change(s.proxy)
 	}
-	l, err := proxy.Listen(tb.Context(), filepath.Join(s.dir, ".s.PGSQL.5432"), 0o660)
+	l, err := proxy.Listen(tb.Context(), s.path, 0o660)
 	require.NoError(tb, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
 	served := make(chan error, 1)
@@ -101,7 +115,6 @@ func newSocket(tb testing.TB, server *bed.Server, change func(*proxy.Server)) *s
 		assert.Empty(tb, s.proxy.Sessions())
 	})
 	tb.Cleanup(s.stop)
-	return s
 }
 
 // dsn is what kine would be given, and more parameters.
