@@ -67,6 +67,13 @@ func (o *observer) Connected(result proxy.Result, _ time.Duration) {
 	o.connects[result]++
 }
 
+// count is how often connecting had a result.
+func (o *observer) count(result proxy.Result) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.connects[result]
+}
+
 func (o *observer) Drained() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

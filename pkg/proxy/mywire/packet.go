@@ -55,6 +55,7 @@ const (
 	useTLS          = 1 << 11
 	secure          = 1 << 15
 	pluginAuth      = 1 << 19
+	attributes      = 1 << 20
 	lenencAuth      = 1 << 21
 	deprecateEOF    = 1 << 24
 	optionalColumns = 1 << 25
@@ -187,12 +188,16 @@ func parseAnswer(p []byte, offered uint32) (*answer, error) {
 	if caps&connectWithDB != 0 {
 		var name []byte
 		name, rest, _ = cutZero(rest) // some clients leave the last end out
-		a.database = append(bytes.Clone(name), 0)
+		if a.caps&connectWithDB != 0 {
+			a.database = append(bytes.Clone(name), 0)
+		}
 	}
 	if caps&pluginAuth != 0 {
 		_, rest, _ = cutZero(rest)
 	}
-	a.tail = bytes.Clone(rest)
+	if a.caps&attributes != 0 {
+		a.tail = bytes.Clone(rest)
+	}
 	return a, nil
 }
 
