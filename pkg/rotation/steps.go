@@ -63,8 +63,13 @@ func (l *loop) do(stop context.Context, step Step) error {
 // that starts in its old pod, without init, would not come up again. At an ordinary start the hand-over, by init, carries the
 // very credential, and no server is asked.
 func (l *loop) project(ctx context.Context) error {
-	if !l.trusted && l.Replaces(l.record) {
+	replaced := l.Socket != nil && l.fromStart // which the hand-over of a socket does not show
+	if !l.trusted && (replaced || l.Replaces(l.record)) {
 		err := l.open(l.record.Server).Login(ctx, l.record.Login(l.record.Active))
+		if fault.Is(err, fault.WrongPassword) && l.Socket != nil {
+			return fmt.Errorf("the record was replaced by one whose active login is locked out: sessions go on with the login that worked before, the next start "+
+				"of init repairs the record: %w", err)
+		}
 		if fault.Is(err, fault.WrongPassword) {
 			return fmt.Errorf("the record has another active login than the hand-over, and it is locked out: the hand-over stays as it is, the next start of init "+
 				"repairs the record: %w", err)

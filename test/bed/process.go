@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -264,4 +265,14 @@ func freePort() (int, error) {
 		return port, nil
 	}
 	return 0, errors.New("finding a free port: none in a hundred tries")
+}
+
+// FreeAddress is one on the loopback interface that no process listens on.
+func FreeAddress(tb testing.TB) string {
+	tb.Helper()
+	port, err := freePort()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }

@@ -21,7 +21,7 @@ import (
 // socketFire is for how long passwords are rotated; longer where the variable says so.
 func socketFire(t *testing.T) time.Duration {
 	t.Helper()
-	const variable, usual = "DBCONNECTOR_TEST_SOCKET_FIRE", 40 * time.Second
+	const variable, usual = "DBCONNECTOR_TEST_SOCKET_FIRE", 20 * time.Second
 	if text := os.Getenv(variable); text != "" {
 		d, err := time.ParseDuration(text)
 		require.NoError(t, err, variable)
@@ -42,8 +42,9 @@ func TestRotationBySocket(t *testing.T) {
 			load.progress(t, 20)
 			passwords := map[dbserver.Password]tenant.Login{}
 			began := p.record(t)
-			for until := time.Now().Add(socketFire(t)); time.Now().Before(until); {
-				now := p.record(t)
+			const least = 3 // rotations
+			for until, now := time.Now().Add(socketFire(t)), began; time.Now().Before(until) || now.Generation < began.Generation+least; {
+				now = p.record(t)
 				for slot := range now.Slots {
 					login := now.Login(slot)
 					passwords[login.Password] = login
@@ -51,8 +52,7 @@ func TestRotationBySocket(t *testing.T) {
 				load.progress(t, 5)
 			}
 			last := p.record(t)
-			rotations := int(last.Generation - began.Generation)
-			assert.GreaterOrEqual(t, rotations, 4)
+			rotations := last.Generation - began.Generation
 
 			p.until(t, nil, "the old login is retired", func(r *tenant.Record) bool { return r.OtherRetired && r.Pending == nil })
 			last = p.record(t)
