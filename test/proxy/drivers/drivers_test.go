@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package drivers_test runs the test suites of the drivers that clients of the socket use: each test ends through the socket as it does on
+// the server.
+package drivers_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/proxy/pgwire"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/rig"
+)
+
+func TestMain(m *testing.M) { rig.Main(m) }
+
+// wire is the protocol of an engine, and the name of the socket that its clients look for.
+func wire(_ bed.Engine) (protocol proxy.Wire, socket string) {
+	return pgwire.New(), ".s.PGSQL.5432"
+}
+
+// exception is a test, or some, and why it is one.
+type exception struct {
+	name string // a regular expression for "package:Test/subtest", with the package's path in its module
+	why  string
+}
+
+// most is how many sessions there may be at once. Tests that open fifty and then close them have more, as the server ends a session a
+// moment after its client.
+const most = 300
+
+// suite is a driver's tests.
+type suite struct {
+	module   string
+	packages []string
+	// prepare gives the tenant what the tests need of a database.
+	prepare func(t *testing.T, server *bed.Server, r *tenant.Record)
+	// direct and socket are the environment of the tests: for the server, and for the socket.
+	direct func(t *testing.T, server *bed.Server, r *tenant.Record) []string
+	socket func(path string, r *tenant.Record) []string
+	// apart are the tests that cannot end through the socket as on the server, and failing those that fail on the server, too.
+	apart, failing []exception
+}
+
+// TestDrivers: every test of a driver ends through the socket as on the server, but for those that are named above with the reason.
+func TestDrivers(t *testing.T) {
+	for _, test := range []struct {
+		engine  bed.Engine
+		version string
+		suite   suite
+	}{
+		{bed.Postgres, "17", pgx},
+	} {
+		t.Run(string(test.engine)+"-"+test.version, func(t *testing.T) {
+			programs := test.suite.build(t)
+			server := bed.NewServer(t, test.engine, test.version, bed.Options{MaxConnections: most})
+			// Each run has a tenant of its own, so that neither finds what the other left behind.
+			newTenant := func(t *testing.T) *tenant.Record {
+				t.Helper()
+				record, err := rig.NewTenant(t, server, "").Record(t.Context())
+				require.NoError(t, err)
+				test.suite.prepare(t, server, record)
+				return record
+			}
+			var direct, socket map[string]outcome
+			t.Run("both", func(t *testing.T) { // at once: they wait more than they compute
+				t.Run("server", func(t *testing.T) {
+					t.Parallel()
+					direct = test.suite.run(t, programs, test.suite.direct(t, server, newTenant(t)))
+				})
+				t.Run("socket", func(t *testing.T) {
+					t.Parallel()
+					record := newTenant(t)
+					socket = test.suite.run(t, programs, test.suite.socket(serve(t, test.engine, record), record))
+				})
+			})
+			test.suite.compare(t, direct, socket)
+		})
+	}
+}
+
+// serve serves a tenant on a socket, whose path it returns.
+func serve(t *testing.T, engine bed.Engine, record *tenant.Record) string {
+	t.Helper()
+	protocol, name := wire(engine)
+	path := filepath.Join(t.TempDir(), name)
+	server := &proxy.Server{Wire: protocol, Logins: proxy.NewLogins(), MaxSessions: most, Observer: nobody{}, Log: zap.NewNop()}
+	server.Logins.Set(record)
+	l, err := proxy.Listen(t.Context(), path, 0o660)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		assert.NoError(t, l.Close())
+		cancel()
+		assert.NoError(t, <-served)
+	})
+	return path
+}
+
+// nobody is an observer that does not look.
+type nobody struct{}
+
+func (nobody) Connected(proxy.Result, time.Duration) {}
+func (nobody) Drained()                              {}
+func (nobody) Cancelled()                            {}
+
+// program is the tests of one package, built, and the directory in which they are run.
+type program struct{ pkg, file, dir string }
+
+// major is a part of a module's path that no name of a program has.
+var major = regexp.MustCompile(`/v\d+$`)
+
+// build builds the tests in a copy of the module, because Go's cache of modules is read-only and the tests write beside their files.
+func (s suite) build(t *testing.T) (programs []program) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", s.module).Output()
+	require.NoError(t, err)
+	root := filepath.Join(t.TempDir(), "module")
+	copyTree(t, root, strings.TrimSpace(string(out)))
+	args := []string{"test", "-c", "-trimpath", "-o", root + "/"} // without its own directory in it, Go's cache has most of it
+	name := major.ReplaceAllString(s.module, "")
+	for _, pkg := range s.packages {
+		args = append(args, "./"+pkg)
+		programs = append(programs, program{pkg, filepath.Join(root, path.Base(path.Join(name, pkg))+".test"), filepath.Join(root, pkg)})
+	}
+	build := exec.CommandContext(t.Context(), "go", args...)
+	build.Dir, build.Env = root, append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	out, err = build.CombinedOutput()
+	require.NoError(t, err, "building the tests of %s: %s", s.module, out)
+	return programs
+}
+
+func copyTree(t *testing.T, to, from string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(from, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		copied := filepath.Join(to, strings.TrimPrefix(file, from))
+		if entry.IsDir() {
+			return os.Mkdir(copied, 0o755)
+		}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(copied, data, 0o644)
+	}))
+}
+
+// outcome is how a test ended, and what it said.
+type outcome struct{ result, log string }
+
+// run runs all programs, one after the other, and returns how each test has ended.
+func (s suite) run(t *testing.T, programs []program, environ []string) map[string]outcome {
+	t.Helper()
+	outcomes := map[string]outcome{}
+	for _, p := range programs {
+		tests := exec.CommandContext(t.Context(), p.file, "-test.v=test2json", "-test.timeout=5m")
+		var said bytes.Buffer
+		tests.Dir, tests.Stdout, tests.Stderr = p.dir, &said, &said
+		tests.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "USER=root"}, environ...)
+		began := time.Now()
+		err := tests.Run()
+		var failed *exec.ExitError
+		if err != nil && !errors.As(err, &failed) {
+			require.NoError(t, err, "running the tests of %s", p.pkg)
+		}
+		took, before := time.Since(began), len(outcomes)
+		read(t, p.pkg, &said, outcomes)
+		require.Greater(t, len(outcomes), before, "the tests of %q: %v\n%s", p.pkg, err, said.String())
+		t.Logf("%q: %d tests in %s", p.pkg, len(outcomes)-before, took.Round(100*time.Millisecond))
+	}
+	t.Logf("in all: %s", count(outcomes))
+	return outcomes
+}
+
+// temporary is a test's directory, which some have in their subtests' names.
+var temporary = regexp.MustCompile(`/tmp/\w+/\d+`)
+
+// read adds the outcomes of a package's tests. A test that has begun and not ended is one, too.
+func read(t *testing.T, pkg string, said *bytes.Buffer, outcomes map[string]outcome) {
+	t.Helper()
+	convert := exec.CommandContext(t.Context(), "go", "tool", "test2json")
+	convert.Stdin = bytes.NewReader(said.Bytes())
+	out, err := convert.Output()
+	require.NoError(t, err)
+	for decoder := json.NewDecoder(bytes.NewReader(out)); decoder.More(); {
+		var event struct{ Action, Test, Output string }
+		require.NoError(t, decoder.Decode(&event))
+		if event.Test == "" {
+			continue
+		}
+		name := pkg + ":" + temporary.ReplaceAllString(event.Test, "DIR")
+		o := outcomes[name]
+		switch event.Action {
+		case "run":
+			o.result = "never ended"
+		case "output":
+			o.log += event.Output
+		case "pass", "fail", "skip":
+			o.result = event.Action
+		}
+		outcomes[name] = o
+	}
+}
+
+func count(outcomes map[string]outcome) string {
+	n := map[string]int{}
+	for _, o := range outcomes {
+		n[o.result]++
+	}
+	return fmt.Sprint(n)
+}
+
+// compare fails the test for each difference and each failure that is not excepted, and for each exception that is none any more.
+func (s suite) compare(t *testing.T, direct, socket map[string]outcome) {
+	t.Helper()
+	names := maps.Clone(direct)
+	maps.Copy(names, socket)
+	used := map[exception]bool{}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		server, through := direct[name], socket[name]
+		differ, exceptions := server.result != through.result, s.failing
+		if differ {
+			exceptions = s.apart
+		} else if server.result == "pass" || server.result == "skip" {
+			continue
+		}
+		said := fmt.Sprintf("%s: %q on the server, %q through the socket", name, server.result, through.result)
+		i := slices.IndexFunc(exceptions, func(e exception) bool { return regexp.MustCompile("^(" + e.name + ")$").MatchString(name) })
+		if i < 0 {
+			t.Errorf("%s\non the server:\n%s\nthrough the socket:\n%s", said, server.log, through.log)
+			continue
+		}
+		used[exceptions[i]] = true
+		t.Logf("%s: %s", said, exceptions[i].why)
+	}
+	for _, e := range slices.Concat(s.apart, s.failing) {
+		assert.True(t, used[e], "the exception %s is none any more", e.name)
+	}
+}
