@@ -3,6 +3,7 @@
 package bed
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os/exec"
@@ -10,19 +11,26 @@ import (
 	"strings"
 )
 
-// clients are command line programs that only tests of documents, benchmarks and people want.
+// clients are command line programs that only tests of documents, of the socket, benchmarks and people want.
 var clients = []struct {
 	name, suite, pkg, path string
+	// of is the client whose package this one comes with.
+	of string
 }{
-	{"psql", "trixie", "postgresql-client-17", "usr/lib/postgresql/17/bin/psql"},
-	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb"},
-	{"pgbouncer", "trixie", "pgbouncer", "usr/sbin/pgbouncer"},
-	{"promtool", "trixie", "prometheus", "usr/bin/promtool"},
+	{"psql", "trixie", "postgresql-client-17", "usr/lib/postgresql/17/bin/psql", ""},
+	{"pg_dump", "", "", "usr/lib/postgresql/17/bin/pg_dump", "psql"},
+	{"pgbench", "trixie", "postgresql-17", "usr/lib/postgresql/17/bin/pgbench", ""},
+	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb", ""},
+	{"pgbouncer", "trixie", "pgbouncer", "usr/sbin/pgbouncer", ""},
+	{"promtool", "trixie", "prometheus", "usr/bin/promtool", ""},
 }
 
 func clientItems() []item {
 	var all []item
 	for _, c := range clients {
+		if c.of != "" {
+			continue
+		}
 		all = append(all, item{
 			name: c.name,
 			key:  c.name + "-" + c.suite + "-1",
@@ -34,14 +42,14 @@ func clientItems() []item {
 	return all
 }
 
-// Client returns a command that runs a command line client: "psql", "mariadb", "promtool" or "pgbouncer".
+// Client returns a command that runs a command line client: "psql", "pg_dump", "pgbench", "mariadb", "promtool" or "pgbouncer".
 // The mariadb client also talks to MySQL, and reads no option files.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {
 		if c.name != name {
 			continue
 		}
-		dir, err := cached(ctx, items()[name])
+		dir, err := cached(ctx, items()[cmp.Or(c.of, name)])
 		if err != nil {
 			return nil, err
 		}
