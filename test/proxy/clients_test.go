@@ -69,7 +69,8 @@ func TestSocketPostgresClients(t *testing.T) {
 		return restrict.ReplaceAllString(client(t, environ, "pg_dump", args...), "")
 	}
 	through := dump(nil, socket("anything")...)
-	direct := dump([]string{"PGPASSWORD=" + login.Password.Reveal()}, "--host="+server.Host, "--port="+strconv.Itoa(server.Port), "--username="+login.User, s.record.Database)
+	direct := dump([]string{"PGPASSWORD=" + login.Password.Reveal()},
+		"--host="+server.Host, "--port="+strconv.Itoa(server.Port), "--username="+login.User, s.record.Database)
 	assert.Greater(t, len(direct), 1<<20, "the dump has the rows")
 	assert.True(t, through == direct, "the dump through the socket is another one than the server's")
 }
