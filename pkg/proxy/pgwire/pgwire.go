@@ -59,26 +59,26 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	case h.database == maintenanceDatabase || h.database == template:
 		return nil, refuse(client, proxy.ClientError, noDatabase, fmt.Errorf("database %q is not the tenant's", h.database))
 	}
-	hijacked, login, err := w.logIn(ctx, h, next)
+	server, login, err := w.logIn(ctx, h, next)
 	if err != nil {
 		return nil, tell(client, err)
 	}
 	// The counterpart of Hijack, only to cancel by it: it knows the server's address and how to secure the connection there.
-	shadow, err := pgconn.Construct(hijacked)
+	shadow, err := pgconn.Construct(server.HijackedConn)
 	if err != nil {
-		_ = hijacked.Conn.Close()
+		_ = server.Conn.Close()
 		return nil, refuse(client, proxy.Unreachable, cannotConnect, err)
 	}
 	key := ""
-	if len(hijacked.SecretKey) > 0 {
-		key = cancelKey(hijacked.PID, hijacked.SecretKey)
+	if len(server.SecretKey) > 0 {
+		key = cancelKey(server.PID, server.SecretKey)
 		w.mu.Lock()
 		w.cancels[key] = shadow
 		w.mu.Unlock()
 	}
-	state := &state{status: hijacked.TxStatus}
+	state := &state{status: server.TxStatus}
 	session := &proxy.Session{
-		Server: hijacked.Conn, Login: login, FromClient: state.fromClient, FromServer: state.fromServer, Idle: state.idle,
+		Server: server.Conn, Login: login, FromClient: state.fromClient, FromServer: state.fromServer, Idle: state.idle,
 		Goodbye: []byte{'X', 0, 0, 0, 4}, // Terminate
 		Close: func() {
 			w.mu.Lock()
@@ -86,34 +86,44 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 			delete(w.cancels, key)
 		},
 	}
-	if err := welcome(client, h, hijacked); err != nil {
+	if err := welcome(client, h, server); err != nil {
 		session.Close()
-		_ = hijacked.Conn.Close()
+		_ = server.Conn.Close()
 		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: err}
 	}
 	return session, nil
 }
 
 // logIn tries one login after the other.
-func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*pgconn.HijackedConn, proxy.Login, error) {
+func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*server, proxy.Login, error) {
 	var refused error
 	for {
 		login, err := next(ctx, refused)
 		if err != nil {
 			return nil, login, err
 		}
-		hijacked, err := attempt(ctx, h, login)
+		server, err := attempt(ctx, h, login)
 		var said *pgconn.PgError
 		if errors.As(err, &said) && refusesLogin(said) {
 			refused = err
 			continue
 		}
-		return hijacked, login, err
+		return server, login, err
 	}
 }
 
+// server is the server's side of a session.
+type server struct {
+	*pgconn.HijackedConn
+	// notices are what it said on its own before: a warning that the collation has changed, say.
+	notices []pgproto3.BackendMessage
+}
+
+// mostNotices is how many notices of a login are kept for the client.
+const mostNotices = 16
+
 // attempt logs in once.
-func attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.HijackedConn, error) {
+func attempt(ctx context.Context, h *hello, login proxy.Login) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, proxy.AttemptTime)
 	defer cancel()
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything is overwritten.
@@ -127,6 +137,12 @@ func attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.Hijacked
 	config.KerberosSrvName, config.KerberosSpn = "", ""
 	config.RuntimeParams = h.params
 	config.DialFunc = proxy.Dial
+	s := &server{}
+	config.OnNotice = func(_ *pgconn.PgConn, said *pgconn.Notice) {
+		if notice := pgproto3.NoticeResponse(words((*pgconn.PgError)(said))); len(s.notices) < mostNotices {
+			s.notices = append(s.notices, &notice)
+		}
+	}
 	if config.TLSConfig, err = login.Server.TLSConfig(); err != nil {
 		return nil, fmt.Errorf("preparing TLS: %w", err)
 	}
@@ -139,28 +155,28 @@ func attempt(ctx context.Context, h *hello, login proxy.Login) (*pgconn.Hijacked
 		_ = conn.Close(ctx)
 		return nil, err
 	}
-	hijacked, err := conn.Hijack()
-	if err != nil {
+	if s.HijackedConn, err = conn.Hijack(); err != nil {
 		_ = conn.Close(ctx)
 		return nil, err
 	}
-	return hijacked, hijacked.Conn.SetDeadline(time.Time{})
+	return s, s.Conn.SetDeadline(time.Time{})
 }
 
 // welcome tells the client that it is in, as the server told the proxy.
-func welcome(client net.Conn, h *hello, server *pgconn.HijackedConn) error {
+func welcome(client net.Conn, h *hello, s *server) error {
 	var messages []pgproto3.BackendMessage
 	if h.newer || len(h.unknown) > 0 {
 		messages = append(messages, &pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: 0, UnrecognizedOptions: h.unknown})
 	}
 	messages = append(messages, &pgproto3.AuthenticationOk{})
-	for name, value := range server.ParameterStatuses {
+	for name, value := range s.ParameterStatuses {
 		messages = append(messages, &pgproto3.ParameterStatus{Name: name, Value: value})
 	}
-	if len(server.SecretKey) > 0 { // some servers behind a proxy give none
-		messages = append(messages, &pgproto3.BackendKeyData{ProcessID: server.PID, SecretKey: server.SecretKey})
+	if len(s.SecretKey) > 0 { // some servers behind a proxy give none
+		messages = append(messages, &pgproto3.BackendKeyData{ProcessID: s.PID, SecretKey: s.SecretKey})
 	}
-	messages = append(messages, &pgproto3.ReadyForQuery{TxStatus: server.TxStatus})
+	messages = append(messages, s.notices...)
+	messages = append(messages, &pgproto3.ReadyForQuery{TxStatus: s.TxStatus})
 	return send(client, messages...)
 }
 
@@ -187,9 +203,9 @@ func send(client net.Conn, messages ...pgproto3.BackendMessage) error {
 func tell(client net.Conn, err error) error {
 	var said *pgconn.PgError
 	if errors.As(err, &said) {
-		_ = send(client, &pgproto3.ErrorResponse{
-			Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: said.Code, Message: said.Message, Detail: said.Detail, Hint: said.Hint,
-		})
+		response := words(said)
+		response.Severity, response.SeverityUnlocalized = "FATAL", "FATAL"
+		_ = send(client, &response)
 		result := proxy.ServerError
 		if refusesLogin(said) {
 			result = proxy.Refused
@@ -203,6 +219,14 @@ func tell(client net.Conn, err error) error {
 		err = network
 	}
 	return refuse(client, proxy.Unreachable, cannotConnect, err)
+}
+
+// words are what the server said, without where in its source it did.
+func words(said *pgconn.PgError) pgproto3.ErrorResponse {
+	return pgproto3.ErrorResponse{
+		Severity: said.Severity, SeverityUnlocalized: said.SeverityUnlocalized,
+		Code: said.Code, Message: said.Message, Detail: said.Detail, Hint: said.Hint,
+	}
 }
 
 func refusesLogin(said *pgconn.PgError) bool {
