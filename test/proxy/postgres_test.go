@@ -92,6 +92,12 @@ func newSocket(tb testing.TB, server *bed.Server, change func(*proxy.Server)) *s
 	plane := rig.NewTenant(tb, server, "")
 	record, err := plane.Record(tb.Context())
 	require.NoError(tb, err)
+	return serve(tb, server, record, change)
+}
+
+// serve serves a tenant. server may be nil where it is none of the bed's.
+func serve(tb testing.TB, server *bed.Server, record *tenant.Record, change func(*proxy.Server)) *socket {
+	tb.Helper()
 	s := &socket{server: server, record: record, dir: tb.TempDir()}
 	s.serve(tb, change)
 	return s
