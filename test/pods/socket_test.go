@@ -122,7 +122,7 @@ func TestSocketMode(t *testing.T) {
 	})
 	enough()
 	clients.Wait()
-	<-watched
+	require.Error(t, <-watched, "the watch was ended")
 	assert.Zero(t, w.cuts, "requests without an answer")
 	w.lostNothing(t)
 	lap("all objects are there")

@@ -104,11 +104,13 @@ func TestSocketMySQLSession(t *testing.T) {
 		assert.Equal(t, "7", askMySQL(t, conn, "SELECT ? + 3", 4))
 		rows, err := conn.QueryContext(t.Context(), "SELECT 1; SELECT 'second'")
 		require.NoError(t, err)
+		defer rows.Close()
 		require.True(t, rows.Next() && !rows.Next() && rows.NextResultSet() && rows.Next())
 		var second string
 		require.NoError(t, rows.Scan(&second))
 		assert.Equal(t, "second", second)
-		require.NoError(t, rows.Close())
+		require.False(t, rows.Next())
+		require.NoError(t, rows.Err())
 		require.NoError(t, conn.PingContext(t.Context()))
 
 		// Capabilities are the client's own: found rows are counted where it asks for that, and not else.
@@ -164,13 +166,15 @@ func TestSocketMySQLPassesAll(t *testing.T) {
 		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT REPEAT('x', @@max_allowed_packet - 1024)").Scan(&back))
 		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT @@max_allowed_packet").Scan(&length))
 		assert.Len(t, back, length-1024)
-		rows, err := db.QueryContext(t.Context(), "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 900) SELECT a.i * 1000 + b.i FROM n a, n b WHERE a.i <= 100")
+		rows, err := db.QueryContext(t.Context(), "WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 900) "+
+			"SELECT a.i * 1000 + b.i FROM n a, n b WHERE a.i <= 100")
 		require.NoError(t, err)
+		defer rows.Close()
 		count := 0
 		for rows.Next() {
 			count++
 		}
-		require.NoError(t, errors.Join(rows.Err(), rows.Close()))
+		require.NoError(t, rows.Err())
 		assert.Equal(t, 90_000, count)
 	})
 }

@@ -159,13 +159,13 @@ func TestSocketWithoutAPIServer(t *testing.T) {
 	second := sidecar(t, &away)
 	name, err := who(t.Context(), dsn)
 	require.NoError(t, err)
-	kept, err := (func() (*tenant.Record, error) {
+	kept, err := func() (*tenant.Record, error) {
 		private, err := handover.OpenPrivate(plane.Out)
 		if err != nil {
 			return nil, err
 		}
 		return private.Read()
-	})()
+	}()
 	require.NoError(t, err)
 	assert.Equal(t, kept.Login(kept.Active).User, name)
 	second.Kill()

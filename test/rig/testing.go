@@ -21,7 +21,10 @@ import (
 func NewTenant(tb testing.TB, s *bed.Server, addr string, settings ...string) *Tenant {
 	tb.Helper()
 	dir := tb.TempDir()
-	t := &Tenant{Name: Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector"), Settings: settings}
+	t := &Tenant{
+		Name: Name(tb, "t"), Out: filepath.Join(dir, "out"), State: filepath.Join(dir, "state"), ConnectorDir: filepath.Join(dir, "connector"),
+		Settings: settings,
+	}
 	require.NoError(tb, os.Mkdir(t.Out, 0o755))
 	require.NoError(tb, WriteConnector(t.ConnectorDir, Connector(s, s.AdminUser, s.AdminPassword, addr, s.CA != nil)))
 	Provision(tb, t)

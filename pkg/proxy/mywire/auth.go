@@ -23,7 +23,7 @@ import (
 
 // The servers' plugins for passwords.
 const (
-	nativePassword = "mysql_native_password"
+	nativePassword = "mysql_native_password" //nolint:gosec // a plugin's name
 	cachingSHA2    = "caching_sha2_password"
 	sha256Password = "sha256_password"
 	clearPassword  = "mysql_clear_password"

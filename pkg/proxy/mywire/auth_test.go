@@ -165,9 +165,9 @@ func TestWholePassword(t *testing.T) {
 	}
 	endless := begin(auth{password: password, public: true})
 	for range 3 {
-		_, _, err = endless.more([]byte{4})
+		_, _, _ = endless.more([]byte{4})
 	}
-	if _, _, err = endless.more([]byte{4}); err == nil {
+	if _, _, err := endless.more([]byte{4}); err == nil {
 		t.Error("a server that asks without end is answered without end")
 	}
 	if _, err := (&auth{password: password}).begin(clearPassword, nil); !errors.Is(err, errClear) {

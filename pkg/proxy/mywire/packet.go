@@ -40,7 +40,7 @@ func readPacket(r io.Reader) (number byte, payload []byte, err error) {
 
 func writePacket(w io.Writer, number byte, payload []byte) error {
 	packet := make([]byte, 0, headSize+len(payload))
-	packet = append(packet, byte(len(payload)), byte(len(payload)>>8), byte(len(payload)>>16), number)
+	packet = append(packet, byte(len(payload)), byte(len(payload)>>8), byte(len(payload)>>16), number) //nolint:gosec // its three bytes
 	_, err := w.Write(append(packet, payload...))
 	return err
 }
@@ -124,7 +124,7 @@ func (g *greeting) forClient(salt []byte) []byte {
 	caps := g.caps &^ refused
 	out := bytes.Clone(g.head)
 	out = append(append(out, salt[:8]...), 0)
-	out = binary.LittleEndian.AppendUint16(out, uint16(caps))
+	out = binary.LittleEndian.AppendUint16(out, uint16(caps&0xffff))
 	out = append(out, g.middle[:]...)
 	out = binary.LittleEndian.AppendUint16(out, uint16(caps>>16))
 	out = append(append(out, saltSize+1), g.reserved[:]...)
@@ -171,10 +171,10 @@ func parseAnswer(p []byte, offered uint32) (*answer, error) {
 	switch { // what it answers to the salt
 	case caps&lenencAuth != 0:
 		length, n := lenenc(rest)
-		if n == 0 || length > uint64(len(rest)-n) {
+		if n == 0 || length > longest || int(length) > len(rest)-n {
 			return nil, errAnswer
 		}
-		rest = rest[n+int(length):] //nolint:gosec // within the packet
+		rest = rest[n+int(length):]
 	case caps&secure != 0:
 		if len(rest) == 0 || int(rest[0]) > len(rest)-1 {
 			return nil, errAnswer
@@ -214,11 +214,7 @@ func (a *answer) forServer(user string, auth []byte, plugin string, more uint32)
 	caps := a.caps | secure | pluginAuth | more
 	out := binary.LittleEndian.AppendUint32(nil, caps)
 	out = append(append(append(out, a.fixed[4:]...), user...), 0)
-	if caps&lenencAuth != 0 && len(auth) > 250 {
-		out = append(out, 0xfc, byte(len(auth)), byte(len(auth)>>8))
-	} else {
-		out = append(out, byte(len(auth)))
-	}
+	out = append(out, byte(len(auth))) //nolint:gosec // a hash, a signature or one of our passwords: less than 251
 	out = append(append(out, auth...), a.database...)
 	return append(append(append(out, plugin...), 0), a.tail...)
 }

@@ -26,7 +26,8 @@ func hail(caps uint32, extended uint32, plugin string) []byte {
 	return append(append(p, plugin...), 0)
 }
 
-const usual = longPassword | connectWithDB | protocol41 | useTLS | secure | pluginAuth | lenencAuth | deprecateEOF | attributes | localFiles | compress | zstd | multiFactor
+const usual = longPassword | connectWithDB | protocol41 | useTLS | secure | pluginAuth | lenencAuth | deprecateEOF | attributes |
+	localFiles | compress | zstd | multiFactor
 
 // TestGreeting: the client gets the server's greeting but for what is refused, and no salt of the server's. (14, 16)
 func TestGreeting(t *testing.T) {

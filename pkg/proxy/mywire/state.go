@@ -220,7 +220,7 @@ func (s *state) header(begin []byte) {
 		s.phase = unknown
 		return
 	}
-	s.left = int(count) //nolint:gosec // at most 1<<16
+	s.left = int(count)
 	if s.extended&cacheColumns != 0 {
 		if len(begin) <= n {
 			s.phase = unknown

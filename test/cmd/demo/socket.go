@@ -171,7 +171,10 @@ func (d *demo) bySocket(ctx context.Context, t *member) (_ []row, err error) {
 		return nil, errors.Join(err, fmt.Errorf("asked to end, dbconnector-rotate did so with exit code %d", exit))
 	}
 	return []row{
-		{fmt.Sprintf("rotate %d times in socket mode", now.Generation-was.Generation), t.Name, fmt.Sprintf("%d requests, 0 failed, one kine: process %d", l.requests.Load(), process), short(took)},
+		{
+			fmt.Sprintf("rotate %d times in socket mode", now.Generation-was.Generation), t.Name,
+			fmt.Sprintf("%d requests, 0 failed, one kine: process %d", l.requests.Load(), process), short(took),
+		},
 		{"use a password of before", t.Name, "refused by the server, error " + code, short(searched)},
 		{fmt.Sprintf("search kine for %d passwords", len(passwords)), t.Name, "none in its arguments, environment, files, log", short(searched)},
 	}, nil
