@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/proxy/mywire"
 	"dbconnector/pkg/proxy/pgwire"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -36,8 +37,11 @@ import (
 func TestMain(m *testing.M) { rig.Main(m) }
 
 // wire is the protocol of an engine, and the name of the socket that its clients look for.
-func wire(_ bed.Engine) (protocol proxy.Wire, socket string) {
-	return pgwire.New(), ".s.PGSQL.5432"
+func wire(engine bed.Engine) (protocol proxy.Wire, socket string) {
+	if engine == bed.Postgres {
+		return pgwire.New(), ".s.PGSQL.5432"
+	}
+	return mywire.New(), "mysql.sock"
 }
 
 // exception is a test, or some, and why it is one.
@@ -54,11 +58,14 @@ const most = 300
 type suite struct {
 	module   string
 	packages []string
+	options  bed.Options
 	// prepare gives the tenant what the tests need of a database.
 	prepare func(t *testing.T, server *bed.Server, r *tenant.Record)
 	// direct and socket are the environment of the tests: for the server, and for the socket.
 	direct func(t *testing.T, server *bed.Server, r *tenant.Record) []string
 	socket func(path string, r *tenant.Record) []string
+	// without are the names of tests that are not run at all.
+	without []exception
 	// apart are the tests that cannot end through the socket as on the server, and failing those that fail on the server, too.
 	apart, failing []exception
 }
@@ -71,10 +78,12 @@ func TestDrivers(t *testing.T) {
 		suite   suite
 	}{
 		{bed.Postgres, "17", pgx},
+		{bed.MariaDB, "11.8", mariadb},
+		{bed.MySQL, "9.7", mysql},
 	} {
 		t.Run(string(test.engine)+"-"+test.version, func(t *testing.T) {
 			programs := test.suite.build(t)
-			server := bed.NewServer(t, test.engine, test.version, bed.Options{MaxConnections: most})
+			server := bed.NewServer(t, test.engine, test.version, test.suite.options)
 			// Each run has a tenant of its own, so that neither finds what the other left behind.
 			newTenant := func(t *testing.T) *tenant.Record {
 				t.Helper()
@@ -179,7 +188,12 @@ func (s suite) run(t *testing.T, programs []program, environ []string) map[strin
 	t.Helper()
 	outcomes := map[string]outcome{}
 	for _, p := range programs {
-		tests := exec.CommandContext(t.Context(), p.file, "-test.v=test2json", "-test.timeout=5m")
+		args := []string{"-test.v=test2json", "-test.timeout=5m"}
+		for _, e := range s.without {
+			args = append(args, "-test.skip=^"+e.name+"$")
+			t.Logf("not run: %s: %s", e.name, e.why)
+		}
+		tests := exec.CommandContext(t.Context(), p.file, args...)
 		var said bytes.Buffer
 		tests.Dir, tests.Stdout, tests.Stderr = p.dir, &said, &said
 		tests.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "USER=root"}, environ...)

@@ -18,6 +18,7 @@ import (
 var pgx = suite{
 	module:   "github.com/jackc/pgx/v5",
 	packages: []string{".", "pgconn", "pgtype", "pgtype/zeronull", "pgxpool", "stdlib", "tracelog"},
+	options:  bed.Options{MaxConnections: most},
 	prepare: func(t *testing.T, server *bed.Server, r *tenant.Record) {
 		t.Helper()
 		// What testsetup/postgresql_setup.sql makes in the database, and what the tests do of what only its superuser may: they make schemas,
