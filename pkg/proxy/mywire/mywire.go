@@ -56,11 +56,11 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	}
 	defer func() { s.close() }()
 	a, err := s.greet(client)
-	var failure *proxy.OpenError
-	switch {
-	case errors.As(err, &failure):
-		return nil, err
-	case err != nil:
+	if err != nil {
+		s.part(ctx, login)
+		if failure := (*proxy.OpenError)(nil); errors.As(err, &failure) {
+			return nil, err
+		}
 		return nil, tell(client, 2, err)
 	}
 	ok, login, err := w.logIn(ctx, &s, a, login, next)
@@ -151,6 +151,18 @@ func (s *server) greet(client net.Conn) (*answer, error) {
 		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: fmt.Errorf("reading the client's answer: %w", err)}
 	}
 	return parseAnswer(payload, s.greeting.caps&^refused)
+}
+
+// part ends a connection whose client has gone before it said anything of use. The server counts one that just breaks off, and blocks all
+// connections from this address after some (max_connect_errors); on a node that may be those of other tenants, too.
+func (s *server) part(ctx context.Context, login proxy.Login) {
+	const utf8mb4 = 45
+	a := &answer{caps: longPassword | protocol41}
+	a.fixed[8] = utf8mb4
+	if _, err := s.logIn(ctx, a, login); err == nil {
+		s.number = 0xff // a command begins with 0
+		_ = s.send([]byte{comQuit})
+	}
 }
 
 // logIn tries one login after the other, and returns the server's OK packet. s is the connection for the first, and is replaced for each

@@ -154,8 +154,8 @@ func (s *state) command(begin []byte, _ int) {
 	case comQuery:
 		s.phase = result
 	case comExecute:
-		const flags = 5
-		if s.phase = result; len(begin) <= flags || begin[flags] != 0 { // a cursor
+		const flags, withCount = 5, 8 // of the parameters; the other flags open a cursor, whose rows are asked for later
+		if s.phase = result; len(begin) <= flags || begin[flags]&^withCount != 0 {
 			s.phase = unknown
 		}
 	case comPrepare:

@@ -66,6 +66,7 @@ func TestIdleByPackets(t *testing.T) {
 		}},
 		"prepared, nothing":    {0, 0, []step{asks("\x16SET x", busy), says("\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", idle)}},
 		"executed":             {0, 0, []step{asks("\x17\x01\x00\x00\x00\x00\x01\x00\x00\x00", busy), says(okIdle, idle)}},
+		"executed, counted":    {0, 0, []step{asks("\x17\x01\x00\x00\x00\x08\x01\x00\x00\x00", busy), says(okIdle, idle)}},
 		"a cursor":             {0, 0, []step{asks("\x17\x01\x00\x00\x00\x01\x01\x00\x00\x00", busy), says(okIdle, busy)}},
 		"closed":               {0, 0, []step{asks("\x19\x01\x00\x00\x00", idle)}},
 		"closed in between":    {0, 0, []step{asks(query, busy), asks("\x19\x01\x00\x00\x00", busy), says(okIdle, idle)}},
