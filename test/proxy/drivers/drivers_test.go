@@ -85,28 +85,68 @@ func TestDrivers(t *testing.T) {
 			programs := test.suite.build(t)
 			server := bed.NewServer(t, test.engine, test.version, test.suite.options)
 			// Each run has a tenant of its own, so that neither finds what the other left behind.
-			newTenant := func(t *testing.T) *tenant.Record {
-				t.Helper()
+			newTenant := func() *tenant.Record {
 				record, err := rig.NewTenant(t, server, "").Record(t.Context())
 				require.NoError(t, err)
 				test.suite.prepare(t, server, record)
 				return record
 			}
-			var direct, socket map[string]outcome
+			direct := test.suite.direct(t, server, newTenant())
+			record := newTenant()
+			socket := test.suite.socket(serve(t, test.engine, record), record)
+
+			var onServer, throughSocket map[string]outcome
 			t.Run("both", func(t *testing.T) { // at once: they wait more than they compute
 				t.Run("server", func(t *testing.T) {
 					t.Parallel()
-					direct = test.suite.run(t, programs, test.suite.direct(t, server, newTenant(t)))
+					onServer = test.suite.run(t, programs, direct)
 				})
 				t.Run("socket", func(t *testing.T) {
 					t.Parallel()
-					record := newTenant(t)
-					socket = test.suite.run(t, programs, test.suite.socket(serve(t, test.engine, record), record))
+					throughSocket = test.suite.run(t, programs, socket)
 				})
 			})
-			test.suite.compare(t, direct, socket)
+			// Some tests measure time, and fail now and then on a machine that has much else to do. A test that has ended in two ways counts
+			// as it ends when it is alone.
+			if again := test.suite.differing(onServer, throughSocket); len(again) > 0 && len(again) <= mostAgain {
+				t.Logf("once more, each alone: %q", again)
+				for _, name := range again {
+					pkg, only, _ := strings.Cut(name, ":")
+					i := slices.IndexFunc(programs, func(p program) bool { return p.pkg == pkg })
+					alone := []string{"-test.run=^" + only + "$", "-test.count=3"}
+					maps.Copy(onServer, test.suite.run(t, programs[i:i+1], direct, alone...))
+					maps.Copy(throughSocket, test.suite.run(t, programs[i:i+1], socket, alone...))
+				}
+			}
+			test.suite.compare(t, onServer, throughSocket)
 		})
 	}
+}
+
+// mostAgain is how many tests may differ because of the time that they measure. More have another cause.
+const mostAgain = 5
+
+// differing are the tests, without their subtests, that ended in two ways and are not excepted.
+func (s suite) differing(direct, socket map[string]outcome) (names []string) {
+	for name := range direct {
+		if _, ok := find(s.apart, name); !ok && direct[name].result != socket[name].result {
+			pkg, test, _ := strings.Cut(name, ":")
+			test, _, _ = strings.Cut(test, "/")
+			names = append(names, pkg+":"+test)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// find is the exception that a test is.
+func find(exceptions []exception, name string) (exception, bool) {
+	for _, e := range exceptions {
+		if regexp.MustCompile("^(" + e.name + ")$").MatchString(name) {
+			return e, true
+		}
+	}
+	return exception{}, false
 }
 
 // serve serves a tenant on a socket, whose path it returns.
@@ -184,11 +224,11 @@ func copyTree(t *testing.T, to, from string) {
 type outcome struct{ result, log string }
 
 // run runs all programs, one after the other, and returns how each test has ended.
-func (s suite) run(t *testing.T, programs []program, environ []string) map[string]outcome {
+func (s suite) run(t *testing.T, programs []program, environ []string, flags ...string) map[string]outcome {
 	t.Helper()
 	outcomes := map[string]outcome{}
 	for _, p := range programs {
-		args := []string{"-test.v=test2json", "-test.timeout=5m"}
+		args := append([]string{"-test.v=test2json", "-test.timeout=5m"}, flags...)
 		for _, e := range s.without {
 			args = append(args, "-test.skip=^"+e.name+"$")
 			t.Logf("not run: %s: %s", e.name, e.why)
@@ -232,11 +272,15 @@ func read(t *testing.T, pkg string, said *bytes.Buffer, outcomes map[string]outc
 		o := outcomes[name]
 		switch event.Action {
 		case "run":
-			o.result = "never ended"
+			if o.result == "" {
+				o.result = "never ended"
+			}
 		case "output":
 			o.log += event.Output
 		case "pass", "fail", "skip":
-			o.result = event.Action
+			if o.result != "fail" { // of an earlier time
+				o.result = event.Action
+			}
 		}
 		outcomes[name] = o
 	}
@@ -265,13 +309,13 @@ func (s suite) compare(t *testing.T, direct, socket map[string]outcome) {
 			continue
 		}
 		said := fmt.Sprintf("%s: %q on the server, %q through the socket", name, server.result, through.result)
-		i := slices.IndexFunc(exceptions, func(e exception) bool { return regexp.MustCompile("^(" + e.name + ")$").MatchString(name) })
-		if i < 0 {
+		e, ok := find(exceptions, name)
+		if !ok {
 			t.Errorf("%s\non the server:\n%s\nthrough the socket:\n%s", said, server.log, through.log)
 			continue
 		}
-		used[exceptions[i]] = true
-		t.Logf("%s: %s", said, exceptions[i].why)
+		used[e] = true
+		t.Logf("%s: %s", said, e.why)
 	}
 	for _, e := range slices.Concat(s.apart, s.failing) {
 		assert.True(t, used[e], "the exception %s is none any more", e.name)
