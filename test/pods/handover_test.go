@@ -209,29 +209,10 @@ func TestRestoreIsRefused(t *testing.T) {
 
 			for test, init := range map[string]bool{"as it is made": true, "without init containers of ours": false} {
 				spec := *deployment.Spec.Template.Spec.DeepCopy()
-				plane := spec.Containers[0]
-				plane.Name, plane.Command, plane.Args = "restore", []string{"/vcluster", "restore"}, nil
-				plane.StartupProbe, plane.ReadinessProbe, plane.LivenessProbe = nil, nil, nil
-				spec.Containers, spec.RestartPolicy = []corev1.Container{plane}, corev1.RestartPolicyNever
 				if !init {
 					spec.InitContainers = spec.InitContainers[:1] // the chart's
 				}
-				pod := &corev1.Pod{
-					ObjectMeta: metav1.ObjectMeta{GenerateName: "vcluster-snapshot-", Labels: map[string]string{"app": "vcluster-snapshot"}}, Spec: spec,
-				}
-				pods := "/api/v1/namespaces/" + v.Namespace + "/pods"
-				require.NoError(t, c.Do(t.Context(), http.MethodPost, pods, pod, pod))
-				bed.Eventually(t, patience, func(ctx context.Context) error {
-					now := &corev1.Pod{}
-					if err := c.Do(ctx, http.MethodGet, pods+"/"+pod.Name, nil, now); err != nil {
-						return err
-					}
-					if now.Status.Phase != corev1.PodFailed {
-						return fmt.Errorf("%s: the pod is %s (%s)", test, now.Status.Phase, cliStatus(now))
-					}
-					pod = now
-					return nil
-				})
+				pod := restore(t, v, spec, corev1.PodFailed)
 				if !init { // the store that it then finds is none either
 					log := kubectl(t, c, "logs", "--namespace", v.Namespace, pod.Name, "--container=restore")
 					if !strings.Contains(log, "started without the hand-over of dbconnector") {
@@ -252,4 +233,30 @@ func TestRestoreIsRefused(t *testing.T) {
 			written(t, v, "mine")
 		})
 	}
+}
+
+// restore makes the pod that `vcluster restore` makes of a control plane's, and waits for its end.
+func restore(t *testing.T, v *VCluster, spec corev1.PodSpec, want corev1.PodPhase) *corev1.Pod {
+	t.Helper()
+	plane := spec.Containers[0]
+	plane.Name, plane.Command, plane.Args = "restore", []string{"/vcluster", "restore"}, nil
+	plane.StartupProbe, plane.ReadinessProbe, plane.LivenessProbe = nil, nil, nil
+	spec.Containers, spec.RestartPolicy = []corev1.Container{plane}, corev1.RestartPolicyNever
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: "vcluster-snapshot-", Labels: map[string]string{"app": "vcluster-snapshot"}}, Spec: spec,
+	}
+	pods := "/api/v1/namespaces/" + v.Namespace + "/pods"
+	require.NoError(t, v.c.Do(t.Context(), http.MethodPost, pods, pod, pod))
+	bed.Eventually(t, patience, func(ctx context.Context) error {
+		now := &corev1.Pod{}
+		if err := v.c.Do(ctx, http.MethodGet, pods+"/"+pod.Name, nil, now); err != nil {
+			return err
+		}
+		if now.Status.Phase != want {
+			return fmt.Errorf("the pod is %s (%s)", now.Status.Phase, cliStatus(now))
+		}
+		pod = now
+		return nil
+	})
+	return pod
 }

@@ -157,3 +157,65 @@ func (v *VCluster) watch(ctx context.Context, t *testing.T) func(seen *sync.Map)
 		}
 	}
 }
+
+// TestRestoreBySocket: in socket mode, with the native sidecar and the socket's connection string in the values, the control plane needs
+// neither the hand-over nor its args, and the pod of `vcluster restore` reaches the tenant's database. (42)
+func TestRestoreBySocket(t *testing.T) {
+	t.Parallel()
+	c, server := newConnector(t, "socket-restore")
+	values, err := c.NativeSidecar("open-source")
+	require.NoError(t, err)
+	v := installValues(t, c, "open-source", values, Names{Release: "team-a", Namespace: "socket-restore", Connector: "socket-restore"}, func(values *Values) {
+		socketMode(values)
+		values.SetEnv("DBCONNECTOR_VCLUSTER_NAME", "team-a") // the pod of a restore has no label with it
+		values.ControlPlane.BackingStore.Database.Embedded["dataSource"] = "postgres://vcluster@/state?host=/var/run/dbconnector&sslmode=disable"
+		values.ControlPlane.StatefulSet.Args = nil
+	})
+	ready(t, v)
+	mustWrite(t, v, "mine")
+	names := record(t, v).Names()
+	n, err := server.Sessions(t.Context(), names.Database+"%")
+	require.NoError(t, err)
+	assert.NotZero(t, n, "sessions of the control plane's in the tenant's database")
+
+	deployment, err := v.Deployment(t.Context())
+	require.NoError(t, err)
+	kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=0")
+	pod := restore(t, v, *deployment.Spec.Template.Spec.DeepCopy(), corev1.PodSucceeded)
+	log := kubectl(t, c, "logs", "--namespace", v.Namespace, pod.Name, "--container=dbconnector-rotate")
+	assert.Contains(t, log, "serving the control plane")
+	kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=1")
+	ready(t, v)
+	written(t, v, "mine")
+}
+
+// TestSocketStarts: on MariaDB, where kine ends without a socket, the native sidecar has the control plane wait. No container is started twice.
+func TestSocketStarts(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	newServer(t, c, bed.MariaDB, "11.8", "mysql", "socket-starts")
+	values, err := c.NativeSidecar("open-source")
+	require.NoError(t, err)
+	v := installValues(t, c, "open-source", values, Names{Release: "team-a", Namespace: "socket-starts", Connector: "socket-starts"}, socketMode)
+	for starts := range 3 {
+		if starts > 0 {
+			kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=0")
+			bed.Eventually(t, patience, func(ctx context.Context) error {
+				pods, err := v.Pods(ctx)
+				if err == nil && len(pods) > 0 {
+					err = fmt.Errorf("%d pods are left", len(pods))
+				}
+				return err
+			})
+			kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=1")
+		}
+		ready(t, v)
+		pods, err := v.Pods(t.Context())
+		require.NoError(t, err)
+		for _, pod := range alive(pods) {
+			for _, s := range append(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses...) {
+				assert.Zero(t, s.RestartCount, "start %d: %s: %s", starts+1, s.Name, state(s.LastTerminationState))
+			}
+		}
+	}
+}
