@@ -39,6 +39,8 @@ type Next func(ctx context.Context, refused error) (Login, error)
 const (
 	shortestPause = 250 * time.Millisecond
 	longestPause  = 5 * time.Second
+	// retryTime is for how long sessions begin with another login where the server has refused the active one.
+	retryTime = time.Minute
 	// trialTime is how long the others wait for the first session that tries a login of which nothing is known yet.
 	trialTime = 2 * time.Second
 )
@@ -48,6 +50,7 @@ const (
 type Logins struct {
 	mu      sync.Mutex
 	record  *tenant.Record
+	number  int // of records so far
 	active  Login
 	list    []Login
 	worked  Login         // the last that the server has let in
@@ -57,6 +60,7 @@ type Logins struct {
 	pause   time.Duration
 	resume  time.Time
 	proven  bool
+	retry   time.Time // where another than the active login is the first: when that is tried again
 	failure error // why the last that tried did not reach the server
 	// trusted: what the record says is active was let in when it became so. A backup's may not be.
 	trusted bool
@@ -78,6 +82,7 @@ func (l *Logins) Set(r *tenant.Record) {
 	l.trusted = l.record == nil || r.Succeeds(l.record)
 	l.proven = l.proven && l.list[0].same(list[0])
 	l.record, l.active, l.list = r, list[0], list
+	l.number++
 	l.pause, l.resume, l.failure = 0, time.Time{}, nil
 	l.wake()
 }
@@ -109,7 +114,8 @@ func (l *Logins) old(login Login) bool {
 	if l.record == nil {
 		return false
 	}
-	return !l.active.same(login) && (l.trusted || l.worked.same(l.active)) // else it may be the only one that works
+	// Else it may be the only one that works.
+	return !l.active.same(login) && l.list[0].same(l.active) && (l.trusted || l.worked.same(l.active))
 }
 
 func candidates(r *tenant.Record) []Login {
@@ -125,10 +131,11 @@ func candidates(r *tenant.Record) []Login {
 	return list
 }
 
-// Session gives the logins for one session. leave is called when it has found one, or with the error for which it gave up.
-func (l *Logins) Session() (next Next, leave func(error)) {
+// Session gives the logins for one session. It has to say how that ended: with the login that was let in, or with the error for which it
+// gave up.
+func (l *Logins) Session() (next Next, ended func(Login, error)) {
 	var round []Login
-	rounds, trying := 0, false
+	rounds, trying, number := 0, false, 0
 	next = func(ctx context.Context, refused error) (Login, error) {
 		if len(round) == 0 {
 			if refused != nil {
@@ -139,7 +146,7 @@ func (l *Logins) Session() (next Next, leave func(error)) {
 				return Login{}, refused
 			}
 			var err error
-			if round, trying, err = l.turn(ctx); err != nil {
+			if round, number, trying, err = l.turn(ctx); err != nil {
 				return Login{}, cmp.Or(refused, err)
 			}
 		}
@@ -147,10 +154,16 @@ func (l *Logins) Session() (next Next, leave func(error)) {
 		round = round[1:]
 		return login, nil
 	}
-	return next, func(err error) {
+	return next, func(login Login, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if !trying || l.proven || err == nil {
+		if err == nil {
+			if number == l.number { // else it says nothing of the logins of today: its own may be the one before
+				l.worksLocked(login)
+			}
+			return
+		}
+		if !trying || l.proven {
 			return
 		}
 		var failure *OpenError
@@ -164,19 +177,18 @@ func (l *Logins) Session() (next Next, leave func(error)) {
 	}
 }
 
-// Worked says which login the server has let in. Sessions begin with it, until the record changes.
-func (l *Logins) Worked(login Login) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// worksLocked has sessions begin with a login that the server has let in, until the record changes.
+func (l *Logins) worksLocked(login Login) {
 	i := slices.IndexFunc(l.list, login.same)
 	if i < 0 {
-		return // it is of an earlier record
+		return
 	}
 	l.worked = login
 	if l.proven && i == 0 {
 		return
 	}
 	l.pause, l.resume, l.proven, l.failure = 0, time.Time{}, true, nil
+	l.retry = time.Now().Add(retryTime)
 	copy(l.list[1:i+1], l.list[:i])
 	l.list[0] = login
 	l.wake()
@@ -191,17 +203,23 @@ func (l *Logins) allRefused() {
 	l.resume = time.Now().Add(l.pause/2 + rand.N(l.pause)) //nolint:gosec // a pause is no secret
 }
 
-// turn waits until it is this session's turn to try, and returns the logins of that moment. alone: the others wait for it.
-func (l *Logins) turn(ctx context.Context) (list []Login, alone bool, err error) {
+// turn waits until it is this session's turn to try, and returns the logins of that moment, and the number of their record. alone: the
+// others wait for it.
+func (l *Logins) turn(ctx context.Context) (list []Login, number int, alone bool, err error) {
 	for {
 		l.mu.Lock()
+		if len(l.list) > 0 && !l.list[0].same(l.active) && !time.Now().Before(l.retry) {
+			i := slices.IndexFunc(l.list, l.active.same)
+			l.list[0], l.list[i], l.proven = l.list[i], l.list[0], false
+		}
 		list, changed, wait := slices.Clone(l.list), l.changed, time.Until(l.resume)
 		if len(list) > 0 && (l.proven || wait <= 0) {
 			if alone = !l.proven; alone {
 				l.resume = time.Now().Add(max(l.pause, trialTime))
 			}
+			number = l.number
 			l.mu.Unlock()
-			return list, alone, nil
+			return list, number, alone, nil
 		}
 		l.mu.Unlock()
 		var ready <-chan time.Time
@@ -214,7 +232,7 @@ func (l *Logins) turn(ctx context.Context) (list []Login, alone bool, err error)
 		case <-ctx.Done():
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			return nil, false, cmp.Or(l.failure, fault.New(fault.Unavailable, "%w", ErrNoLogin))
+			return nil, 0, false, cmp.Or(l.failure, fault.New(fault.Unavailable, "%w", ErrNoLogin))
 		}
 	}
 }

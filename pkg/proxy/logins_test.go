@@ -68,27 +68,85 @@ func TestWorkedLoginIsFirst(t *testing.T) {
 	l := NewLogins()
 	l.Set(r)
 	first := func() Login {
-		next, leave := l.Session()
+		next, _ := l.Session()
 		login, err := next(t.Context(), nil)
-		leave(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return login
 	}
-	next, _ := l.Session()
+	next, ended := l.Session()
 	_, _ = next(t.Context(), nil)
 	second, err := next(t.Context(), errRefused)
 	if b := r.Login(tenant.B); err != nil || second.Login != b {
 		t.Fatalf("got login %s, %v", second.User, err)
 	}
-	l.Worked(second)
+	ended(second, nil)
 	if got := first(); got != second {
 		t.Errorf("the next session begins with login %s, want %s", got.User, second.User)
 	}
 	l.Set(r)
 	if got := first(); got.Login != r.Login(tenant.A) {
 		t.Errorf("after the record was read again, a session begins with login %s, want the active one", got.User)
+	}
+}
+
+// TestActiveIsTriedAgain: where the server has refused the active login, sessions begin with the one that it took, nothing is drained for it,
+// and after a while the active one has its turn.
+func TestActiveIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := record()
+		r.OtherRetired = false
+		l := NewLogins()
+		l.Set(r)
+		first := func() Login {
+			next, _ := l.Session()
+			login, err := next(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return login
+		}
+		next, ended := l.Session()
+		active, _ := next(t.Context(), nil)
+		other, _ := next(t.Context(), errRefused)
+		ended(other, nil)
+		if got := first(); got != other || l.old(other) {
+			t.Errorf("a session begins with login %s, and that is drained: %t", got.User, l.old(other))
+		}
+		<-time.After(retryTime)
+		if got := first(); got != active {
+			t.Errorf("after a while, a session begins with login %s, want the active one", got.User)
+		}
+		if !l.old(other) {
+			t.Error("the other login is not drained")
+		}
+	})
+}
+
+// TestLateLogin: a session that began before a rotation and ends its login after it does not lead the next ones to the old login.
+func TestLateLogin(t *testing.T) {
+	t.Parallel()
+	r := record()
+	l := NewLogins()
+	l.Set(r)
+	next, ended := l.Session()
+	old, err := next(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = r.Clone()
+	r.Pending = &tenant.Change{Slot: tenant.B, Password: tenant.NewPassword(), Purpose: tenant.Activate}
+	r.Commit(time.Now())
+	l.Set(r)
+	ended(old, nil)
+	later, _ := l.Session()
+	if got, err := later(t.Context(), nil); err != nil || got.Login != r.Login(tenant.B) {
+		t.Errorf("a session begins with login %s (%v), want the active one", got.User, err)
+	}
+	if !l.old(old) {
+		t.Error("the session that was late is not drained")
 	}
 }
 
@@ -103,18 +161,17 @@ func TestAttemptsAreBounded(t *testing.T) {
 		session := func(accepts func(Login) bool) error {
 			ctx, cancel := context.WithTimeout(t.Context(), openTime)
 			defer cancel()
-			next, leave := l.Session()
+			next, ended := l.Session()
 			var refused error
 			for {
 				login, err := next(ctx, refused)
 				if err != nil {
-					leave(err)
+					ended(Login{}, err)
 					return err
 				}
 				attempts.Add(1)
 				if accepts(login) {
-					leave(nil)
-					l.Worked(login)
+					ended(login, nil)
 					return nil
 				}
 				refused = errRefused

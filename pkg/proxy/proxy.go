@@ -209,11 +209,17 @@ func (s *Server) serve(ctx context.Context, client net.Conn) {
 
 	began := time.Now()
 	log := s.Log.With(zap.Int64("session", number))
-	next, tried := s.Logins.Session()
+	next, ended := s.Logins.Session()
 	opening, opened := context.WithTimeout(ctx, openTime)
 	open, err := s.Wire.Open(opening, client, next)
 	opened()
-	tried(err)
+	login := Login{}
+	if open != nil {
+		login = open.Login
+	}
+	if open != nil || err != nil {
+		ended(login, err)
+	}
 	s.opened(log, open, err, time.Since(began))
 	if open == nil {
 		return
@@ -221,7 +227,6 @@ func (s *Server) serve(ctx context.Context, client net.Conn) {
 	defer open.Close()
 	defer func() { _ = open.Server.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = open.Server.Close() })()
-	s.Logins.Worked(open.Login)
 	session := &session{Session: open, client: client, opened: time.Now(), up: flow{total: &s.sent}, down: flow{total: &s.received}}
 	s.mu.Lock()
 	s.sessions[client] = session
