@@ -61,7 +61,7 @@ type Logins struct {
 	resume  time.Time
 	proven  bool
 	retry   time.Time // where another than the active login is the first: when that is tried again
-	failure error // why the last that tried did not reach the server
+	failure error     // why the last that tried did not reach the server
 	// trusted: what the record says is active was let in when it became so. A backup's may not be.
 	trusted bool
 }

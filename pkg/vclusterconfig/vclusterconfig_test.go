@@ -253,9 +253,9 @@ func TestUnguardedStore(t *testing.T) {
 	}
 }
 
-// TestSocketMode: the data source of a socket may stand in a config, where the mode is that. A conflict between the two is refused, with
+// TestSocketDataSource: the data source of a socket may stand in a config, where the mode is that. A conflict between the two is refused, with
 // the way out, and so is TLS to the socket.
-func TestSocketMode(t *testing.T) {
+func TestSocketDataSource(t *testing.T) {
 	t.Parallel()
 	const own, similar, real = "postgres://vcluster@/state?host=/run/d&sslmode=disable", "postgres://vcluster@/state?host=/run/e&sslmode=disable", "DSN"
 	socket := func(source, dsn string) (bool, string) {

@@ -150,7 +150,7 @@ func (s *server) greet(client net.Conn) (*answer, error) {
 	if err != nil {
 		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: fmt.Errorf("reading the client's answer: %w", err)}
 	}
-	return parseAnswer(payload, s.greeting.caps&^refused)
+	return parseAnswer(payload, s.greeting.caps&^refused, s.greeting.extended())
 }
 
 // part ends a connection whose client has gone before it said anything of use. The server counts one that just breaks off, and blocks all
@@ -184,7 +184,7 @@ func (w *Wire) logIn(ctx context.Context, s *server, a *answer, login proxy.Logi
 			return nil, login, err
 		}
 		*s = again
-		if missing := a.caps &^ s.greeting.caps; missing != 0 {
+		if missing := a.caps&^longPassword&^s.greeting.caps | a.extended&^s.greeting.extended(); missing != 0 {
 			return nil, login, fault.New(fault.Unavailable, "another server answers, which lacks what was agreed with the client (capabilities %#x)", missing)
 		}
 	}

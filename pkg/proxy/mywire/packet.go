@@ -138,6 +138,7 @@ const saltSize = 20
 type answer struct {
 	fixed    [32]byte // capabilities, the longest packet, character set, filler with MariaDB's extended capabilities
 	caps     uint32
+	extended uint32 // MariaDB's
 	database []byte // with its end; empty for none
 	tail     []byte // what comes after the plugin's name: attributes
 }
@@ -148,8 +149,16 @@ var (
 	errProtocol = errors.New("the client's protocol is older than MySQL 4.1's")
 )
 
-// parseAnswer reads what a client says to a greeting that offers some capabilities.
-func parseAnswer(p []byte, offered uint32) (*answer, error) {
+// extended are MariaDB's extended capabilities; 0 for MySQL.
+func (g *greeting) extended() uint32 {
+	if g.caps&longPassword != 0 {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(g.reserved[6:])
+}
+
+// parseAnswer reads what a client says to a greeting that offers some capabilities, and some extended ones.
+func parseAnswer(p []byte, offered, extended uint32) (*answer, error) {
 	const fixed = 32
 	if len(p) >= 2 && binary.LittleEndian.Uint16(p)&protocol41 == 0 {
 		return nil, errProtocol
@@ -161,8 +170,13 @@ func parseAnswer(p []byte, offered uint32) (*answer, error) {
 	if caps&useTLS != 0 {
 		return nil, errTLS
 	}
-	a := &answer{caps: caps & offered}
+	a := &answer{caps: caps & (offered | longPassword)} // with that, a client says what it is, whatever the server is
 	copy(a.fixed[:], p)
+	if caps&longPassword == 0 { // else the server does not look there
+		const at = 28
+		a.extended = binary.LittleEndian.Uint32(a.fixed[at:]) & extended
+		binary.LittleEndian.PutUint32(a.fixed[at:], a.extended)
+	}
 	rest := p[fixed:]
 	_, rest, ok := cutZero(rest) // the user
 	if !ok {
@@ -199,14 +213,6 @@ func parseAnswer(p []byte, offered uint32) (*answer, error) {
 		a.tail = bytes.Clone(rest)
 	}
 	return a, nil
-}
-
-// extended are MariaDB's extended capabilities; 0 for MySQL.
-func (a *answer) extended() uint32 {
-	if a.caps&longPassword != 0 {
-		return 0
-	}
-	return binary.LittleEndian.Uint32(a.fixed[28:])
 }
 
 // forServer is what the server gets in place of the client's answer.

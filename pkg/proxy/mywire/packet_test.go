@@ -37,6 +37,12 @@ func TestGreeting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if g.extended() != 0 {
+		t.Error("MySQL has extended capabilities")
+	}
+	if maria, err := parseGreeting(hail(usual&^longPassword, extended, nativePassword)); err != nil || maria.extended() != extended {
+		t.Errorf("MariaDB's extended capabilities are %#x, %v", maria.extended(), err)
+	}
 	if g.plugin != cachingSHA2 || string(g.salt) != "saltsaltmorSaltmorSa" || g.caps != usual {
 		t.Errorf("read %+v", g)
 	}
@@ -99,7 +105,7 @@ func TestAnswer(t *testing.T) {
 		"half a length":     {reply(base|lenencAuth, "u", "\xfd\x01", ""), "", "", errAnswer},
 		"HTTP":              {[]byte("GET / HTTP/1.1\r\nHost: example.com\r\n\r\n"), "", "", errTLS},
 	} {
-		a, err := parseAnswer(test.said, offered)
+		a, err := parseAnswer(test.said, offered, 0x1d)
 		if name == "HTTP" && err != nil {
 			continue // it has no form of its own, and is refused all the same
 		}
@@ -123,15 +129,18 @@ func TestAnswer(t *testing.T) {
 		if string(sent[32:]) != want {
 			t.Errorf("%s: the server reads %q, want %q", name, sent[32:], want)
 		}
-		if a.extended() != 0x10 {
-			t.Errorf("%s: extended capabilities %#x", name, a.extended())
+		if a.extended != 0x10 {
+			t.Errorf("%s: extended capabilities %#x", name, a.extended)
 		}
 	}
-	if a, err := parseAnswer(reply(base|attributes|connectWithDB, "u", "\x00", "db\x00p\x00t"), base); err != nil || len(a.database)+len(a.tail) > 0 {
+	if a, err := parseAnswer(reply(base|attributes|connectWithDB, "u", "\x00", "db\x00p\x00t"), base, 0); err != nil || len(a.database)+len(a.tail) > 0 {
 		t.Errorf("what was not offered is kept: %+v, %v", a, err)
 	}
-	if a, err := parseAnswer(reply(base|longPassword, "u", "\x00", ""), offered); err != nil || a.extended() != 0 {
-		t.Errorf("MySQL has no extended capabilities: %v", err)
+	if a, err := parseAnswer(reply(base|longPassword, "u", "\x00", ""), offered, 0x1d); err != nil || a.extended != 0 {
+		t.Errorf("a client of MySQL has no extended capabilities: %v", err)
+	}
+	if a, err := parseAnswer(reply(base, "u", "\x00", ""), offered, 0x0d); err != nil || a.extended != 0 || a.fixed[28] != 0 {
+		t.Errorf("an extended capability that was not offered is kept: %v", err)
 	}
 }
 
@@ -162,23 +171,23 @@ func FuzzHandshake(f *testing.F) {
 	f.Add(hail(usual&^longPassword, 0, nativePassword), reply(protocol41, "u", "x\x00", ""))
 	f.Add([]byte("\xff\x10\x04Too many connections"), []byte{5, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, fromServer, fromClient []byte) {
-		offered := uint32(usual) &^ refused
+		offered, extended := uint32(usual)&^refused, uint32(0x1d)
 		if g, err := parseGreeting(fromServer); err == nil {
 			again, err := parseGreeting(g.forClient(bytes.Repeat([]byte{1}, saltSize)))
 			if err != nil || again.caps&refused != 0 {
 				t.Fatalf("the client cannot read its greeting: %v", err)
 			}
-			offered = again.caps
+			offered, extended = again.caps, again.extended()
 		}
 		_ = parseError(fromServer).Error()
-		a, err := parseAnswer(fromClient, offered)
+		a, err := parseAnswer(fromClient, offered, extended)
 		if err != nil {
 			return
 		}
-		if len(a.tail)+len(a.database) > len(fromClient) || a.caps&^offered != 0 {
+		if len(a.tail)+len(a.database) > len(fromClient) || a.caps&^longPassword&^offered != 0 {
 			t.Errorf("kept %d bytes and capabilities %#x", len(a.tail)+len(a.database), a.caps)
 		}
-		again, err := parseAnswer(a.forServer("login", []byte("secret"), nativePassword, 0), offered)
+		again, err := parseAnswer(a.forServer("login", []byte("secret"), nativePassword, 0), offered, extended)
 		if err != nil || !bytes.Equal(again.database, a.database) || !bytes.Equal(again.tail, a.tail) {
 			t.Errorf("the server reads %+v, %v; said was %+v", again, err, a)
 		}

@@ -113,7 +113,7 @@ type state struct {
 
 // newState begins after the login, with the server's OK packet.
 func newState(a *answer, ok []byte) *state {
-	s := &state{caps: a.caps, extended: a.extended()}
+	s := &state{caps: a.caps, extended: a.extended}
 	if a.caps&optionalColumns != 0 {
 		s.phase = unknown
 	}

@@ -77,8 +77,7 @@ func TestIdleByPackets(t *testing.T) {
 		"goodbye":              {0, 0, []step{asks("\x01", busy)}},
 		"optional definitions": {optionalColumns, 0, []step{asks(query, busy), says(okIdle, busy)}},
 	} {
-		a := &answer{caps: test.caps}
-		a.fixed[28] = byte(test.extended)
+		a := &answer{caps: test.caps, extended: test.extended}
 		s := newState(a, []byte(okIdle))
 		if s.idle() != (test.caps&optionalColumns == 0) {
 			t.Fatalf("%s: a new session is idle: %t", name, s.idle())
