@@ -73,6 +73,7 @@ func (l *loop) adopt(r *tenant.Record) {
 	}
 	l.trusted = l.trusted && l.record != nil && r.Succeeds(l.record)
 	l.record, l.seen, l.lookAgainAt = r, Observation{}, time.Time{}
+	l.records++
 	if l.Socket != nil && r.Provisioned() && r.Of(l.Namespace, l.VCluster, l.TenantUID) {
 		l.Socket.Set(r)
 	}

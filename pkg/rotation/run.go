@@ -148,6 +148,7 @@ type loop struct {
 	open func(dbserver.Server) Server
 
 	record     *tenant.Record
+	records    int       // that there were, with this one
 	stale      bool      // Follow told of a record that is no successor of this one: it has to be read again
 	trusted    bool      // record succeeds one whose active credential was in the hand-over, or was tried
 	knownSince time.Time // when record's generation was first seen

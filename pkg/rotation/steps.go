@@ -63,7 +63,7 @@ func (l *loop) do(stop context.Context, step Step) error {
 // that starts in its old pod, without init, would not come up again. At an ordinary start the hand-over, by init, carries the
 // very credential, and no server is asked.
 func (l *loop) project(ctx context.Context) error {
-	replaced := l.Socket != nil && l.fromStart // which the hand-over of a socket does not show
+	replaced := l.Socket != nil && l.records > 1 // which the hand-over of a socket does not show
 	if !l.trusted && (replaced || l.Replaces(l.record)) {
 		err := l.open(l.record.Server).Login(ctx, l.record.Login(l.record.Active))
 		if fault.Is(err, fault.WrongPassword) && l.Socket != nil {
