@@ -28,8 +28,8 @@ func (d *demo) socket(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	for _, line := range []string{
-		"Now with DBCONNECTOR_ADOPT=socket: kine has no password. It connects through the sidecar, which logs",
-		"in for it. Nothing is started again when the password changes.",
+		"With DBCONNECTOR_ADOPT=socket kine has no password: the sidecar logs in for it. Nothing is",
+		"started again when the password changes.",
 	} {
 		d.out.line("  %s", line)
 	}
