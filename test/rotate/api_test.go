@@ -782,7 +782,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"period", "ROTATION_PERIOD=1s", 2, `DBCONNECTOR_ROTATION_PERIOD="1s": must be a duration from 2s`},
 		{"grace", "GRACE=31d", 2, `DBCONNECTOR_GRACE="31d": `},
-		{"adoption", "ADOPT=rollout", 2, `DBCONNECTOR_ADOPT="rollout": must be none where DBCONNECTOR_STATE_DIR is set`},
+		{"adoption", "ADOPT=rollout", 2, `DBCONNECTOR_ADOPT="rollout": must be none or socket where DBCONNECTOR_STATE_DIR is set`},
 		{"no hand-over", "OUTPUT_DIR=/nowhere", 2, `DBCONNECTOR_OUTPUT_DIR="/nowhere": must be a directory that exists`},
 		{"no directory", "OUTPUT_DIR=" + file, 2, `DBCONNECTOR_OUTPUT_DIR="` + file + `": must be a directory that exists`},
 		{"no config", "VCLUSTER_CONFIG=/nowhere", 2, `reading the vCluster's config (DBCONNECTOR_VCLUSTER_CONFIG): open /nowhere: no such file`},
