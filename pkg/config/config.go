@@ -339,7 +339,7 @@ func (v *validator) socket(c Common) {
 // plane's init containers and not its label, from which the shipped values take the name. Nor do they read the hand-over, so
 // that what they restored would not be in the tenant's database.
 const restoreRule = "must be the name of the vCluster (its Helm release); the shipped values take it from the pod's label release. " +
-	"If this pod has app=vcluster-snapshot: `vcluster restore` is not supported, for it would not reach the tenant's database; " +
+	"If this pod has app=vcluster-snapshot: `vcluster restore` is not supported outside of socket mode, for it would not reach the tenant's database; " +
 	"restore that with the server's own means"
 
 // tenant checks and completes what says which tenant this is.

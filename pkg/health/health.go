@@ -5,8 +5,8 @@
 //
 // Three questions, kept apart. Alive is whether the process answers: a sidecar that cannot reach a database must not be
 // killed for it, since a new one could not either. Ready is whether there is a hand-over in this pod, by whomever, and in socket mode
-// whether the socket accepts: a sidecar that has trouble must not take the control plane beside it out of service. How the rotation gets on is a metric, and an
-// alert's business. No answer dials anything.
+// whether the socket accepts: a sidecar that has trouble must not take the control plane beside it out of service. How the rotation
+// gets on is a metric, and an alert's business. No answer dials anything.
 package health
 
 import (

@@ -70,34 +70,28 @@ type Logins struct {
 func NewLogins() *Logins { return &Logins{changed: make(chan struct{})} }
 
 // Set takes the logins out of a record. A record that is no successor of the one before may be a backup's, with passwords that were
-// changed since: then what worked last is tried, too.
-func (l *Logins) Set(r *tenant.Record) {
+// changed since: then what worked last is tried, too, and the answer is no.
+func (l *Logins) Set(r *tenant.Record) (trusted bool) {
 	list := candidates(r)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	known := func(login Login) bool { return slices.ContainsFunc(list, login.same) }
-	if l.record != nil && !r.Succeeds(l.record) && l.worked.User != "" && !known(l.worked) {
+	l.trusted = l.record == nil || r.Succeeds(l.record)
+	if !l.trusted && l.worked.User != "" && !known(l.worked) {
 		list = append(list, l.worked)
 	}
-	l.trusted = l.record == nil || r.Succeeds(l.record)
 	l.proven = l.proven && l.list[0].same(list[0])
 	l.record, l.active, l.list = r, list[0], list
 	l.number++
 	l.pause, l.resume, l.failure = 0, time.Time{}, nil
 	l.wake()
+	return l.trusted
 }
 
 // wake has all who wait look again.
 func (l *Logins) wake() {
 	close(l.changed)
 	l.changed = make(chan struct{})
-}
-
-// Loaded says whether there is a login to try.
-func (l *Logins) Loaded() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.list) > 0
 }
 
 // engine is that of the record's server.
@@ -139,7 +133,9 @@ func (l *Logins) Session() (next Next, ended func(Login, error)) {
 	next = func(ctx context.Context, refused error) (Login, error) {
 		if len(round) == 0 {
 			if refused != nil {
+				l.mu.Lock()
 				l.allRefused()
+				l.mu.Unlock()
 			}
 			const most = 2
 			if rounds++; rounds > most {
@@ -159,26 +155,32 @@ func (l *Logins) Session() (next Next, ended func(Login, error)) {
 		defer l.mu.Unlock()
 		if err == nil {
 			if number == l.number { // else it says nothing of the logins of today: its own may be the one before
-				l.worksLocked(login)
+				l.works(login)
 			}
 			return
 		}
-		if !trying || l.proven {
-			return
-		}
+		result := ClientError
 		var failure *OpenError
-		if errors.As(err, &failure) && failure.Result == Unreachable {
-			l.failure = err
+		if errors.As(err, &failure) {
+			result = failure.Result
 		}
-		if l.pause == 0 { // it was no refusal: the next one tries
-			l.resume = time.Time{}
+		switch {
+		case l.pause > 0: // refusals are counted already
+		case result == Refused && number == l.number:
+			l.allRefused()
+		case !trying || l.proven || result == ClientError: // a client that leaves lets no other one try any sooner
+		default:
+			if result == Unreachable {
+				l.failure = err
+			}
+			l.resume = time.Time{} // it was no refusal: the next one tries
 			l.wake()
 		}
 	}
 }
 
-// worksLocked has sessions begin with a login that the server has let in, until the record changes.
-func (l *Logins) worksLocked(login Login) {
+// works has sessions begin with a login that the server has let in, until the record changes. The mutex is held.
+func (l *Logins) works(login Login) {
 	i := slices.IndexFunc(l.list, login.same)
 	if i < 0 {
 		return
@@ -194,10 +196,8 @@ func (l *Logins) worksLocked(login Login) {
 	l.wake()
 }
 
-// allRefused puts the next round off.
+// allRefused puts the next round off. The mutex is held.
 func (l *Logins) allRefused() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.proven = false
 	l.pause = min(max(2*l.pause, shortestPause), longestPause)
 	l.resume = time.Now().Add(l.pause/2 + rand.N(l.pause)) //nolint:gosec // a pause is no secret

@@ -60,6 +60,17 @@ func TestLoginsOfARecord(t *testing.T) {
 	}
 }
 
+// first is the login with which a session begins.
+func (l *Logins) first(t *testing.T) Login {
+	t.Helper()
+	next, _ := l.Session()
+	login, err := next(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return login
+}
+
 // TestWorkedLoginIsFirst: sessions do not present a login that was refused before one that was let in, until the record changes.
 func TestWorkedLoginIsFirst(t *testing.T) {
 	t.Parallel()
@@ -67,14 +78,6 @@ func TestWorkedLoginIsFirst(t *testing.T) {
 	r.OtherRetired = false
 	l := NewLogins()
 	l.Set(r)
-	first := func() Login {
-		next, _ := l.Session()
-		login, err := next(t.Context(), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return login
-	}
 	next, ended := l.Session()
 	_, _ = next(t.Context(), nil)
 	second, err := next(t.Context(), errRefused)
@@ -82,11 +85,11 @@ func TestWorkedLoginIsFirst(t *testing.T) {
 		t.Fatalf("got login %s, %v", second.User, err)
 	}
 	ended(second, nil)
-	if got := first(); got != second {
+	if got := l.first(t); got != second {
 		t.Errorf("the next session begins with login %s, want %s", got.User, second.User)
 	}
 	l.Set(r)
-	if got := first(); got.Login != r.Login(tenant.A) {
+	if got := l.first(t); got.Login != r.Login(tenant.A) {
 		t.Errorf("after the record was read again, a session begins with login %s, want the active one", got.User)
 	}
 }
@@ -100,23 +103,15 @@ func TestActiveIsTriedAgain(t *testing.T) {
 		r.OtherRetired = false
 		l := NewLogins()
 		l.Set(r)
-		first := func() Login {
-			next, _ := l.Session()
-			login, err := next(t.Context(), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return login
-		}
 		next, ended := l.Session()
 		active, _ := next(t.Context(), nil)
 		other, _ := next(t.Context(), errRefused)
 		ended(other, nil)
-		if got := first(); got != other || l.old(other) {
+		if got := l.first(t); got != other || l.old(other) {
 			t.Errorf("a session begins with login %s, and that is drained: %t", got.User, l.old(other))
 		}
 		<-time.After(retryTime)
-		if got := first(); got != active {
+		if got := l.first(t); got != active {
 			t.Errorf("after a while, a session begins with login %s, want the active one", got.User)
 		}
 		if !l.old(other) {
@@ -207,6 +202,42 @@ func TestAttemptsAreBounded(t *testing.T) {
 	})
 }
 
+// TestClientsThatLeave: a client that goes away while its login is under way gives no other one its turn any sooner, and a refusal that it
+// did not wait for counts as well: clients that come and go cannot have an account locked.
+func TestClientsThatLeave(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLogins()
+		l.Set(record())
+		wait := func(ended error) time.Duration {
+			began := time.Now()
+			next, end := l.Session()
+			if _, err := next(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			end(Login{}, ended)
+			return time.Since(began)
+		}
+		left := &OpenError{Result: ClientError, Err: errRefused}
+		if first, second := wait(left), wait(left); first != 0 || second < trialTime {
+			t.Errorf("two clients that left had their turns after %s and %s", first, second)
+		}
+		<-time.After(trialTime)
+		next, end := l.Session()
+		login, err := next(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end(login, nil)
+		if took := wait(&OpenError{Result: Refused, Err: errRefused}); took != 0 {
+			t.Errorf("beside a login that works, a session waited for %s", took)
+		}
+		if took := wait(left); took < shortestPause/2 {
+			t.Errorf("after a refusal, the next session had its turn after %s", took)
+		}
+	})
+}
+
 // TestNoRecordYet: a session waits for the record.
 func TestNoRecordYet(t *testing.T) {
 	t.Parallel()
@@ -215,8 +246,8 @@ func TestNoRecordYet(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		next, _ := l.Session()
-		if _, err := next(ctx, nil); !fault.Is(err, fault.Unavailable) || l.Loaded() {
-			t.Errorf("got %v, loaded %t", err, l.Loaded())
+		if _, err := next(ctx, nil); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("got %v", err)
 		}
 		done := make(chan error, 1)
 		go func() {
@@ -226,8 +257,8 @@ func TestNoRecordYet(t *testing.T) {
 		}()
 		synctest.Wait()
 		l.Set(record())
-		if err := <-done; err != nil || !l.Loaded() {
-			t.Errorf("got %v, loaded %t", err, l.Loaded())
+		if err := <-done; err != nil {
+			t.Errorf("got %v", err)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"math/bits"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,8 @@ const (
 )
 
 const (
+	// acceptPause is after how long accepting is tried again, give or take half of it.
+	acceptPause = 100 * time.Millisecond
 	// drainTick is how often sessions are looked at that may have to be drained.
 	drainTick = 250 * time.Millisecond
 	// restful is for how long a session has to be idle before it is drained. Before it uses one that was idle for more than a second,
@@ -143,7 +146,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		case err != nil:
 			s.Log.Warn("accepting a connection failed (continuing)", zap.Error(err))
 			select { // no more descriptors: sessions that end give some back
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(acceptPause/2 + rand.N(acceptPause)): //nolint:gosec // no secret
 			case <-ctx.Done():
 				return nil
 			}

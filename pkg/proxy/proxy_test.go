@@ -27,12 +27,12 @@ func (w stuck) Refuse(_ context.Context, client net.Conn) {
 	_, _ = client.Read(make([]byte, 1))
 }
 
-// nobody is an observer that does not look.
-type nobody struct{}
+// unobserved is the observer of a test that needs none.
+type unobserved struct{}
 
-func (nobody) Connected(Result, time.Duration) {}
-func (nobody) Drained()                        {}
-func (nobody) Cancelled()                      {}
+func (unobserved) Connected(Result, time.Duration) {}
+func (unobserved) Drained()                        {}
+func (unobserved) Cancelled()                      {}
 
 // TestNoRoom: what clients that say nothing can take is bounded, and all of it ends with the proxy. (36, 37)
 func TestNoRoom(t *testing.T) {
@@ -45,7 +45,7 @@ func TestNoRoom(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	wire := stuck{make(chan struct{}), make(chan struct{})}
-	s := &Server{Wire: wire, Logins: NewLogins(), MaxSessions: 1, Observer: nobody{}, Log: zap.NewNop()}
+	s := &Server{Wire: wire, Logins: NewLogins(), MaxSessions: 1, Observer: unobserved{}, Log: zap.NewNop()}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
 	dial := func() net.Conn {

@@ -51,17 +51,18 @@ func NewSocket(o Options) *Socket { return &Socket{Options: o, first: make(chan 
 // Set has new sessions use the logins of a record. It is for one goroutine.
 func (s *Socket) Set(r *tenant.Record) {
 	server := s.server.Load()
-	if server == nil {
+	first := server == nil
+	if first {
 		server = &Server{
 			Wire: s.Wire(r.Server.Engine), Logins: NewLogins(), MaxSessions: r.ConnectionLimit, Observer: s.Observer, Log: s.Log,
 		}
-		server.Logins.Set(r)
+	}
+	trusted := server.Logins.Set(r)
+	if first {
 		s.server.Store(server)
 		close(s.first)
-	} else {
-		server.Logins.Set(r)
 	}
-	if s.Keep != nil {
+	if s.Keep != nil && trusted { // a backup's, with passwords that may be dead, must not replace what worked
 		if err := s.Keep(r); err != nil {
 			s.Log.Warn("the record could not be kept for the next start (continuing)", zap.String("error", err.Error()))
 		}

@@ -56,7 +56,7 @@ func TestSocketServes(t *testing.T) {
 			}
 			return "unix", path
 		},
-		Mode: 0o600, Wire: func(dbserver.Engine) Wire { return echo{} }, Observer: nobody{}, Log: zap.NewNop(),
+		Mode: 0o600, Wire: func(dbserver.Engine) Wire { return echo{} }, Observer: unobserved{}, Log: zap.NewNop(),
 		Keep:  func(*tenant.Record) error { kept++; return errors.New("no space") }, // which is no reason not to serve
 		Ready: func() { close(ready) },
 	})
@@ -67,12 +67,18 @@ func TestSocketServes(t *testing.T) {
 	defer cancel()
 	served := make(chan error, 1)
 	go func() { served <- s.Run(ctx) }()
-	s.Set(record())
-	s.Set(record())
+	r := record()
+	s.Set(r)
+	s.Set(r)
 	<-ready
 	if kept != 2 {
 		t.Errorf("kept %d records, want 2", kept)
 	}
+	s.Set(record()) // of a backup, or of another life
+	if kept != 2 {
+		t.Errorf("kept %d records, and the last one is no successor of the one before", kept)
+	}
+	s.Set(r)
 	client, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)

@@ -100,7 +100,7 @@ func Parse(source []byte) (*Config, error) {
 // Nothing else changes its meaning; order, comments, quoting and unknown fields stay, too. Which store is enabled is the user's
 // choice, and the licence's: none is enabled, and none is moved.
 func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
-	if err := c.Check(dsn); err != nil {
+	if err := c.check(dsn); err != nil {
 		return nil, err
 	}
 	before := slices.Clone(c.store.Content)
@@ -128,8 +128,8 @@ func (c *Config) Edit(dsn, caFile string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Check refuses a config that could not be edited; dsn is what Edit will be given, empty where it is not known yet.
-func (c *Config) Check(dsn string) error {
+// check refuses a config that could not be edited; dsn is what Edit will be given, empty where it is not known yet.
+func (c *Config) check(dsn string) error {
 	if c.store == nil {
 		if err := c.prepare(); err != nil {
 			return err

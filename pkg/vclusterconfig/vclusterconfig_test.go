@@ -291,7 +291,7 @@ func TestSocketDataSource(t *testing.T) {
 			c.Socket = socket
 		}
 		_, err = c.Edit(real, "")
-		if early := c.Check(""); (err == nil) != (early == nil) {
+		if early := c.check(""); (err == nil) != (early == nil) {
 			t.Errorf("%s: at first %v, at last %v", name, early, err)
 		}
 		switch {

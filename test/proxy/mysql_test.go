@@ -382,16 +382,6 @@ func TestSocketMySQLEnds(t *testing.T) {
 		return n
 	}
 	before := broken()
-	gone := func(what string) {
-		t.Helper()
-		bed.Eventually(t, rig.Patience, func(ctx context.Context) error {
-			n, err := server.Sessions(ctx, s.record.Database+"%")
-			if err == nil && n+len(s.proxy.Sessions()) > 0 {
-				err = fmt.Errorf("%s: the server has %d sessions, the proxy %v", what, n, s.proxy.Sessions())
-			}
-			return err
-		})
-	}
 	require.NoError(t, session(t, s.open(t)).PingContext(t.Context()))
 	for _, said := range []string{"", "\x01", "GET / HTTP/1.0\r\n\r\n", "\x20\x00\x00\x01" + strings.Repeat("\xff", 32), "\xff\xff\xff\x01"} {
 		raw, err := net.Dial("unix", s.path)
@@ -409,5 +399,5 @@ func TestSocketMySQLEnds(t *testing.T) {
 	})
 	assert.Equal(t, before, broken(), "connections that the server takes for broken")
 	s.stop()
-	gone("the proxy was ended")
+	s.gone(t, "the proxy was ended")
 }

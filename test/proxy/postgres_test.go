@@ -130,6 +130,18 @@ func (s *socket) serve(tb testing.TB, change func(*proxy.Server)) {
 	tb.Cleanup(s.stop)
 }
 
+// gone waits until nothing is left of the sessions, on the server and in the proxy.
+func (s *socket) gone(tb testing.TB, what string) {
+	tb.Helper()
+	bed.Eventually(tb, rig.Patience, func(ctx context.Context) error {
+		n, err := s.server.Sessions(ctx, s.record.Database+"%")
+		if err == nil && n+len(s.proxy.Sessions()) > 0 {
+			err = fmt.Errorf("%s: the server has %d sessions, the proxy %v", what, n, s.proxy.Sessions())
+		}
+		return err
+	})
+}
+
 // dsn is what kine would be given, and more parameters.
 func (s *socket) dsn(parameters ...string) string {
 	return "host=" + s.dir + " user=vcluster database=anything sslmode=disable " + strings.Join(parameters, " ")
@@ -464,29 +476,19 @@ func TestSocketEnds(t *testing.T) {
 	t.Parallel()
 	server := rig.Server(t, bed.Postgres, "17")
 	s := newSocket(t, server, nil)
-	gone := func(what string) {
-		t.Helper()
-		bed.Eventually(t, rig.Patience, func(ctx context.Context) error {
-			n, err := server.Sessions(ctx, s.record.Database+"%")
-			if err == nil && n+len(s.proxy.Sessions()) > 0 {
-				err = fmt.Errorf("%s: the server has %d sessions, the proxy %v", what, n, s.proxy.Sessions())
-			}
-			return err
-		})
-	}
 	require.NoError(t, s.connect(t).Close(t.Context()))
-	gone("the client said goodbye")
+	s.gone(t, "the client said goodbye")
 
 	conn := s.connect(t)
 	require.NoError(t, conn.PgConn().Conn().Close())
-	gone("the client hung up")
+	s.gone(t, "the client hung up")
 
 	conn = s.connect(t)
 	pid := one(t, conn, "SELECT pg_backend_pid()::text")
 	require.NoError(t, server.Exec(t.Context(), "SELECT pg_terminate_backend("+pid+")"))
 	_, err := conn.Exec(t.Context(), "SELECT 1")
 	assert.Equal(t, "57P01", code(err), "the client reads the server's last words: %v", err)
-	gone("the server ended it")
+	s.gone(t, "the server ended it")
 
 	for _, said := range []string{"", "\x00\x00", "GET / HTTP/1.0\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc"} {
 		raw, err := net.Dial("unix", filepath.Join(s.dir, ".s.PGSQL.5432"))
@@ -494,9 +496,9 @@ func TestSocketEnds(t *testing.T) {
 		_, _ = raw.Write([]byte(said))
 		_ = raw.Close()
 	}
-	gone("clients that speak otherwise")
+	s.gone(t, "clients that speak otherwise")
 
 	s.connect(t)
 	s.stop()
-	gone("the proxy was ended")
+	s.gone(t, "the proxy was ended")
 }

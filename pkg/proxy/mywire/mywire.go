@@ -3,6 +3,7 @@
 package mywire
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -39,6 +40,17 @@ var deniedCodes = []uint16{
 	3955, 4150, // blocked after failed logins
 }
 
+// denies says whether the server refuses the login, so that another one may be let in.
+func (e *serverError) denies() bool { return slices.Contains(deniedCodes, e.code) }
+
+func (e *serverError) openError() error {
+	result := proxy.ServerError
+	if e.denies() {
+		result = proxy.Refused
+	}
+	return &proxy.OpenError{Result: result, Code: fmt.Sprint(e.code), Err: e}
+}
+
 // Wire serves the clients of one tenant on a MySQL or MariaDB server.
 type Wire struct{}
 
@@ -57,11 +69,10 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	defer func() { s.close() }()
 	a, err := s.greet(client)
 	if err != nil {
-		s.part(ctx, login)
-		if failure := (*proxy.OpenError)(nil); errors.As(err, &failure) {
-			return nil, err
+		if failure := (*proxy.OpenError)(nil); !errors.As(err, &failure) {
+			err = tell(client, 2, err)
 		}
-		return nil, tell(client, 2, err)
+		return nil, cmp.Or(s.part(ctx, login), err)
 	}
 	ok, login, err := w.logIn(ctx, &s, a, login, next)
 	if err != nil {
@@ -154,15 +165,21 @@ func (s *server) greet(client net.Conn) (*answer, error) {
 }
 
 // part ends a connection whose client has gone before it said anything of use. The server counts one that just breaks off, and blocks all
-// connections from this address after some (max_connect_errors); on a node that may be those of other tenants, too.
-func (s *server) part(ctx context.Context, login proxy.Login) {
+// connections from this address after some (max_connect_errors); on a node that may be those of other tenants, too. Its error is that the
+// server has refused the login, which counts as for any session.
+func (s *server) part(ctx context.Context, login proxy.Login) error {
 	const utf8mb4 = 45
 	a := &answer{caps: longPassword | protocol41}
 	a.fixed[8] = utf8mb4
-	if _, err := s.logIn(ctx, a, login); err == nil {
+	_, err := s.logIn(ctx, a, login)
+	if err == nil {
 		s.number = 0xff // a command begins with 0
 		_ = s.send([]byte{comQuit})
 	}
+	if said := (*serverError)(nil); errors.As(err, &said) && said.denies() {
+		return said.openError()
+	}
+	return nil
 }
 
 // logIn tries one login after the other, and returns the server's OK packet. s is the connection for the first, and is replaced for each
@@ -171,7 +188,7 @@ func (w *Wire) logIn(ctx context.Context, s *server, a *answer, login proxy.Logi
 	for {
 		ok, err := s.logIn(ctx, a, login)
 		var said *serverError
-		if err == nil || !errors.As(err, &said) || !slices.Contains(deniedCodes, said.code) {
+		if err == nil || !errors.As(err, &said) || !said.denies() {
 			return ok, login, err
 		}
 		s.close()
@@ -303,12 +320,7 @@ func tell(client net.Conn, number byte, err error) error {
 	var said *serverError
 	if errors.As(err, &said) {
 		_ = say(client, number, said.payload)
-		result := proxy.ServerError
-		if slices.Contains(deniedCodes, said.code) {
-			result = proxy.Refused
-		}
-		words := fmt.Errorf("the server says: %s (error %d)", fault.Words(said.words), said.code)
-		return &proxy.OpenError{Result: result, Code: fmt.Sprint(said.code), Err: words}
+		return said.openError()
 	}
 	result, code, state := proxy.Unreachable, uint16(cannotConnect), generalState
 	switch {

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"dbconnector/pkg/fault"
 )
 
 // longest is the length of the longest packet before a session that is read from either side. Attributes of the connection are the
@@ -264,7 +266,7 @@ func parseError(payload []byte) *serverError {
 		if len(words) >= 6 && words[0] == '#' {
 			words = words[6:]
 		}
-		e.words = string(words)
+		e.words = fault.Words(string(words))
 	}
 	return e
 }

@@ -78,18 +78,11 @@ func (m moment) String() string {
 // life is a tenant's life through all of its rotations.
 func (d *demo) life(ctx context.Context, t *member, epoch time.Time) (_ []row, err error) {
 	began := time.Now()
-	l := &load{prefix: keys + t.Name + "-load-", written: t.objects}
-	if l.client, err = controlplane.Dial(t.kine.Endpoint); err != nil {
+	l, err := startLoad(ctx, t, "-load-")
+	if err != nil {
 		return nil, err
 	}
-	working, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() { l.run(working) })
-	defer func() {
-		stop()
-		wg.Wait()
-		_ = l.client.Close()
-	}()
+	defer l.close()
 	tell := func(what, format string, args ...any) {
 		d.out.line("%s", moment{
 			fmt.Sprintf("%.1f s", time.Since(epoch).Seconds()), t.Name, what, fmt.Sprintf(format, args...),
@@ -138,8 +131,7 @@ func (d *demo) life(ctx context.Context, t *member, epoch time.Time) (_ []row, e
 		old = append(old, login)
 	}
 	took := time.Since(began)
-	stop()
-	wg.Wait()
+	l.stop()
 	if exit, err := sidecar.Stop(ctx); err != nil || exit != 0 {
 		return nil, errors.Join(err, fmt.Errorf("asked to end, dbconnector-rotate did so with exit code %d", exit))
 	}
@@ -233,9 +225,34 @@ type load struct {
 	client *kubernetes.Client
 
 	requests, failed atomic.Int64
+	stop             func() // and wait for run to return
+
 	// To be read when run has returned: the first failure, and what was written, by key.
 	err     error
 	written map[string]string
+}
+
+// startLoad has a tenant work, on keys of its own that contain name.
+func startLoad(ctx context.Context, t *member, name string) (*load, error) {
+	client, err := controlplane.Dial(t.kine.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	l := &load{prefix: keys + t.Name + name, client: client, written: t.objects}
+	working, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { l.run(working) })
+	l.stop = func() {
+		stop()
+		wg.Wait()
+	}
+	return l, nil
+}
+
+// close stops the work, if that was not done, and the client.
+func (l *load) close() {
+	l.stop()
+	_ = l.client.Close()
 }
 
 // move sends all further requests to another kine, and returns when the one before has none any more.

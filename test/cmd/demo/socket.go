@@ -9,14 +9,12 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"dbconnector/pkg/dbserver"
 	"dbconnector/pkg/tenant"
-	"dbconnector/test/controlplane"
 	"dbconnector/test/rig"
 )
 
@@ -93,18 +91,11 @@ func (d *demo) bySocket(ctx context.Context, t *member) (_ []row, err error) {
 	}
 	process := t.kine.PID()
 
-	l := &load{prefix: keys + t.Name + "-socket-", written: t.objects}
-	if l.client, err = controlplane.Dial(t.kine.Endpoint); err != nil {
+	l, err := startLoad(ctx, t, "-socket-")
+	if err != nil {
 		return nil, err
 	}
-	working, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() { l.run(working) })
-	defer func() {
-		stop()
-		wg.Wait()
-		_ = l.client.Close()
-	}()
+	defer l.close()
 	was, err := t.Record(ctx)
 	if err != nil {
 		return nil, err
@@ -129,8 +120,7 @@ func (d *demo) bySocket(ctx context.Context, t *member) (_ []row, err error) {
 		return nil, err
 	}
 	took := time.Since(began)
-	stop()
-	wg.Wait()
+	l.stop()
 	if l.failed.Load() > 0 {
 		return nil, fmt.Errorf("%d of %d requests failed, the first: %w", l.failed.Load(), l.requests.Load(), l.err)
 	}
