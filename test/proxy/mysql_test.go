@@ -241,7 +241,12 @@ func TestSocketMySQLErrors(t *testing.T) {
 				_ = conn.Close()
 			}
 			require.NoError(t, pool.Close())
-			assert.Equal(t, 1, s.seen.count(proxy.ServerError))
+			bed.Eventually(t, rig.Patience, func(context.Context) error { // the client is told first
+				if n := s.seen.count(proxy.ServerError); n != 1 {
+					return fmt.Errorf("%d errors of the server were counted", n)
+				}
+				return nil
+			})
 			require.NoError(t, held.PingContext(t.Context()))
 			require.NoError(t, server.Exec(t.Context(), "SET GLOBAL max_connections = 100"))
 			bed.Eventually(t, rig.Patience, func(context.Context) error { return dial(s) })
