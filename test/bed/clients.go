@@ -21,6 +21,8 @@ var clients = []struct {
 	{"pg_dump", "", "", "usr/lib/postgresql/17/bin/pg_dump", "psql"},
 	{"pgbench", "trixie", "postgresql-17", "usr/lib/postgresql/17/bin/pgbench", ""},
 	{"mariadb", "trixie", "mariadb-client-core", "usr/bin/mariadb", ""},
+	{"mariadb-dump", "trixie", "mariadb-client", "usr/bin/mariadb-dump", ""},
+	{"sysbench", "trixie", "sysbench", "usr/bin/sysbench", ""},
 	{"pgbouncer", "trixie", "pgbouncer", "usr/sbin/pgbouncer", ""},
 	{"promtool", "trixie", "prometheus", "usr/bin/promtool", ""},
 }
@@ -42,7 +44,7 @@ func clientItems() []item {
 	return all
 }
 
-// Client returns a command that runs a command line client: "psql", "pg_dump", "pgbench", "mariadb", "promtool" or "pgbouncer".
+// Client returns a command that runs a command line client: one of the list above.
 // The mariadb client also talks to MySQL, and reads no option files.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,38 +16,66 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// NewPooler starts PgBouncer in front of a PostgreSQL server, for all its databases and logins, and ends it with the test. mode
-// is its pool_mode; more are further lines of its configuration. It has the server's certificate.
+// Pooler is a PgBouncer in front of a PostgreSQL server, for all its databases and logins. It has the server's certificate.
+type Pooler struct {
+	// Port is on the loopback interface, and in the name of its socket in Dir, where clients need no TLS.
+	Port int
+	Dir  string
+
+	process *process
+	owner   io.Closer
+}
+
+// NewPooler is [StartPooler] for a test, which ends it.
 func NewPooler(tb testing.TB, s *Server, mode string, more ...string) (port int) {
 	tb.Helper()
-	port, err := startPooler(tb.Context(), tb, s, mode, more)
+	p, err := StartPooler(tb.Context(), s, mode, more...)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return port
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("log of PgBouncer:\n%s", tail(p.process.text()))
+		}
+		p.Stop()
+	})
+	return p.Port
 }
 
-func startPooler(ctx context.Context, tb testing.TB, s *Server, mode string, more []string) (int, error) {
-	dir, owner, err := tempDir("pgbouncer")
-	if err != nil {
-		return 0, err
+// PID is its process.
+func (p *Pooler) PID() int { return p.process.cmd.Process.Pid }
+
+// Stop ends it and removes what it left.
+func (p *Pooler) Stop() {
+	if p.process != nil {
+		p.process.kill()
 	}
-	tb.Cleanup(func() {
-		_ = os.RemoveAll(dir)
-		_ = owner.Close()
-	})
-	port, err := freePort()
-	if err != nil {
-		return 0, err
+	_ = os.RemoveAll(p.Dir)
+	_ = p.owner.Close()
+}
+
+// StartPooler starts PgBouncer. mode is its pool_mode; more are further lines of its configuration.
+func StartPooler(ctx context.Context, s *Server, mode string, more ...string) (_ *Pooler, err error) {
+	b := &Pooler{}
+	if b.Dir, b.owner, err = tempDir("pgbouncer"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.Stop()
+		}
+	}()
+	if b.Port, err = freePort(); err != nil {
+		return nil, err
 	}
 	key, err := os.ReadFile(s.file("tls.key"))
 	if err != nil {
-		return 0, fmt.Errorf("reading the server's key: %w", err)
+		return nil, fmt.Errorf("reading the server's key: %w", err)
 	}
-	file := func(name string) string { return filepath.Join(dir, name) }
+	file := func(name string) string { return filepath.Join(b.Dir, name) }
 	lines := append([]string{
 		"[databases]", fmt.Sprintf("* = host=%s port=%d", s.Host, s.Port),
-		"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + strconv.Itoa(port), "unix_socket_dir =", "pool_mode = " + mode,
+		"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + strconv.Itoa(b.Port), "unix_socket_dir = " + b.Dir, "pool_mode = " + mode,
 		"auth_type = scram-sha-256", "auth_file = " + file("users"), "auth_user = " + s.AdminUser, "auth_dbname = template1",
 		"auth_query = SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename = $1",
 		"server_tls_sslmode = require", "client_tls_sslmode = allow",
@@ -56,26 +85,19 @@ func startPooler(ctx context.Context, tb testing.TB, s *Server, mode string, mor
 		os.WriteFile(file("users"), []byte(fmt.Sprintf("%q %q\n", s.AdminUser, s.AdminPassword)), 0o600),
 		os.WriteFile(file("tls.key"), key, 0o600),
 		os.WriteFile(file("pgbouncer.ini"), []byte(strings.Join(lines, "\n")+"\n"), 0o600),
-		give(dir, file("users"), file("tls.key"), file("pgbouncer.ini")),
+		give(b.Dir, file("users"), file("tls.key"), file("pgbouncer.ini")),
 	); err != nil {
-		return 0, fmt.Errorf("configuring PgBouncer: %w", err)
+		return nil, fmt.Errorf("configuring PgBouncer: %w", err)
 	}
 	cmd, err := Client(ctx, "pgbouncer", file("pgbouncer.ini"))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	p, err := startProcess(file("log"), true, cmd.Args...)
-	if err != nil {
-		return 0, err
+	if b.process, err = startProcess(file("log"), true, cmd.Args...); err != nil {
+		return nil, err
 	}
-	tb.Cleanup(func() {
-		if tb.Failed() {
-			tb.Logf("log of PgBouncer:\n%s", tail(p.text()))
-		}
-		p.kill()
-	})
-	return port, p.ready(ctx, func(ctx context.Context) error {
-		config, err := pgx.ParseConfig(fmt.Sprintf("postgres://127.0.0.1:%d/template1?sslmode=disable", port))
+	return b, b.process.ready(ctx, func(ctx context.Context) error {
+		config, err := pgx.ParseConfig(fmt.Sprintf("postgres://127.0.0.1:%d/template1?sslmode=disable", b.Port))
 		if err != nil {
 			return Permanent(err)
 		}

@@ -4,7 +4,7 @@
 //
 //	go run ./test/cmd/bench                    # print
 //	go run ./test/cmd/bench -write             # and put them into docs/benchmarks.md
-//	go run ./test/cmd/bench -only pods -write  # only what is measured in real pods; or processes
+//	go run ./test/cmd/bench -only pods -write  # only what is measured in real pods; or processes, or socket
 //	go run ./test/cmd/bench -only growth       # with up to 2,000 tenants on a server, a quarter of an hour; not part of the others
 //
 // Times are noise on a machine that does something else as well: compared programs run in pairs, one beside the other in
@@ -35,11 +35,11 @@ func main() {
 		os.Exit(measured(os.Args[2]))
 	}
 	write := flag.Bool("write", false, "put the tables into docs/benchmarks.md")
-	only := flag.String("only", "", "measure one part alone: processes, pods or growth")
+	only := flag.String("only", "", "measure one part alone: processes, pods, socket or growth")
 	pairs := flag.Int("pairs", 25, "how many pairs are timed")
 	herd := flag.Bool("herd", true, "let the herds loose")
 	flag.Parse()
-	if !slices.Contains([]string{"", processes, inPods, growth}, *only) || flag.NArg() > 0 {
+	if !slices.Contains([]string{"", processes, inPods, bySocket, growth}, *only) || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -51,6 +51,9 @@ func main() {
 	}
 	if (*only == "" || *only == inPods) && ctx.Err() == nil {
 		errs = append(errs, runPods(ctx, *write))
+	}
+	if (*only == "" || *only == bySocket) && ctx.Err() == nil {
+		errs = append(errs, runSocket(ctx, *write))
 	}
 	if *only == growth {
 		errs = append(errs, runGrowth(ctx, *write))
@@ -67,6 +70,7 @@ func main() {
 const (
 	processes = "processes"
 	inPods    = "pods"
+	bySocket  = "socket"
 	growth    = "growth"
 )
 
