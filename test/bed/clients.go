@@ -45,7 +45,8 @@ func clientItems() []item {
 }
 
 // Client returns a command that runs a command line client: one of the list above.
-// The mariadb client also talks to MySQL, and reads no option files.
+// MariaDB's clients also talk to MySQL, and read no option files. sysbench runs beside its
+// scripts, and needs the plugins that Env names.
 func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	for _, c := range clients {
 		if c.name != name {
@@ -61,13 +62,17 @@ func Client(ctx context.Context, name string, args ...string) (*exec.Cmd, error)
 			return nil, err
 		}
 		argv = append(argv, filepath.Join(root, c.path))
-		if name == "mariadb" {
-			// MySQL's authentication is a plugin to it, which it would look for below /usr.
-			plugins, _ := filepath.Glob(filepath.Join(root, "usr/lib/*/libmariadb3/plugin"))
+		// MySQL's authentication is a plugin to MariaDB's library, which it would look for below /usr.
+		plugins, _ := filepath.Glob(filepath.Join(root, "usr/lib/*/libmariadb3/plugin"))
+		if strings.HasPrefix(name, "mariadb") {
 			args = append([]string{"--no-defaults", "--plugin-dir=" + strings.Join(plugins, "")}, args...)
 		}
 		argv = append(argv, args...)
-		return exec.CommandContext(ctx, argv[0], argv[1:]...), nil
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		if name == "sysbench" {
+			cmd.Dir, cmd.Env = filepath.Join(root, "usr/share/sysbench"), []string{"MARIADB_PLUGIN_DIR=" + strings.Join(plugins, "")}
+		}
+		return cmd, nil
 	}
 	return nil, fmt.Errorf("no client %q", name)
 }

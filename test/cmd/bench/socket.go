@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/client/v3/kubernetes"
 	"golang.org/x/sync/errgroup"
 
 	"dbconnector/pkg/handover"
@@ -54,7 +55,7 @@ type load struct {
 
 // loadsOf are what the tools offer: one query by its key, and a transaction of several statements.
 func loadsOf(engine bed.Engine) (all []load) {
-	scripts := [][2]string{{"sysbench, point select", "oltp_point_select"}, {"sysbench, read and write", "oltp_read_write"}}
+	scripts := [][2]string{{"sysbench, point select", "oltp_point_select.lua"}, {"sysbench, read and write", "oltp_read_write.lua"}}
 	if engine == bed.Postgres {
 		scripts = [][2]string{{"pgbench, select only", "select-only"}, {"pgbench, TPC-B", "tpcb-like"}}
 	}
@@ -76,15 +77,15 @@ type loadFigures struct {
 
 // socketFigures are of one engine.
 type socketFigures struct {
-	name, version          string
-	loads                  []loadFigures
-	median, p99            [2]time.Duration // of a query: directly, and through the socket
-	session                ratio
-	kine                   float64 // operations through the socket / directly
-	kineDirect             float64 // in a second
-	memory, own            int64
-	firstSession           []time.Duration
-	mostSessions, sessions int
+	name, version string
+	loads         []loadFigures
+	median, p99   [2]time.Duration // of a query: directly, and through the socket
+	session       ratio
+	kine          float64 // operations through the socket / directly
+	kineDirect    float64 // in a second
+	memory, own   int64
+	firstSession  []time.Duration
+	mostSessions  int
 }
 
 // socketBench is a tenant whose sidecar serves a socket, and one with the server in its connection string.
@@ -96,7 +97,7 @@ type socketBench struct {
 	record         *tenant.Record // of socket
 	ca             string
 	pooler         *bed.Pooler // PostgreSQL only
-	home           string      // of the tools: sysbench's library takes its CA from a file there
+	home           string      // of the tools
 }
 
 func runSocket(ctx context.Context, write bool) (err error) {
@@ -176,10 +177,7 @@ func (b *bench) newSocketBench(ctx context.Context, s *bed.Server) (x *socketBen
 	if x.record, err = x.socket.Record(ctx); err != nil {
 		return nil, err
 	}
-	// sysbench has no option for a CA, but its library reads this.
-	options := "[sysbench]\nssl-ca=" + x.ca + "\nssl-verify-server-cert=1\n"
-	if err := errors.Join(os.WriteFile(x.ca, s.CA, 0o600), os.MkdirAll(x.home, 0o700),
-		os.WriteFile(filepath.Join(x.home, ".my.cnf"), []byte(options), 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(x.ca, s.CA, 0o600), x.prepareTools(ctx)); err != nil {
 		return nil, err
 	}
 	if s.Engine == bed.Postgres {
@@ -195,6 +193,36 @@ func (b *bench) newSocketBench(ctx context.Context, s *bed.Server) (x *socketBen
 		x.close()
 	}
 	return x, err
+}
+
+// prepareTools makes the directory where the tools run. sysbench takes its scripts and the certificates for TLS from there, under fixed
+// names, and wants one of its own.
+func (x *socketBench) prepareTools(ctx context.Context) error {
+	authority, err := bed.Authority()
+	if err != nil {
+		return err
+	}
+	own, err := authority.Issue(bed.Request{Client: true})
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(x.home, 0o700); err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"cacert.pem": x.s.CA, "client-cert.pem": own.Cert, "client-key.pem": own.Key} {
+		if err := os.WriteFile(filepath.Join(x.home, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	sysbench, err := bed.Client(ctx, "sysbench")
+	if err != nil {
+		return err
+	}
+	scripts, err := filepath.Glob(filepath.Join(sysbench.Dir, "*.lua"))
+	for _, script := range scripts {
+		err = errors.Join(err, os.Symlink(script, filepath.Join(x.home, filepath.Base(script))))
+	}
+	return err
 }
 
 func (x *socketBench) ready(ctx context.Context) error {
@@ -343,13 +371,17 @@ func kineLoad(ctx context.Context, endpoint string, round int) (float64, error) 
 			for i := 0; since(began) < loadTime; i++ {
 				key := fmt.Sprintf("/registry/bench/%d-%d-%d", round, writer, i)
 				revision, err := controlplane.Put(ctx, client, key, value, 0)
-				if err == nil {
-					_, err = controlplane.Put(ctx, client, key, value, revision)
-				}
 				if err != nil {
 					return err
 				}
-				done.Add(2)
+				changed, err := client.OptimisticPut(ctx, key, []byte(value), revision, kubernetes.PutOptions{GetOnFailure: true})
+				if err != nil {
+					return err
+				}
+				done.Add(1)
+				if changed.Succeeded { // else kine has met a deadlock, says that it is another revision, and Kubernetes tries again
+					done.Add(1)
+				}
 			}
 			return nil
 		})
@@ -387,7 +419,8 @@ func (x *socketBench) run(ctx context.Context, t tool) (tps float64, err error) 
 	if err != nil {
 		return 0, err
 	}
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + x.home, "LC_ALL=C"}, t.environ...)
+	cmd.Dir = x.home
+	cmd.Env = append(append(cmd.Env, "PATH="+os.Getenv("PATH"), "HOME="+x.home, "LC_ALL=C"), t.environ...)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
@@ -426,7 +459,7 @@ func (x *socketBench) ways() []way {
 	}
 	return []way{
 		// sysbench takes a password as an argument. This one is of a database that nobody else can reach, and is gone with it.
-		{args: to("--mysql-host="+x.s.Host, "--mysql-port="+port, "--mysql-password="+login.Password.Reveal())},
+		{args: to("--mysql-host="+x.s.Host, "--mysql-port="+port, "--mysql-password="+login.Password.Reveal(), "--mysql-ssl=on")},
 		{args: to("--mysql-socket=" + filepath.Join(x.socket.Out, "mysql.sock")), pid: x.sidecar.Pid()},
 	}
 }
@@ -443,7 +476,7 @@ func (x *socketBench) command(w way, l load, lasts time.Duration) tool {
 			"--client=" + strconv.Itoa(l.clients), "--time=" + seconds,
 		}, w.environ}
 	}
-	argv := append([]string{"sysbench", "oltp_read_write", "--tables=4", "--table-size=25000"}, w.args...)
+	argv := append([]string{"sysbench", "oltp_read_write.lua", "--tables=4", "--table-size=25000"}, w.args...)
 	if l.clients == 0 {
 		return tool{append(argv, "prepare"), w.environ}
 	}
@@ -604,6 +637,11 @@ func (x *socketBench) rotation(ctx context.Context, socket *sql.DB) (time.Durati
 	if err := group.Wait(); err != nil {
 		return 0, err
 	}
+	held, err := socket.Conn(ctx) // the sidecar wants to see that its control plane has adopted the login
+	if err != nil {
+		return 0, err
+	}
+	defer held.Close()
 	err = bed.Wait(ctx, func(ctx context.Context) error {
 		record, err := x.socket.Record(ctx)
 		if err == nil && !record.OtherRetired {
@@ -661,7 +699,8 @@ func renderSocket(all []socketFigures) string {
 	return s.String()
 }
 
-func micro(d time.Duration) string { return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond)) }
+func micro(d time.Duration) string {
+	return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
+}
 
 func milli(d time.Duration) string { return fmt.Sprintf("%.0f ms", d.Seconds()*1000) }
-
