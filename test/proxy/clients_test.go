@@ -5,6 +5,7 @@ package proxy_test
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -73,4 +74,42 @@ func TestSocketPostgresClients(t *testing.T) {
 		"--host="+server.Host, "--port="+strconv.Itoa(server.Port), "--username="+login.User, s.record.Database)
 	assert.Greater(t, len(direct), 1<<20, "the dump has the rows")
 	assert.True(t, through == direct, "the dump through the socket is another one than the server's")
+}
+
+// taken are the lines of a dump that say when and on which host it was taken.
+var taken = regexp.MustCompile(`(?m)^-- (Dump completed on|Host:) .*\n`)
+
+// TestSocketMySQLClients: MariaDB's own clients work on the socket without a password, and a dump is the one that is taken on the server.
+func TestSocketMySQLClients(t *testing.T) {
+	t.Parallel()
+	for _, m := range []int{0, 3} {
+		t.Run(string(mysqls[m].engine), func(t *testing.T) {
+			t.Parallel()
+			server := rig.Server(t, mysqls[m].engine, mysqls[m].version)
+			s := newSocket(t, server, nil)
+			login := s.record.Login(tenant.A)
+			ca := filepath.Join(t.TempDir(), "ca.crt")
+			require.NoError(t, os.WriteFile(ca, server.CA, 0o600))
+			socket := []string{"--socket=" + s.path, "--user=vcluster", "--skip-ssl"}
+			direct := []string{"--host=" + server.Host, "--port=" + strconv.Itoa(server.Port), "--protocol=tcp", "--user=" + login.User, "--ssl-ca=" + ca}
+			password := []string{"MYSQL_PWD=" + login.Password.Reveal()}
+
+			query := func(input string) string {
+				return client(t, nil, "mariadb", append(socket, "--batch", "--skip-column-names", "--execute="+input, s.record.Database)...)
+			}
+			assert.Equal(t, login.User+"@%\t"+s.record.Database+"\n", query("SELECT CURRENT_USER(), DATABASE()"))
+			query("CREATE TABLE letters (n INT AUTO_INCREMENT PRIMARY KEY, data MEDIUMBLOB)")
+			query("INSERT INTO letters (data) VALUES (REPEAT('\\0x', 1000000)), (NULL)")
+			query("INSERT INTO letters (data) SELECT n FROM letters")
+			assert.Equal(t, "1\t2000000\n2\tNULL\n3\t1\n4\t1\n", query("SELECT n, LENGTH(data) FROM letters ORDER BY n"))
+
+			dump := func(environ []string, args ...string) string {
+				args = append(args, "--single-transaction", "--hex-blob", "--no-tablespaces", s.record.Database)
+				return taken.ReplaceAllString(client(t, environ, "mariadb-dump", args...), "")
+			}
+			through, want := dump(nil, socket...), dump(password, direct...)
+			assert.Greater(t, len(want), 4_000_000, "the dump has the rows")
+			assert.True(t, through == want, "the dump through the socket is another one than the server's")
+		})
+	}
 }
