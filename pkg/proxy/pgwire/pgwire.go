@@ -136,6 +136,8 @@ func attempt(ctx context.Context, h *hello, login proxy.Login) (*server, error) 
 	config.Fallbacks, config.ValidateConnect, config.ConnectTimeout = nil, nil, 0
 	config.KerberosSrvName, config.KerberosSpn = "", ""
 	config.RuntimeParams = h.params
+	// pgconn would give the first address of a name all the time that there is. Dial divides it among all of them.
+	config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
 	config.DialFunc = proxy.Dial
 	s := &server{}
 	config.OnNotice = func(_ *pgconn.PgConn, said *pgconn.Notice) {
