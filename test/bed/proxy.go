@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Proxy is a TCP proxy in front of a server that sees, and can spoil, what goes on:
@@ -40,13 +42,16 @@ type Proxy struct {
 
 // StartProxy starts a proxy for the target, host:port, on a port of 127.0.0.1.
 func StartProxy(target string) (*Proxy, error) {
-	p := &Proxy{target: target, conns: map[net.Conn]struct{}{}, open: make(chan struct{})}
-	close(p.open)
 	port, err := freePort() // not one of the kernel's: after Refuse we want it back
 	if err != nil {
 		return nil, err
 	}
-	p.addr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+	return startProxyAt(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}, target)
+}
+
+func startProxyAt(addr *net.TCPAddr, target string) (*Proxy, error) {
+	p := &Proxy{target: target, addr: addr, conns: map[net.Conn]struct{}{}, open: make(chan struct{})}
+	close(p.open)
 	if err := p.Accept(); err != nil {
 		return nil, err
 	}
@@ -57,6 +62,17 @@ func StartProxy(target string) (*Proxy, error) {
 func NewProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
 	p, err := StartProxy(target)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(p.Close)
+	return p
+}
+
+// NewProxyAt is [NewProxy] on an address of this machine. It makes a server that has the same port at another address.
+func NewProxyAt(tb testing.TB, host string, port int, target string) *Proxy {
+	tb.Helper()
+	p, err := startProxyAt(&net.TCPAddr{IP: net.ParseIP(host), Port: port}, target)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -139,8 +155,50 @@ func (p *Proxy) BlackHole() {
 	}
 }
 
-// Pass ends [Proxy.BlackHole]; what was held up is delivered.
+// Vanish makes the kernel drop what comes in for the proxy, as where the cable is cut: no packet is acknowledged, that of a new connection
+// neither, and none is sent until [Proxy.Pass].
+func (p *Proxy) Vanish() error {
+	p.BlackHole()
+	return p.filter(func(fd int) error {
+		dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+		return errors.Join(
+			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)) // or the kernel would send packets by itself
+	})
+}
+
+// filter calls f with the sockets that clients talk to.
+func (p *Proxy) filter(f func(fd int) error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sockets []syscall.Conn
+	if l, ok := p.listener.(*net.TCPListener); ok {
+		sockets = append(sockets, l)
+	}
+	for c := range p.conns {
+		if tcp, ok := c.(*net.TCPConn); ok && c.LocalAddr().String() == p.addr.String() {
+			sockets = append(sockets, tcp)
+		}
+	}
+	for _, socket := range sockets {
+		raw, err := socket.SyscallConn()
+		if err != nil {
+			return fmt.Errorf("filtering packets: %w", err)
+		}
+		var failed error
+		if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); errors.Join(err, failed) != nil {
+			return fmt.Errorf("filtering packets: %w", errors.Join(err, failed))
+		}
+	}
+	return nil
+}
+
+// Pass ends [Proxy.BlackHole] and [Proxy.Vanish]; what was held up is delivered.
 func (p *Proxy) Pass() {
+	_ = p.filter(func(fd int) error { // one that has none is as it should be
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		return nil
+	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
@@ -171,14 +229,16 @@ func (p *Proxy) Accept() error {
 	if p.listener != nil {
 		return nil
 	}
-	l, err := net.ListenTCP("tcp", p.addr)
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false) // whose sockets take no filter
+	l, err := config.Listen(context.Background(), "tcp4", p.addr.String())
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
 	p.listener = l
 	p.wg.Go(func() {
 		for {
-			client, err := l.AcceptTCP()
+			client, err := l.Accept()
 			if err != nil {
 				return // closed
 			}

@@ -208,6 +208,32 @@ func (s *Server) writeCert(o Options) error {
 	return give(s.file("tls.key"))
 }
 
+// SetCert has the running server show another certificate to new connections, which the authority ca verifies. Open ones stay as they are.
+func (s *Server) SetCert(ctx context.Context, cert *Cert, ca []byte) error {
+	admin, err := s.Admin("") // while the one that it knows is valid
+	if err != nil {
+		return err
+	}
+	defer func() { _ = admin.Close() }()
+	admin.SetMaxOpenConns(1)
+	if err := admin.PingContext(ctx); err != nil {
+		return fmt.Errorf("changing the certificate: %w", err)
+	}
+	s.CA = ca
+	if err := s.writeCert(Options{Cert: cert, CA: ca}); err != nil {
+		return err
+	}
+	reload := map[Engine]string{Postgres: "SELECT pg_reload_conf()", MySQL: "ALTER INSTANCE RELOAD TLS", MariaDB: "FLUSH SSL"}[s.Engine]
+	if _, err := admin.ExecContext(ctx, reload); err != nil {
+		return fmt.Errorf("changing the certificate: %w", err)
+	}
+	// PostgreSQL answers before it has read the files.
+	return Wait(ctx, func(ctx context.Context) error {
+		_, err := s.Query(ctx, "", "SELECT 1")
+		return err
+	})
+}
+
 func (s *Server) file(name string) string { return filepath.Join(s.dir, name) }
 
 // launch runs the server and waits until the admin can log in.

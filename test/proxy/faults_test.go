@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/net/dns/dnsmessage"
+
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/tenant"
+	"dbconnector/test/bed"
+	"dbconnector/test/rig"
+)
+
+// eachProtocol runs a test for a server of each protocol.
+func eachProtocol(t *testing.T, test func(t *testing.T, engine bed.Engine, version string)) {
+	t.Helper()
+	for engine, version := range map[bed.Engine]string{bed.Postgres: "17", bed.MariaDB: "11.8"} {
+		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
+			test(t, engine, version)
+		})
+	}
+}
+
+// witness hears all that the proxy logs and all that clients are told. No password of the tenant may be in it. (40)
+type witness struct {
+	mu      sync.Mutex
+	heard   bytes.Buffer
+	secrets []string
+}
+
+func newWitness(tb testing.TB, record *tenant.Record) *witness {
+	tb.Helper()
+	w := &witness{}
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		w.secrets = append(w.secrets, record.Login(slot).Password.Reveal())
+	}
+	tb.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, secret := range w.secrets {
+			require.NotEmpty(tb, secret)
+			assert.NotContains(tb, w.heard.String(), secret)
+		}
+		assert.NotEmpty(tb, w.heard.String())
+		if tb.Failed() {
+			tb.Log(w.heard.String())
+		}
+	})
+	return w
+}
+
+func (w *witness) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.heard.Write(line)
+}
+
+// says notes an error.
+func (w *witness) says(err error) error {
+	if err != nil {
+		_, _ = fmt.Fprintf(w, "%v\n%+v\n%#v\n", err, err, err)
+	}
+	return err
+}
+
+// faulty is a tenant whose server fails.
+type faulty struct {
+	*socket
+	*witness
+}
+
+// newFaulty serves a tenant of a server, with a witness.
+func newFaulty(tb testing.TB, server *bed.Server, record *tenant.Record) *faulty {
+	tb.Helper()
+	w := newWitness(tb, record)
+	core := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewDevelopmentEncoderConfig()), zapcore.AddSync(w), zap.DebugLevel)
+	return &faulty{serve(tb, server, record, func(p *proxy.Server) { p.Log = zap.New(core) }), w}
+}
+
+// driver is a driver of database/sql and its connection string.
+func (f *faulty) driver() (name, dsn string) {
+	if f.record.Server.Engine == dbserver.Postgres {
+		return "pgx", f.dsn()
+	}
+	return "mysql", f.mysqlDSN()
+}
+
+// begin opens a session; end closes it.
+func (f *faulty) begin(ctx context.Context) (conn *sql.Conn, end func(), err error) {
+	db, err := sql.Open(f.driver())
+	if err != nil {
+		return nil, nil, err
+	}
+	if conn, err = db.Conn(ctx); err != nil {
+		_ = db.Close()
+		return nil, nil, f.says(err)
+	}
+	return conn, func() {
+		_ = conn.Close()
+		_ = db.Close()
+	}, nil
+}
+
+// hold opens a session that ends with the test.
+func (f *faulty) hold(tb testing.TB) *sql.Conn {
+	tb.Helper()
+	conn, end, err := f.begin(tb.Context())
+	require.NoError(tb, err)
+	tb.Cleanup(end)
+	return conn
+}
+
+// try opens a session, uses and closes it.
+func (f *faulty) try(ctx context.Context) error {
+	conn, end, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	return f.use(ctx, conn)
+}
+
+func (f *faulty) use(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, "SELECT 1")
+	return f.says(err)
+}
+
+// told is the code of the protocol in an error; empty for none.
+func told(err error) string {
+	if n := number(err); n != 0 {
+		return fmt.Sprint(n)
+	}
+	return code(err)
+}
+
+// unreachable is what clients are told where there is no server that may be talked to.
+var unreachable = map[bed.Engine]string{bed.Postgres: "08001", bed.MariaDB: "2003"}
+
+// left waits until the proxy has so many sessions.
+func (f *faulty) left(tb testing.TB, want int) {
+	tb.Helper()
+	bed.Eventually(tb, rig.Patience, func(context.Context) error {
+		n := 0
+		for _, group := range f.proxy.Sessions() {
+			n += group.Sessions
+		}
+		if n != want {
+			return fmt.Errorf("the proxy has %d sessions, want %d", n, want)
+		}
+		return nil
+	})
+}
+
+// nameService answers Go's resolver for names below failoverZone, and passes other questions on to the machine's name service.
+type nameService struct {
+	mu        sync.Mutex
+	addresses map[string][]string
+}
+
+const failoverZone = ".failover.test"
+
+// names has the whole process ask it: package net has no other place for that, and no test may have begun.
+var names = func() *nameService {
+	n := &nameService{addresses: map[string][]string{}}
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: n.dial}
+	return n
+}()
+
+// lead has a name lead to addresses, in this order.
+func (n *nameService) lead(name string, addresses ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.addresses[name+"."] = addresses
+}
+
+// dial stands for a connection to a name service. A pipe is a stream to the resolver, and a message there follows its length.
+func (n *nameService) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		var length [2]byte
+		if _, err := io.ReadFull(server, length[:]); err != nil {
+			return
+		}
+		question := make([]byte, binary.BigEndian.Uint16(length[:]))
+		if _, err := io.ReadFull(server, question); err != nil {
+			return
+		}
+		answer, err := n.answer(ctx, question, address)
+		if err != nil {
+			return
+		}
+		_, _ = server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
+	}()
+	return client, nil
+}
+
+func (n *nameService) answer(ctx context.Context, question []byte, address string) ([]byte, error) {
+	var message dnsmessage.Message
+	if err := message.Unpack(question); err != nil || len(message.Questions) != 1 {
+		return nil, errors.Join(err, errors.New("not one question"))
+	}
+	asked := message.Questions[0]
+	if !strings.Contains(asked.Name.String(), failoverZone+".") {
+		return relayQuestion(ctx, question, address)
+	}
+	n.mu.Lock()
+	addresses := n.addresses[asked.Name.String()]
+	n.mu.Unlock()
+	reply := dnsmessage.Message{Header: dnsmessage.Header{ID: message.ID, Response: true, Authoritative: true, RecursionAvailable: true}, Questions: message.Questions}
+	if len(addresses) == 0 {
+		reply.RCode = dnsmessage.RCodeNameError
+	}
+	if asked.Type == dnsmessage.TypeA {
+		for _, ip := range addresses {
+			reply.Answers = append(reply.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: asked.Name, Class: dnsmessage.ClassINET, TTL: 1},
+				Body:   &dnsmessage.AResource{A: [4]byte(net.ParseIP(ip).To4())},
+			})
+		}
+	}
+	return reply.Pack()
+}
+
+// relayQuestion asks the machine's name service.
+func relayQuestion(ctx context.Context, question []byte, address string) ([]byte, error) {
+	real, err := new(net.Dialer).DialContext(ctx, "udp", address)
+	if err != nil {
+		return nil, err
+	}
+	defer real.Close()
+	_ = real.SetDeadline(time.Now().Add(rig.Patience))
+	if _, err := real.Write(question); err != nil {
+		return nil, err
+	}
+	answer := make([]byte, 64<<10-1)
+	length, err := real.Read(answer)
+	return answer[:length], err
+}
+
+// TestSocketFailover: the server's name leads to another server, with the same tenant. Sessions that begin from then on are there. Those of
+// the first server go on, and end when it does. Where the name has several addresses, one that is dead costs no session. (35)
+func TestSocketFailover(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+		name := string(engine) + failoverZone
+		ca, err := bed.Authority()
+		require.NoError(t, err)
+		cert, err := ca.Issue(bed.Request{Hosts: []string{"127.0.0.1", name}})
+		require.NoError(t, err)
+		first := bed.NewServer(t, engine, version, bed.Options{Cert: cert})
+		second := bed.NewServer(t, engine, version, bed.Options{Cert: cert})
+		plane := rig.NewTenant(t, first, "")
+		record, err := plane.Record(t.Context())
+		require.NoError(t, err)
+		twin := *plane
+		twin.State, twin.ConnectorDir = filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "connector")
+		require.NoError(t, rig.WriteConnector(twin.ConnectorDir, rig.Connector(second, second.AdminUser, second.AdminPassword, "", true)))
+		rig.Provision(t, &twin)
+		login := record.Login(record.Active)
+		require.NoError(t, second.SetPassword(t.Context(), login.User, login.Password.Reveal()))
+
+		const there, elsewhere, dead = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+		bed.NewProxyAt(t, elsewhere, first.Port, second.Addr()) // the same port at another address
+		record.Server.Host = name
+		names.lead(name, there)
+		s := newFaulty(t, first, record)
+		port := func(conn *sql.Conn) string {
+			query := "SELECT CONCAT(@@port, '')"
+			if engine == bed.Postgres {
+				query = "SELECT inet_server_port()::text"
+			}
+			return askMySQL(t, conn, query)
+		}
+		before := s.hold(t)
+		assert.Equal(t, fmt.Sprint(first.Port), port(before))
+		names.lead(name, elsewhere)
+		after := s.hold(t)
+		assert.Equal(t, fmt.Sprint(second.Port), port(after))
+		assert.Equal(t, fmt.Sprint(first.Port), port(before), "a session that was open goes on")
+
+		require.NoError(t, first.Kill())
+		s.left(t, 1)
+		require.Error(t, s.use(t.Context(), before))
+		require.NoError(t, s.use(t.Context(), after))
+
+		names.lead(name, there, elsewhere)
+		require.NoError(t, s.try(t.Context()), "the first of two addresses refuses connections")
+		require.NoError(t, bed.NewProxyAt(t, dead, first.Port, first.Addr()).Vanish())
+		names.lead(name, dead, elsewhere)
+		require.NoError(t, s.try(t.Context()), "the first of two addresses does not answer")
+		names.lead(name)
+		err = s.try(t.Context())
+		assert.Equal(t, unreachable[engine], told(err), "%v", err)
+		assert.ErrorContains(t, err, name)
+		require.NoError(t, s.use(t.Context(), after))
+	})
+}
