@@ -157,9 +157,24 @@ func (p *Proxy) BlackHole() {
 
 // Vanish makes the kernel drop what comes in for the proxy, as where the cable is cut: no packet is acknowledged, that of a new connection
 // neither, and none is sent until [Proxy.Pass].
-func (p *Proxy) Vanish() error {
+func (p *Proxy) Vanish(ctx context.Context) error {
 	p.BlackHole()
-	return p.filter(func(fd int) error {
+	// The kernel would send again what the client has not acknowledged yet.
+	if err := Wait(ctx, func(context.Context) error {
+		return p.eachSocket(func(fd int) error {
+			left, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
+			if err == nil && left > 0 {
+				err = fmt.Errorf("%d bytes are on their way", left)
+			}
+			if errors.Is(err, unix.EINVAL) { // the listener's
+				err = nil
+			}
+			return err
+		})
+	}); err != nil {
+		return err
+	}
+	return p.eachSocket(func(fd int) error {
 		dropAll := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
 		return errors.Join(
 			unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &dropAll}),
@@ -167,8 +182,8 @@ func (p *Proxy) Vanish() error {
 	})
 }
 
-// filter calls f with the sockets that clients talk to.
-func (p *Proxy) filter(f func(fd int) error) error {
+// eachSocket calls f with the sockets that clients talk to.
+func (p *Proxy) eachSocket(f func(fd int) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var sockets []syscall.Conn
@@ -183,11 +198,11 @@ func (p *Proxy) filter(f func(fd int) error) error {
 	for _, socket := range sockets {
 		raw, err := socket.SyscallConn()
 		if err != nil {
-			return fmt.Errorf("filtering packets: %w", err)
+			return fmt.Errorf("at a proxy's sockets: %w", err)
 		}
 		var failed error
 		if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); errors.Join(err, failed) != nil {
-			return fmt.Errorf("filtering packets: %w", errors.Join(err, failed))
+			return fmt.Errorf("at a proxy's sockets: %w", errors.Join(err, failed))
 		}
 	}
 	return nil
@@ -195,7 +210,7 @@ func (p *Proxy) filter(f func(fd int) error) error {
 
 // Pass ends [Proxy.BlackHole] and [Proxy.Vanish]; what was held up is delivered.
 func (p *Proxy) Pass() {
-	_ = p.filter(func(fd int) error { // one that has none is as it should be
+	_ = p.eachSocket(func(fd int) error { // one that has none is as it should be
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 		return nil
 	})

@@ -145,6 +145,16 @@ func (f *faulty) use(ctx context.Context, conn *sql.Conn) error {
 	return f.says(err)
 }
 
+// user is who a new session is on the server.
+func (f *faulty) user(tb testing.TB) string {
+	tb.Helper()
+	query := "SELECT SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
+	if f.record.Server.Engine == dbserver.Postgres {
+		query = "SELECT session_user::text"
+	}
+	return askMySQL(tb, f.hold(tb), query)
+}
+
 // told is the code of the protocol in an error; empty for none.
 func told(err error) string {
 	if n := number(err); n != 0 {
@@ -306,7 +316,7 @@ func TestSocketFailover(t *testing.T) {
 
 		names.lead(name, there, elsewhere)
 		require.NoError(t, s.try(t.Context()), "the first of two addresses refuses connections")
-		require.NoError(t, bed.NewProxyAt(t, dead, first.Port, first.Addr()).Vanish())
+		require.NoError(t, bed.NewProxyAt(t, dead, first.Port, first.Addr()).Vanish(t.Context()))
 		names.lead(name, dead, elsewhere)
 		require.NoError(t, s.try(t.Context()), "the first of two addresses does not answer")
 		names.lead(name)
@@ -314,5 +324,216 @@ func TestSocketFailover(t *testing.T) {
 		assert.Equal(t, unreachable[engine], told(err), "%v", err)
 		assert.ErrorContains(t, err, name)
 		require.NoError(t, s.use(t.Context(), after))
+	})
+}
+
+// TestSocketBlackHole: the packets of a server vanish. Sessions that wait for an answer, that ask, and that do nothing all end, where the
+// kernel's own limits are a quarter of an hour and two hours. New ones are refused, and open again when packets get through. (35)
+func TestSocketBlackHole(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{})
+		cable := bed.NewProxy(t, server.Addr())
+		record, err := rig.NewTenant(t, server, "").Record(t.Context())
+		require.NoError(t, err)
+		record.Server.Port = uint16(cable.Port())
+		s := newFaulty(t, server, record)
+		waits, asks, idle := s.hold(t), s.hold(t), s.hold(t)
+		ends := make(chan error, 2)
+		ask := func(conn *sql.Conn, query string) {
+			go func() {
+				_, err := conn.ExecContext(context.WithoutCancel(t.Context()), query)
+				ends <- s.says(err)
+			}()
+		}
+		sleep, running := "SELECT SLEEP(300)", "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO = ?"
+		if engine == bed.Postgres {
+			sleep, running = "SELECT pg_sleep(300)", "SELECT count(*)::text FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
+		}
+		ask(waits, sleep)
+		bed.Eventually(t, rig.Patience, func(ctx context.Context) error {
+			n, err := server.Query(ctx, "", running, sleep)
+			if err == nil && n != "1" {
+				err = fmt.Errorf("%s statements are running", n)
+			}
+			return err
+		})
+		require.NoError(t, cable.Vanish(t.Context()))
+		vanished := time.Now()
+		ask(asks, "SELECT 2")
+		err = s.try(t.Context())
+		assert.Equal(t, unreachable[engine], told(err), "%v", err)
+		assert.ErrorContains(t, err, "dbconnector: no answer within the time limit")
+		t.Logf("a new session is refused after %s", time.Since(vanished))
+		for range 2 {
+			select {
+			case err := <-ends:
+				t.Logf("%v after %s", err, time.Since(vanished))
+				require.Error(t, err)
+			case <-time.After(rig.Patience):
+				t.Fatal("the client still waits")
+			}
+		}
+		s.left(t, 0)
+		t.Logf("nothing is left after %s", time.Since(vanished))
+		require.Error(t, s.use(t.Context(), idle))
+		cable.Pass()
+		require.NoError(t, s.try(t.Context()))
+	})
+}
+
+// TestSocketCertificateChanges: the server shows a certificate of another authority. New sessions are refused and the client is told why;
+// when the record has the new authority, they open. Sessions that are open notice nothing of either.
+func TestSocketCertificateChanges(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := bed.NewServer(t, engine, version, bed.Options{})
+		record, err := rig.NewTenant(t, server, "").Record(t.Context())
+		require.NoError(t, err)
+		s := newFaulty(t, server, record)
+		held := s.hold(t)
+		_, err = held.ExecContext(t.Context(), "BEGIN")
+		require.NoError(t, err)
+		driver, dsn := s.driver()
+		resting := pool(t, driver, dsn, 3)
+
+		authority, err := bed.NewCA()
+		require.NoError(t, err)
+		cert, err := authority.Issue(bed.Request{})
+		require.NoError(t, err)
+		require.NoError(t, server.SetCert(t.Context(), cert, authority.PEM))
+		for range 3 {
+			err = s.try(t.Context())
+			assert.Equal(t, unreachable[engine], told(err), "%v", err)
+			assert.ErrorContains(t, err, "dbconnector: the server's certificate is not accepted")
+			assert.ErrorContains(t, err, "unknown authority")
+			assert.ErrorContains(t, err, `"caCert"`)
+		}
+		require.NoError(t, s.use(t.Context(), held))
+
+		next := record.Clone()
+		next.Server.CA = string(authority.PEM)
+		s.proxy.Logins.Set(next)
+		require.NoError(t, s.try(t.Context()))
+		require.NoError(t, s.use(t.Context(), held))
+		s.left(t, 1) // sessions of the earlier server's are drained where they are idle
+		require.NoError(t, resting.PingContext(t.Context()), "the pool noticed that its sessions were drained")
+		_, err = held.ExecContext(t.Context(), "COMMIT")
+		require.NoError(t, err)
+	})
+}
+
+// TestSocketServerFull: a server without room says so, in its own words, and is asked once for each client, by the active login. As soon as
+// it has room, sessions open.
+func TestSocketServerFull(t *testing.T) {
+	t.Parallel()
+	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+		const most = 12
+		server := bed.NewServer(t, engine, version, bed.Options{MaxConnections: most})
+		asked := bed.NewProxy(t, server.Addr())
+		record, err := rig.NewTenant(t, server, "").Record(t.Context())
+		require.NoError(t, err)
+		record.Server.Port = uint16(asked.Port())
+		record.OtherRetired = false // there is another login, which would be tried
+		s := newFaulty(t, server, record)
+		full := map[bed.Engine]string{bed.Postgres: "53300", bed.MariaDB: "1040"}[engine]
+		held := s.hold(t)
+
+		login := record.Login(record.Active)
+		direct, err := server.Open(login.User, login.Password.Reveal(), record.Database)
+		require.NoError(t, err)
+		defer direct.Close()
+		var taken []*sql.Conn
+		for err == nil { // until the server has no room
+			var conn *sql.Conn
+			if conn, err = direct.Conn(t.Context()); err == nil {
+				taken = append(taken, conn)
+			}
+		}
+		require.Equal(t, full, told(err), "%v", err)
+		const clients = 20
+		before := asked.Connections()
+		for range clients {
+			err := s.try(t.Context())
+			assert.Equal(t, full, told(err), "%v", err)
+			assert.NotContains(t, err.Error(), "dbconnector: ", "the words are the server's")
+		}
+		assert.Equal(t, clients, asked.Connections()-before, "connections that were tried")
+		require.NoError(t, s.use(t.Context(), held))
+
+		for _, conn := range taken {
+			_ = conn.Close()
+		}
+		require.NoError(t, direct.Close())
+		bed.Eventually(t, rig.Patience, func(context.Context) error { return s.try(t.Context()) })
+		assert.Zero(t, s.seen.count(proxy.Refused))
+		assert.Equal(t, login.User, s.user(t))
+	})
+}
+
+// TestSocketStrangers: clients that say nothing, half a word, or a great deal that means nothing are let go within the time for a hello, and
+// the proxy takes in no more of it than one packet. Others are served meanwhile.
+func TestSocketStrangers(t *testing.T) {
+	t.Parallel()
+	const garbage = 16 << 20
+	type stranger struct {
+		said  []byte
+		dumb  bool // waits for the proxy to lose patience, and does not go by itself
+		after time.Duration
+	}
+	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+		server := rig.Server(t, engine, version)
+		record, err := rig.NewTenant(t, server, "").Record(t.Context())
+		require.NoError(t, err)
+		s := newFaulty(t, server, record)
+		first := s.hold(t)
+		half := []byte{0, 0, 0, 64, 0, 3, 0, 0, 'u', 's'} // a StartupMessage of 64 bytes
+		longest := []byte{0, 0, 0x27, 0x10, 0, 3, 0, 0}   // of 10,000
+		if engine != bed.Postgres {
+			half = []byte{64, 0, 0, 1, 0xff, 0xff} // an answer to the greeting of 64 bytes
+			longest = []byte{0, 0, 2, 1}           // of 128 KiB
+		}
+		noise := bytes.Repeat([]byte{0xff}, garbage)
+		strangers := map[string]*stranger{
+			"nothing":              {dumb: true},
+			"a byte":               {said: half[:1], dumb: true},
+			"half a packet":        {said: half, dumb: true},
+			"garbage":              {said: noise},
+			"a length and garbage": {said: append(longest, noise...)},
+		}
+		var all sync.WaitGroup
+		for what, c := range strangers {
+			raw, err := net.Dial("unix", s.path)
+			require.NoError(t, err)
+			defer raw.Close()
+			began := time.Now()
+			require.NoError(t, raw.SetDeadline(began.Add(rig.Patience)))
+			all.Go(func() {
+				written, _ := raw.Write(c.said)
+				_, err := io.Copy(io.Discard, raw)
+				c.after = time.Since(began)
+				if wait := net.Error(nil); errors.As(err, &wait) && wait.Timeout() {
+					t.Errorf("%s: the proxy still waits", what)
+				}
+				// The kernel holds some of it for the proxy.
+				if written > 1<<20 {
+					t.Errorf("%s: the proxy took %d bytes", what, written)
+				}
+			})
+		}
+		s.left(t, 4) // the one that is open, and three that say nothing more
+		for range 5 {
+			require.NoError(t, s.try(t.Context()))
+		}
+		require.NoError(t, s.use(t.Context(), first))
+		all.Wait()
+		for what, c := range strangers {
+			t.Logf("%s: let go after %s", what, c.after)
+			if c.dumb {
+				assert.GreaterOrEqual(t, c.after, proxy.HelloTime, what)
+			}
+		}
+		s.left(t, 1)
+		require.NoError(t, s.use(t.Context(), first))
 	})
 }
