@@ -108,8 +108,10 @@ func (l *Logins) old(login Login) bool {
 	if l.record == nil {
 		return false
 	}
-	// Else it may be the only one that works.
-	return !l.active.same(login) && l.list[0].same(l.active) && (l.trusted || l.worked.same(l.active))
+	// Else it may be the only one that works. A record says what is active, and not that the server was ever reached as it has it now: with
+	// another CA, say.
+	reached := login.Server == l.active.Server || l.worked.Server == l.active.Server
+	return !l.active.same(login) && l.list[0].same(l.active) && (l.trusted && reached || l.worked.same(l.active))
 }
 
 func candidates(r *tenant.Record) []Login {

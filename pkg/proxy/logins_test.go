@@ -262,3 +262,41 @@ func TestNoRecordYet(t *testing.T) {
 		}
 	})
 }
+
+// TestChangedServerIsProven: where the record says something else of the server, such as another CA, sessions of before are drained only when
+// the server has let one in by it. A mistake there costs no session that is open.
+func TestChangedServerIsProven(t *testing.T) {
+	t.Parallel()
+	r := record()
+	l := NewLogins()
+	l.Set(r)
+	next, ended := l.Session()
+	before, err := next(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(before, nil)
+	r = r.Clone()
+	r.Server.CA = "another"
+	l.Set(r)
+	if l.old(before) {
+		t.Error("a session is drained for a CA by which no server was reached yet")
+	}
+	next, ended = l.Session()
+	after, err := next(t.Context(), nil)
+	if err != nil || after.Server.CA != "another" {
+		t.Fatal(after.Server, err)
+	}
+	ended(after, &OpenError{Result: Unreachable, Err: errRefused})
+	if l.old(before) {
+		t.Error("a session is drained for a CA by which no server was reached")
+	}
+	next, ended = l.Session()
+	if after, err = next(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	ended(after, nil)
+	if !l.old(before) {
+		t.Error("a session of the server as it was is not drained")
+	}
+}
