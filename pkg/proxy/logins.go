@@ -128,7 +128,7 @@ func candidates(r *tenant.Record) []Login {
 }
 
 // Session gives the logins for one session. It has to say how that ended: with the login that was let in, or with the error for which it
-// gave up.
+// gave up, which may name a login that was let in.
 func (l *Logins) Session() (next Next, ended func(Login, error)) {
 	var round []Login
 	rounds, trying, number := 0, false, 0
@@ -155,6 +155,10 @@ func (l *Logins) Session() (next Next, ended func(Login, error)) {
 	return next, func(login Login, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		var failure *OpenError
+		if errors.As(err, &failure) && failure.LetIn != (Login{}) {
+			login, err = failure.LetIn, nil
+		}
 		if err == nil {
 			if number == l.number { // else it says nothing of the logins of today: its own may be the one before
 				l.works(login)
@@ -162,8 +166,7 @@ func (l *Logins) Session() (next Next, ended func(Login, error)) {
 			return
 		}
 		result := ClientError
-		var failure *OpenError
-		if errors.As(err, &failure) {
+		if failure != nil {
 			result = failure.Result
 		}
 		switch {

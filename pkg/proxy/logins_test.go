@@ -300,3 +300,36 @@ func TestChangedServerIsProven(t *testing.T) {
 		t.Error("a session of the server as it was is not drained")
 	}
 }
+
+// TestLetInWithoutClient: a client that leaves while a login is tried of which nothing is known yet holds up no other one, where the server
+// has let the login in.
+func TestLetInWithoutClient(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		letIn bool
+		wait  time.Duration
+	}{"let in": {true, 0}, "not known": {false, trialTime}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				l := NewLogins()
+				l.Set(record())
+				next, ended := l.Session()
+				login, err := next(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				failure := &OpenError{Result: ClientError, Err: errRefused}
+				if test.letIn {
+					failure.LetIn = login
+				}
+				ended(Login{}, failure)
+				began := time.Now()
+				next, _ = l.Session()
+				if _, err := next(t.Context(), nil); err != nil || time.Since(began) != test.wait {
+					t.Errorf("the next session begins after %s (%v), want %s", time.Since(began), err, test.wait)
+				}
+			})
+		})
+	}
+}

@@ -76,7 +76,9 @@ var Results = []Result{Opened, Refused, ServerError, Unreachable, NoRoom, Client
 type OpenError struct {
 	Result Result
 	Code   string // of the protocol, as the client was told; empty for not
-	Err    error
+	// LetIn is the login that the server has let in all the same, where it was the client that went away; else it is empty.
+	LetIn Login
+	Err   error
 }
 
 func (e *OpenError) Error() string { return e.Err.Error() }

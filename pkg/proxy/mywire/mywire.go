@@ -3,7 +3,6 @@
 package mywire
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -72,14 +71,14 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 		if failure := (*proxy.OpenError)(nil); !errors.As(err, &failure) {
 			err = tell(client, 2, err)
 		}
-		return nil, cmp.Or(s.part(ctx, login), err)
+		return nil, s.part(ctx, login, err)
 	}
 	ok, login, err := w.logIn(ctx, &s, a, login, next)
 	if err != nil {
 		return nil, tell(client, 2, err)
 	}
 	if err := say(client, 2, ok); err != nil {
-		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: err}
+		return nil, &proxy.OpenError{Result: proxy.ClientError, LetIn: login, Err: err}
 	}
 	if err := s.conn.SetDeadline(time.Time{}); err != nil {
 		return nil, &proxy.OpenError{Result: proxy.Unreachable, Err: err}
@@ -165,21 +164,26 @@ func (s *server) greet(client net.Conn) (*answer, error) {
 }
 
 // part ends a connection whose client has gone before it said anything of use. The server counts one that just breaks off, and blocks all
-// connections from this address after some (max_connect_errors); on a node that may be those of other tenants, too. Its error is that the
-// server has refused the login, which counts as for any session.
-func (s *server) part(ctx context.Context, login proxy.Login) error {
+// connections from this address after some (max_connect_errors); on a node that may be those of other tenants, too. Its error is end, why the
+// client has gone, or that the server has refused the login. What the server says to the login counts as for any session.
+func (s *server) part(ctx context.Context, login proxy.Login, end error) error {
 	const utf8mb4 = 45
 	a := &answer{caps: longPassword | protocol41}
 	a.fixed[8] = utf8mb4
 	_, err := s.logIn(ctx, a, login)
-	if err == nil {
+	var said *serverError
+	var failure *proxy.OpenError
+	switch {
+	case err == nil:
 		s.number = 0xff // a command begins with 0
 		_ = s.send([]byte{comQuit})
-	}
-	if said := (*serverError)(nil); errors.As(err, &said) && said.denies() {
+		if errors.As(end, &failure) {
+			failure.LetIn = login
+		}
+	case errors.As(err, &said) && said.denies():
 		return said.openError()
 	}
-	return nil
+	return end
 }
 
 // logIn tries one login after the other, and returns the server's OK packet. s is the connection for the first, and is replaced for each

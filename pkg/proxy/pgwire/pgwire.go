@@ -89,7 +89,7 @@ func (w *Wire) Open(ctx context.Context, client net.Conn, next proxy.Next) (*pro
 	if err := welcome(client, h, server); err != nil {
 		session.Close()
 		_ = server.Conn.Close()
-		return nil, &proxy.OpenError{Result: proxy.ClientError, Err: err}
+		return nil, &proxy.OpenError{Result: proxy.ClientError, LetIn: login, Err: err}
 	}
 	return session, nil
 }
