@@ -4,6 +4,7 @@ package proxy_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -11,9 +12,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -237,7 +241,10 @@ func (n *nameService) answer(ctx context.Context, question []byte, address strin
 	n.mu.Lock()
 	addresses := n.addresses[asked.Name.String()]
 	n.mu.Unlock()
-	reply := dnsmessage.Message{Header: dnsmessage.Header{ID: message.ID, Response: true, Authoritative: true, RecursionAvailable: true}, Questions: message.Questions}
+	reply := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: message.ID, Response: true, Authoritative: true, RecursionAvailable: true},
+		Questions: message.Questions,
+	}
 	if len(addresses) == 0 {
 		reply.RCode = dnsmessage.RCodeNameError
 	}
@@ -465,7 +472,7 @@ func TestSocketServerFull(t *testing.T) {
 			_ = conn.Close()
 		}
 		require.NoError(t, direct.Close())
-		bed.Eventually(t, rig.Patience, func(context.Context) error { return s.try(t.Context()) })
+		bed.Eventually(t, rig.Patience, s.try)
 		assert.Zero(t, s.seen.count(proxy.Refused))
 		assert.Equal(t, login.User, s.user(t))
 	})
@@ -536,4 +543,142 @@ func TestSocketStrangers(t *testing.T) {
 		s.left(t, 1)
 		require.NoError(t, s.use(t.Context(), first))
 	})
+}
+
+// figures are what a process holds.
+type figures struct{ goroutines, files, heap int64 }
+
+// figuresOf counts what a sidecar holds when it has no session.
+func figuresOf(ctx context.Context, p *rig.Process) (f figures, connects float64, err error) {
+	metrics, err := p.Metrics(ctx)
+	if err != nil {
+		return f, 0, err
+	}
+	for name, value := range metrics {
+		if strings.HasPrefix(name, "dbconnector_socket_connects_total{") {
+			connects += value
+		}
+		if strings.HasPrefix(name, "dbconnector_socket_sessions{") && value > 0 {
+			return f, 0, fmt.Errorf("%s is %v", name, value)
+		}
+	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
+	if err != nil {
+		return f, 0, bed.Permanent(err)
+	}
+	return figures{int64(metrics["go_goroutines"]), int64(len(files)), int64(metrics["go_memstats_heap_alloc_bytes"])}, connects, nil
+}
+
+// TestSocketManyConnections: after ten thousand connections, most of which are none of a client that means it, the sidecar holds what it held
+// before. With DBCONNECTOR_TEST_CONNECTIONS there are so many. (40)
+func TestSocketManyConnections(t *testing.T) {
+	t.Parallel()
+	const workers, usual, heapGrowth = 8, 10_000, 4 << 20
+	connections, err := strconv.Atoi(cmp.Or(os.Getenv("DBCONNECTOR_TEST_CONNECTIONS"), fmt.Sprint(usual)))
+	require.NoError(t, err)
+	for engine, test := range map[bed.Engine]struct {
+		version string
+		share   int // per cent: MariaDB's protocol begins with the server, so each connection is one there
+		socket  string
+		half    []byte
+	}{
+		bed.Postgres: {"17", 90, ".s.PGSQL.5432", []byte{0, 0, 0, 64, 0, 3, 0, 0, 'u', 's'}},
+		bed.MariaDB:  {"11.8", 10, "mysql.sock", []byte{64, 0, 0, 1, 0xff, 0xff}},
+	} {
+		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
+			plane := rig.NewTenant(t, rig.Server(t, engine, test.version), "", inSocketMode)
+			record, err := plane.Record(t.Context())
+			require.NoError(t, err)
+			p := sidecar(t, plane)
+			dsn, err := plane.DSN()
+			require.NoError(t, err)
+			driver := "pgx"
+			if engine != bed.Postgres {
+				driver, dsn = "mysql", strings.TrimPrefix(dsn, "mysql://")
+			}
+			var made atomic.Int64
+			whole := func() error {
+				return bed.Wait(t.Context(), func(ctx context.Context) error {
+					db, err := sql.Open(driver, dsn)
+					if err != nil {
+						return bed.Permanent(err)
+					}
+					defer db.Close()
+					made.Add(1)
+					_, err = db.ExecContext(ctx, "SELECT 1")
+					if c := told(err); err != nil && c != "1040" && c != "53300" { // no room: the others come faster than they are let go
+						return bed.Permanent(err)
+					}
+					return err
+				})
+			}
+			part := func(said []byte) error {
+				raw, err := net.Dial("unix", filepath.Join(plane.Out, test.socket))
+				if err != nil {
+					return err
+				}
+				made.Add(1)
+				defer raw.Close()
+				if half, ok := raw.(*net.UnixConn); ok && said != nil { // until the proxy lets go: else they would be more than it lets in
+					_, _ = half.Write(said)
+					_ = half.CloseWrite()
+					_, _ = io.Copy(io.Discard, half)
+				}
+				return nil
+			}
+			connect := func(from, to int) {
+				every := max(3, to/300) // a few hundred are whole sessions
+				var all sync.WaitGroup
+				for worker := range workers {
+					all.Go(func() {
+						for i := from + worker; i < to; i += workers {
+							var err error
+							switch {
+							case i%every == 0:
+								err = whole()
+							case i%2 == 0:
+								err = part(nil)
+							default:
+								err = part(test.half)
+							}
+							if err != nil {
+								t.Errorf("connection %d: %v", i, err)
+								return
+							}
+						}
+					})
+				}
+				all.Wait()
+			}
+			many := connections * test.share / 100
+			connect(0, workers*workers) // what the first ones leave in pools
+			var before, after figures
+			bed.Eventually(t, rig.Patience, func(ctx context.Context) (err error) {
+				var n float64
+				if before, n, err = figuresOf(ctx, p); err == nil && int64(n) != made.Load() {
+					err = fmt.Errorf("%v connections were counted of %d", n, made.Load())
+				}
+				return err
+			})
+			began := time.Now()
+			connect(workers*workers, workers*workers+many)
+			took := time.Since(began)
+			bed.Eventually(t, rig.Patience, func(ctx context.Context) (err error) {
+				var n float64
+				if after, n, err = figuresOf(ctx, p); err != nil {
+					return err
+				}
+				if int64(n) != made.Load() || after.goroutines > before.goroutines || after.files > before.files ||
+					after.heap > before.heap+heapGrowth {
+					return fmt.Errorf("%+v before, and %+v after %v connections", before, after, n)
+				}
+				return nil
+			})
+			t.Logf("%d connections in %s: %+v before, %+v after", made.Load(), took, before, after)
+			for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+				assert.NotContains(t, p.Log(), record.Login(slot).Password.Reveal())
+			}
+		})
+	}
 }
