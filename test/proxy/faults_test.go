@@ -637,7 +637,7 @@ func TestSocketManyConnections(t *testing.T) {
 							switch {
 							case i%every == 0:
 								err = whole()
-							case i%2 == 0:
+							case i/workers%2 == 0: // each worker takes turns
 								err = part(nil)
 							default:
 								err = part(test.half)
