@@ -34,10 +34,13 @@ import (
 	"dbconnector/test/rig"
 )
 
-// eachProtocol runs a test for a server of each protocol.
+// protocols are a server of each protocol.
+var protocols = map[bed.Engine]string{bed.Postgres: "17", bed.MariaDB: "11.8"}
+
+// eachProtocol runs a test for each of them.
 func eachProtocol(t *testing.T, test func(t *testing.T, engine bed.Engine, version string)) {
 	t.Helper()
-	for engine, version := range map[bed.Engine]string{bed.Postgres: "17", bed.MariaDB: "11.8"} {
+	for engine, version := range protocols {
 		t.Run(string(engine), func(t *testing.T) {
 			t.Parallel()
 			test(t, engine, version)
@@ -338,24 +341,34 @@ func TestSocketFailover(t *testing.T) {
 // kernel's own limits are a quarter of an hour and two hours. New ones are refused, and open again when packets get through. (35)
 func TestSocketBlackHole(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
-		server := bed.NewServer(t, engine, version, bed.Options{})
+	type cut struct {
+		*faulty
+		cable *bed.Proxy
+		idle  *sql.Conn
+		ends  chan error // of the two that are not idle
+		at    time.Time
+	}
+	cuts := map[bed.Engine]*cut{} // both at once: most of it is waiting
+	for engine, version := range protocols {
+		server := rig.Server(t, engine, version)
 		cable := bed.NewProxy(t, server.Addr())
+		defer cable.Close() // before the sessions: it ends those that would wait for ever
 		record, err := rig.NewTenant(t, server, "").Record(t.Context())
 		require.NoError(t, err)
 		record.Server.Port = uint16(cable.Port())
-		s := newFaulty(t, server, record)
-		waits, asks, idle := s.hold(t), s.hold(t), s.hold(t)
-		ends := make(chan error, 2)
+		c := &cut{faulty: newFaulty(t, server, record), cable: cable, ends: make(chan error, 2)}
+		cuts[engine] = c
+		waits, asks := c.hold(t), c.hold(t)
+		c.idle = c.hold(t)
 		ask := func(conn *sql.Conn, query string) {
 			go func() {
 				_, err := conn.ExecContext(context.WithoutCancel(t.Context()), query)
-				ends <- s.says(err)
+				c.ends <- c.says(err)
 			}()
 		}
-		sleep, running := "SELECT SLEEP(300)", "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO = ?"
+		sleep, running := "SELECT SLEEP(301)", "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO = ?"
 		if engine == bed.Postgres {
-			sleep, running = "SELECT pg_sleep(300)", "SELECT count(*)::text FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
+			sleep, running = "SELECT pg_sleep(301)", "SELECT count(*)::text FROM pg_stat_activity WHERE query = $1 AND state = 'active'"
 		}
 		ask(waits, sleep)
 		bed.Eventually(t, rig.Patience, func(ctx context.Context) error {
@@ -366,27 +379,32 @@ func TestSocketBlackHole(t *testing.T) {
 			return err
 		})
 		require.NoError(t, cable.Vanish(t.Context()))
-		vanished := time.Now()
+		c.at = time.Now()
 		ask(asks, "SELECT 2")
-		err = s.try(t.Context())
+	}
+	for engine, c := range cuts {
+		began := time.Now()
+		err := c.try(t.Context())
 		assert.Equal(t, unreachable[engine], told(err), "%v", err)
 		assert.ErrorContains(t, err, "dbconnector: no answer within the time limit")
-		t.Logf("a new session is refused after %s", time.Since(vanished))
+		t.Logf("%s: a new session is refused after %s", engine, time.Since(began))
+	}
+	for engine, c := range cuts {
 		for range 2 {
 			select {
-			case err := <-ends:
-				t.Logf("%v after %s", err, time.Since(vanished))
+			case err := <-c.ends:
+				t.Logf("%s: %v after %s", engine, err, time.Since(c.at))
 				require.Error(t, err)
 			case <-time.After(rig.Patience):
-				t.Fatal("the client still waits")
+				t.Fatalf("%s: the client still waits", engine)
 			}
 		}
-		s.left(t, 0)
-		t.Logf("nothing is left after %s", time.Since(vanished))
-		require.Error(t, s.use(t.Context(), idle))
-		cable.Pass()
-		require.NoError(t, s.try(t.Context()))
-	})
+		c.left(t, 0)
+		t.Logf("%s: nothing is left after %s", engine, time.Since(c.at))
+		require.Error(t, c.use(t.Context(), c.idle))
+		c.cable.Pass()
+		require.NoError(t, c.try(t.Context()))
+	}
 }
 
 // TestSocketCertificateChanges: the server shows a certificate of another authority. New sessions are refused and the client is told why;
@@ -483,12 +501,10 @@ func TestSocketServerFull(t *testing.T) {
 func TestSocketStrangers(t *testing.T) {
 	t.Parallel()
 	const garbage = 16 << 20
-	type stranger struct {
-		said  []byte
-		dumb  bool // waits for the proxy to lose patience, and does not go by itself
-		after time.Duration
-	}
-	eachProtocol(t, func(t *testing.T, engine bed.Engine, version string) {
+	noise := bytes.Repeat([]byte{0xff}, garbage)
+	var all sync.WaitGroup
+	served := map[bed.Engine]func(){}
+	for engine, version := range protocols { // both at once: most of it is waiting
 		server := rig.Server(t, engine, version)
 		record, err := rig.NewTenant(t, server, "").Record(t.Context())
 		require.NoError(t, err)
@@ -500,48 +516,42 @@ func TestSocketStrangers(t *testing.T) {
 			half = []byte{64, 0, 0, 1, 0xff, 0xff} // an answer to the greeting of 64 bytes
 			longest = []byte{0, 0, 2, 1}           // of 128 KiB
 		}
-		noise := bytes.Repeat([]byte{0xff}, garbage)
-		strangers := map[string]*stranger{
-			"nothing":              {dumb: true},
-			"a byte":               {said: half[:1], dumb: true},
-			"half a packet":        {said: half, dumb: true},
-			"garbage":              {said: noise},
-			"a length and garbage": {said: append(longest, noise...)},
-		}
-		var all sync.WaitGroup
-		for what, c := range strangers {
+		for what, said := range map[string][]byte{
+			"nothing": nil, "a byte": half[:1], "half a packet": half, "garbage": noise, "a length and garbage": append(longest, noise...),
+		} {
 			began := time.Now()
 			raw, err := net.Dial("unix", s.path)
 			require.NoError(t, err)
 			defer raw.Close()
 			require.NoError(t, raw.SetDeadline(began.Add(rig.Patience)))
 			all.Go(func() {
-				written, _ := raw.Write(c.said)
+				written, _ := raw.Write(said)
 				_, err := io.Copy(io.Discard, raw)
-				c.after = time.Since(began)
+				after := time.Since(began)
+				t.Logf("%s: %s: let go after %s", engine, what, after)
 				if wait := net.Error(nil); errors.As(err, &wait) && wait.Timeout() {
-					t.Errorf("%s: the proxy still waits", what)
+					t.Errorf("%s: %s: the proxy still waits", engine, what)
 				}
-				// The kernel holds some of it for the proxy.
-				if written > 1<<20 {
-					t.Errorf("%s: the proxy took %d bytes", what, written)
+				if len(said) < garbage && after < proxy.HelloTime {
+					t.Errorf("%s: %s: let go after %s", engine, what, after)
+				}
+				if written > 1<<20 { // the kernel holds some of it for the proxy
+					t.Errorf("%s: %s: the proxy took %d bytes", engine, what, written)
 				}
 			})
 		}
 		for range 5 {
 			require.NoError(t, s.try(t.Context()))
 		}
-		require.NoError(t, s.use(t.Context(), first))
-		all.Wait()
-		for what, c := range strangers {
-			t.Logf("%s: let go after %s", what, c.after)
-			if c.dumb {
-				assert.GreaterOrEqual(t, c.after, proxy.HelloTime, what)
-			}
+		served[engine] = func() {
+			s.left(t, 1)
+			require.NoError(t, s.use(t.Context(), first))
 		}
-		s.left(t, 1)
-		require.NoError(t, s.use(t.Context(), first))
-	})
+	}
+	all.Wait()
+	for _, serves := range served {
+		serves()
+	}
 }
 
 // figures are what a process holds.
