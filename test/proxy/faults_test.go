@@ -28,6 +28,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/engine/open"
 	"dbconnector/pkg/proxy"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
@@ -329,6 +330,9 @@ func TestSocketFailover(t *testing.T) {
 		require.NoError(t, bed.NewProxyAt(t, dead, first.Port, first.Addr()).Vanish(t.Context()))
 		names.lead(name, dead, elsewhere)
 		require.NoError(t, s.try(t.Context()), "the first of two addresses does not answer")
+		limited, cancel := context.WithTimeout(t.Context(), proxy.AttemptTime)
+		defer cancel()
+		require.NoError(t, open.Engine(record.Server, "test").Login(limited, record.Login(record.Active)), "the first of two addresses does not answer the programs")
 		names.lead(name)
 		err = s.try(t.Context())
 		assert.Equal(t, unreachable[engine], told(err), "%v", err)

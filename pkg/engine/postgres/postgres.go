@@ -127,6 +127,8 @@ func (s *Server) dial(ctx context.Context, user string, password dbserver.Passwo
 	if config.TLSConfig, err = s.server.TLSConfig(); err != nil {
 		return nil, false, fault.New(fault.Refused, "preparing TLS: %w", err)
 	}
+	// pgconn would give the first address of a name all the time that there is. The dialer divides it among all of them.
+	config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
 	var seen *sniffer
 	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
