@@ -31,6 +31,8 @@ const (
 
 // Wire serves the clients of one tenant on a PostgreSQL server.
 type Wire struct {
+	dial pgconn.DialFunc
+
 	mu      sync.Mutex
 	cancels map[string]*pgconn.PgConn // by process and secret key
 }
@@ -38,7 +40,7 @@ type Wire struct {
 var _ proxy.Wire = (*Wire)(nil)
 
 // New makes one.
-func New() *Wire { return &Wire{cancels: map[string]*pgconn.PgConn{}} }
+func New() *Wire { return &Wire{dial: proxy.Dial, cancels: map[string]*pgconn.PgConn{}} }
 
 // Open is described at proxy.Wire. Of what the client says, the user and the database are replaced: the client has no login, and every
 // name but those of the maintenance databases stands for the tenant's.
@@ -102,7 +104,7 @@ func (w *Wire) logIn(ctx context.Context, h *hello, next proxy.Next) (*server, p
 		if err != nil {
 			return nil, login, err
 		}
-		server, err := attempt(ctx, h, login)
+		server, err := w.attempt(ctx, h, login)
 		var said *pgconn.PgError
 		if errors.As(err, &said) && refusesLogin(said) {
 			refused = err
@@ -123,7 +125,7 @@ type server struct {
 const mostNotices = 16
 
 // attempt logs in once.
-func attempt(ctx context.Context, h *hello, login proxy.Login) (*server, error) {
+func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, proxy.AttemptTime)
 	defer cancel()
 	// Only ParseConfig makes a usable config. It also reads the PG… variables of the environment, so everything is overwritten.
@@ -138,7 +140,7 @@ func attempt(ctx context.Context, h *hello, login proxy.Login) (*server, error) 
 	config.RuntimeParams = h.params
 	// pgconn would give the first address of a name all the time that there is. Dial divides it among all of them.
 	config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	config.DialFunc = proxy.Dial
+	config.DialFunc = w.dial
 	s := &server{}
 	config.OnNotice = func(_ *pgconn.PgConn, said *pgconn.Notice) {
 		if notice := pgproto3.NoticeResponse(words((*pgconn.PgError)(said))); len(s.notices) < mostNotices {

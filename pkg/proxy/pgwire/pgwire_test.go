@@ -4,15 +4,24 @@ package pgwire
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/proxy"
+	"dbconnector/pkg/tenant"
 )
 
 // packet is one without a type.
@@ -176,4 +185,94 @@ func FuzzFrames(f *testing.F) {
 			t.Errorf("%q at once: %q, in parts of %d: %q", data, whole, size, parts)
 		}
 	})
+}
+
+// slow is a connection on which the first write takes long, though the other side has it at once: a process that the kernel lets wait.
+type slow struct {
+	net.Conn
+	once sync.Once
+}
+
+func (c *slow) Write(p []byte) (int, error) {
+	const while = 50 * time.Millisecond // pgconn begins to read in the background after 15 ms
+	n, err := c.Conn.Write(p)
+	c.once.Do(func() { <-time.After(while) })
+	return n, err
+}
+
+// answerAll plays a server that lets everybody in, and answers a query with itself, in pieces.
+func answerAll(conn net.Conn) error {
+	backend := pgproto3.NewBackend(conn, conn)
+	if _, err := backend.ReceiveStartupMessage(); err != nil {
+		return err
+	}
+	ready := &pgproto3.ReadyForQuery{TxStatus: 'I'}
+	backend.Send(&pgproto3.AuthenticationOk{})
+	backend.Send(&pgproto3.ParameterStatus{Name: "server_version", Value: "17.0"})
+	backend.Send(&pgproto3.BackendKeyData{ProcessID: 1, SecretKey: []byte("key!")})
+	backend.Send(ready)
+	for {
+		if err := backend.Flush(); err != nil {
+			return err
+		}
+		message, err := backend.Receive()
+		if err != nil {
+			return err
+		}
+		query, ok := message.(*pgproto3.Query)
+		if !ok {
+			return fmt.Errorf("got %T", message)
+		}
+		backend.Send(&pgproto3.DataRow{Values: [][]byte{[]byte(query.String)}})
+		backend.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT 1")})
+		backend.Send(ready)
+	}
+}
+
+// TestSlowWrite: where writing to the server is slow, pgconn reads in the background while it logs in. It has stopped when the session
+// begins, and has kept nothing. (8)
+func TestSlowWrite(t *testing.T) {
+	t.Parallel()
+	w := New()
+	w.dial = func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go func() {
+			defer far.Close()
+			_ = answerAll(far)
+		}()
+		return &slow{Conn: near}, nil
+	}
+	login := proxy.Login{Login: tenant.Login{User: "u", Password: "p", Database: "d"}, Server: dbserver.Server{Host: "h", Port: 1, SSLMode: dbserver.Disable}}
+	next := func(context.Context, error) (proxy.Login, error) { return login, nil }
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		_, _ = io.WriteString(near, packet(v3, "user\x00u\x00\x00"))
+		_, _ = io.Copy(io.Discard, near)
+	}()
+	session, err := w.Open(t.Context(), far, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Server.Close()
+	if err := session.Server.SetDeadline(time.Now().Add(5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	frontend := pgproto3.NewFrontend(session.Server, session.Server)
+	for i := range 5 {
+		query := fmt.Sprint("query ", i)
+		frontend.Send(&pgproto3.Query{String: query})
+		if err := frontend.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		message, err := frontend.Receive()
+		if row, ok := message.(*pgproto3.DataRow); err != nil || !ok || string(row.Values[0]) != query {
+			t.Fatalf("%s: got %#v, %v", query, message, err)
+		}
+		for range 2 {
+			if _, err := frontend.Receive(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
