@@ -72,6 +72,11 @@ func Network(err error) error {
 	return nil
 }
 
+// NoTLS is the error where a database server does not offer TLS.
+func NoTLS() error {
+	return New(Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+}
+
 // Innermost is the last cause of a chain of errors.
 func Innermost(err error) error {
 	for {

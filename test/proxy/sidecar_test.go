@@ -83,6 +83,9 @@ func TestSocketHandOver(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(metrics), `dbconnector_adopt_info{mode="socket"} 1`)
 	assert.Contains(t, string(metrics), `dbconnector_socket_connects_total{result="ok"} 1`)
+	for _, slot := range []tenant.Slot{tenant.A, tenant.B} {
+		assert.NotContains(t, string(metrics)+p.Log(), record.Login(slot).Password.Reveal())
+	}
 	exit, err := p.Stop(t.Context())
 	require.NoError(t, err)
 	require.Zero(t, exit)

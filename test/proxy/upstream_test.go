@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"dbconnector/pkg/dbserver"
+	"dbconnector/pkg/fault"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 	"dbconnector/test/rig"
@@ -221,6 +222,7 @@ func TestSocketUpstreamTLS(t *testing.T) {
 			if test.by == nil && test.mode != "prefer" {
 				const sslRequest = 80877103
 				assert.Equal(t, binary.BigEndian.AppendUint32([]byte{0, 0, 0, 8}, sslRequest), u.heard)
+				assert.ErrorContains(t, err, "dbconnector: "+fault.NoTLS().Error())
 			}
 		})
 	}

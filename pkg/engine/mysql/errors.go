@@ -188,7 +188,7 @@ func classify(err error) error {
 	}
 	switch network := fault.Network(err); {
 	case errors.Is(err, mysqldriver.ErrNoTLS):
-		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+		return fault.NoTLS()
 	case errors.Is(err, mysqldriver.ErrMalformPkt), errors.Is(err, mysqldriver.ErrPktSync), errors.Is(err, mysqldriver.ErrPktSyncMul),
 		errors.Is(err, mysqldriver.ErrOldProtocol), errors.Is(err, mysqldriver.ErrPktTooLarge):
 		return errForeign

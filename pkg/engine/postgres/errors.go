@@ -197,7 +197,7 @@ func (s *sniffer) verdict(wantTLS bool) error {
 		// A MySQL packet: three bytes of length, sequence number 0, protocol version 10 or an error.
 		return fault.New(fault.Refused, `the server speaks MySQL's protocol, not PostgreSQL's: see the connector's key "type"`)
 	case wantTLS && bytes.Equal(first, []byte("N")):
-		return fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+		return fault.NoTLS()
 	case wantTLS && len(first) > 1 && (first[0] == 'S' || first[0] == 'N'), // its yes or no is one byte: SSH- and the like
 		!bytes.ContainsAny(first[:1], "SNERv"): // SSL yes and no, error, authentication, protocol negotiation
 		return fault.New(fault.Refused, `the server does not speak PostgreSQL's protocol: see the connector's keys "type", "endpoint" and "port"`)

@@ -226,7 +226,7 @@ func (s *server) logIn(ctx context.Context, a *answer, login proxy.Login) ([]byt
 	case err != nil:
 		return nil, fmt.Errorf("preparing TLS: %w", err)
 	case config != nil && s.greeting.caps&useTLS == 0:
-		return nil, fault.New(fault.Refused, `the server does not offer TLS: switch it on there, or set the connector's key "sslMode" to "disable"`)
+		return nil, fault.NoTLS()
 	case config != nil:
 		more = useTLS
 		const fixed = 32

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -121,6 +122,9 @@ type server struct {
 	notices []pgproto3.BackendMessage
 }
 
+// noTLS is what pgconn says where the server offers no TLS. There is no error value for it.
+const noTLS = "server refused TLS connection"
+
 // mostNotices is how many notices of a login are kept for the client.
 const mostNotices = 16
 
@@ -221,6 +225,8 @@ func tell(client net.Conn, err error) error {
 	}
 	if network := fault.Network(err); network != nil {
 		err = network
+	} else if strings.Contains(err.Error(), noTLS) {
+		err = fault.NoTLS()
 	}
 	return refuse(client, proxy.Unreachable, cannotConnect, err)
 }

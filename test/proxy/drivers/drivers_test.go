@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package drivers_test runs the test suites of the drivers that clients of the socket use: each test ends through the socket as it does on
-// the server.
+// Package drivers_test runs the test suites of the drivers that clients of the socket use: each test ends through the socket of the shipped
+// sidecar as it does on the server.
 package drivers_test
 
 import (
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path"
@@ -24,25 +25,13 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/zap"
 
-	"dbconnector/pkg/proxy"
-	"dbconnector/pkg/proxy/mywire"
-	"dbconnector/pkg/proxy/pgwire"
 	"dbconnector/pkg/tenant"
 	"dbconnector/test/bed"
 	"dbconnector/test/rig"
 )
 
 func TestMain(m *testing.M) { rig.Main(m) }
-
-// wire is the protocol of an engine, and the name of the socket that its clients look for.
-func wire(engine bed.Engine) (protocol proxy.Wire, socket string) {
-	if engine == bed.Postgres {
-		return pgwire.New(), ".s.PGSQL.5432"
-	}
-	return mywire.New(), "mysql.sock"
-}
 
 // exception is a test, or some, and why it is one.
 type exception struct {
@@ -85,15 +74,17 @@ func TestDrivers(t *testing.T) {
 			programs := test.suite.build(t)
 			server := bed.NewServer(t, test.engine, test.version, test.suite.options)
 			// Each run has a tenant of its own, so that neither finds what the other left behind.
-			newTenant := func() *tenant.Record {
-				record, err := rig.NewTenant(t, server, "").Record(t.Context())
+			newTenant := func(settings ...string) (*rig.Tenant, *tenant.Record) {
+				plane := rig.NewTenant(t, server, "", append(settings, fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", most))...)
+				record, err := plane.Record(t.Context())
 				require.NoError(t, err)
 				test.suite.prepare(t, server, record)
-				return record
+				return plane, record
 			}
-			direct := test.suite.direct(t, server, newTenant())
-			record := newTenant()
-			socket := test.suite.socket(serve(t, test.engine, record), record)
+			_, record := newTenant()
+			direct := test.suite.direct(t, server, record)
+			plane, record := newTenant("DBCONNECTOR_ADOPT=socket")
+			socket := test.suite.socket(serve(t, plane), record)
 
 			var onServer, throughSocket map[string]outcome
 			t.Run("both", func(t *testing.T) { // at once: they wait more than they compute
@@ -149,32 +140,26 @@ func find(exceptions []exception, name string) (exception, bool) {
 	return exception{}, false
 }
 
-// serve serves a tenant on a socket, whose path it returns.
-func serve(t *testing.T, engine bed.Engine, record *tenant.Record) string {
+// serve has the sidecar serve a tenant, and returns the socket's path.
+func serve(t *testing.T, plane *rig.Tenant) string {
 	t.Helper()
-	protocol, name := wire(engine)
-	path := filepath.Join(t.TempDir(), name)
-	server := &proxy.Server{Wire: protocol, Logins: proxy.NewLogins(), MaxSessions: most, Observer: nobody{}, Log: zap.NewNop()}
-	server.Logins.Set(record)
-	l, err := proxy.Listen(t.Context(), path, 0o660)
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		assert.NoError(t, l.Close())
-		cancel()
-		assert.NoError(t, <-served)
+	p := rig.Sidecar(t, plane)
+	bed.Eventually(t, rig.Patience, func(ctx context.Context) error {
+		status, body, err := p.Get(ctx, "/readyz")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
 	})
-	return path
+	sockets, err := filepath.Glob(filepath.Join(plane.Out, "*"))
+	require.NoError(t, err)
+	i := slices.IndexFunc(sockets, func(path string) bool {
+		info, err := os.Lstat(path)
+		return err == nil && info.Mode()&os.ModeSocket != 0
+	})
+	require.GreaterOrEqual(t, i, 0, "no socket among %q", sockets)
+	return sockets[i]
 }
-
-// nobody is an observer that does not look.
-type nobody struct{}
-
-func (nobody) Connected(proxy.Result, time.Duration) {}
-func (nobody) Drained()                              {}
-func (nobody) Cancelled()                            {}
 
 // program is the tests of one package, built, and the directory in which they are run.
 type program struct{ pkg, file, dir string }
