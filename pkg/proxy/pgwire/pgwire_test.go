@@ -255,7 +255,7 @@ func TestSlowWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer session.Server.Close()
-	if err := session.Server.SetDeadline(time.Now().Add(5*time.Second)); err != nil {
+	if err := session.Server.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	frontend := pgproto3.NewFrontend(session.Server, session.Server)
