@@ -36,6 +36,7 @@ type Values struct {
 			} `json:"serviceAccount"`
 		} `json:"advanced"`
 		StatefulSet struct {
+			Command          []string         `json:"command,omitempty"`
 			Args             []string         `json:"args,omitempty"`
 			Env              []map[string]any `json:"env,omitempty"`
 			HighAvailability struct {
@@ -299,7 +300,7 @@ func (v *Values) pod(release string) object {
 	maps.Copy(liveness, set.Probes.LivenessProbe)
 	syncer := object{
 		"name": "syncer", "image": vclusterImage, "imagePullPolicy": "IfNotPresent",
-		"args": set.Args,
+		"command": set.Command, "args": set.Args,
 		"env": slices.Concat([]object{
 			{"name": "VCLUSTER_NAME", "value": release},
 			field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP"), field("NODE_NAME", "spec.nodeName"),

@@ -150,7 +150,7 @@ func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 		},
 	}, {
 		Name:       vclusterImage,
-		Files:      map[string]bed.ImageFile{"/vcluster": {Content: vcluster, Mode: 0o755}},
+		Files:      map[string]bed.ImageFile{"/vcluster": {Content: vcluster, Mode: 0o755}, "/bin/busybox": busybox.Files["/bin/busybox"], "/bin/sh": {Link: "busybox"}},
 		Entrypoint: []string{"/vcluster", "start"},
 	}}, nil
 }
@@ -287,12 +287,29 @@ func (c *Cluster) NativeSidecar(example string) (*Values, error) {
 	return values, nil
 }
 
-func readValues(kustomize, example, file string) (*Values, error) {
+// WaitForSocket reads the shipped Helm values of an example, and over them those with which a control plane waits for the socket.
+func (c *Cluster) WaitForSocket(example string) (*Values, error) {
+	values, err := c.Values(example)
+	if err != nil {
+		return nil, err
+	}
+	over, err := parseFile(c.kustomize, "", "values-wait-for-socket.yaml")
+	if err == nil {
+		values.ControlPlane.StatefulSet.Command = over.ControlPlane.StatefulSet.Command
+	}
+	return values, err
+}
+
+func parseFile(kustomize, example, file string) (*Values, error) {
 	text, err := os.ReadFile(filepath.Join(kustomize, "examples", example, file))
 	if err != nil {
 		return nil, fmt.Errorf("reading values: %w", err)
 	}
-	values, err := ParseValues(text)
+	return ParseValues(text)
+}
+
+func readValues(kustomize, example, file string) (*Values, error) {
+	values, err := parseFile(kustomize, example, file)
 	if err != nil {
 		return nil, err
 	}

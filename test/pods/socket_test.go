@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -189,33 +191,66 @@ func TestRestoreBySocket(t *testing.T) {
 	written(t, v, "mine")
 }
 
-// TestSocketStarts: on MariaDB, where kine ends without a socket, the native sidecar has the control plane wait. No container is started twice.
+// startsOf is how often TestSocketStarts starts a pod; more often where the variable says so.
+func startsOf(t *testing.T) int {
+	t.Helper()
+	const variable, usual = "DBCONNECTOR_TEST_SOCKET_STARTS", 2
+	text := os.Getenv(variable)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err, variable)
+	return n
+}
+
+// TestSocketStarts: with either form of the sidecar the control plane finds the socket when it starts, or waits for it. No container is
+// started twice.
 func TestSocketStarts(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t)
-	newServer(t, c, bed.MariaDB, "11.8", "mysql", "socket-starts")
-	values, err := c.NativeSidecar("open-source")
-	require.NoError(t, err)
-	v := installValues(t, c, "open-source", values, Names{Release: "team-a", Namespace: "socket-starts", Connector: "socket-starts"}, socketMode)
-	for starts := range 3 {
-		if starts > 0 {
-			kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=0")
-			bed.Eventually(t, patience, func(ctx context.Context) error {
-				pods, err := v.Pods(ctx)
-				if err == nil && len(pods) > 0 {
-					err = fmt.Errorf("%d pods are left", len(pods))
+	native := func(c *Cluster) (*Values, error) { return c.NativeSidecar("open-source") }
+	ordinary := func(c *Cluster) (*Values, error) { return c.Values("open-source") }
+	waits := func(c *Cluster) (*Values, error) { return c.WaitForSocket("open-source") }
+	for name, test := range map[string]struct {
+		engine  bed.Engine
+		version string
+		kind    string
+		values  func(*Cluster) (*Values, error)
+	}{
+		"mariadb-native":    {bed.MariaDB, "11.8", "mysql", native},
+		"mariadb-ordinary":  {bed.MariaDB, "11.8", "mysql", waits},
+		"mysql-ordinary":    {bed.MySQL, "9.7", "mysql", waits},
+		"postgres-ordinary": {bed.Postgres, "17", "postgres", ordinary},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t)
+			namespace := "starts-" + name
+			newServer(t, c, test.engine, test.version, test.kind, namespace)
+			values, err := test.values(c)
+			require.NoError(t, err)
+			v := installValues(t, c, "open-source", values, Names{Release: "team-a", Namespace: namespace, Connector: namespace}, socketMode)
+			for starts := range startsOf(t) {
+				if starts > 0 {
+					kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=0")
+					bed.Eventually(t, patience, func(ctx context.Context) error {
+						pods, err := v.Pods(ctx)
+						if err == nil && len(pods) > 0 {
+							err = fmt.Errorf("%d pods are left", len(pods))
+						}
+						return err
+					})
+					kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=1")
 				}
-				return err
-			})
-			kubectl(t, c, "scale", "--namespace", v.Namespace, "deployment/"+v.Release, "--replicas=1")
-		}
-		ready(t, v)
-		pods, err := v.Pods(t.Context())
-		require.NoError(t, err)
-		for _, pod := range alive(pods) {
-			for _, s := range append(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses...) {
-				assert.Zero(t, s.RestartCount, "start %d: %s: %s", starts+1, s.Name, state(s.LastTerminationState))
+				ready(t, v)
+				pods, err := v.Pods(t.Context())
+				require.NoError(t, err)
+				for _, pod := range alive(pods) {
+					for _, s := range append(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses...) {
+						assert.Zero(t, s.RestartCount, "start %d: %s: %s", starts+1, s.Name, state(s.LastTerminationState))
+					}
+				}
 			}
-		}
+		})
 	}
 }
