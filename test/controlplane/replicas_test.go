@@ -32,8 +32,10 @@ type pod struct {
 	kine     *bed.Kine
 	sidecar  *rig.Process   // nil: not started yet
 	sidecars []*rig.Process // all there ever were
+	dsn      string         // kine runs on it
 	dsns     []string       // those that kine was started on, each once
 	args     []string       // for kine
+	template int64          // the generation of the StatefulSet that the pod was made for
 }
 
 // plane is a control plane of several replicas, in the host cluster, on one database, with one API server on all of them.
@@ -45,8 +47,9 @@ type plane struct {
 	api    *bed.APIServer
 }
 
-// newPlane starts a control plane; with settings for the sidecars those, too, and socket mode. It needs the connector no more.
-func newPlane(t *testing.T, s setting, sidecar ...string) *plane {
+// newPlane starts a control plane; with settings for its pods, NAME=value without the prefix, the sidecars, too. It needs the connector no
+// more.
+func newPlane(t *testing.T, s setting, settings ...string) *plane {
 	t.Helper()
 	server := bed.NewServer(t, s.engine, s.version, s.options)
 	user, password, err := server.CloudAdmin(t.Context(), "platform")
@@ -65,17 +68,10 @@ func newPlane(t *testing.T, s setting, sidecar ...string) *plane {
 		member, err := NewTenant(p.name, connector, filepath.Join(dir, fmt.Sprintf("replica-%d", i)), values)
 		require.NoError(t, err)
 		member.Cluster, member.State = p.host, ""
-		member.Settings = []string{fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", (replicas+1)*20+10)} // as docs/install.md has it
-		if len(sidecar) > 0 {
-			member.Settings = append(member.Settings, "DBCONNECTOR_ADOPT=socket")
-		}
-		r := &pod{Tenant: member}
-		if len(sidecar) > 0 { // the shipped lifetime is for a rotation once a month
-			r.args = []string{"--datastore-connection-max-lifetime=2s"}
-		}
+		r := &pod{Tenant: member, template: 1}
 		p.pods = append(p.pods, r)
 		t.Cleanup(func() { r.cleanUp(t) })
-		require.NoError(t, r.start(t.Context(), sidecar...))
+		require.NoError(t, r.start(t.Context(), settings...))
 		endpoints[i] = r.kine.Endpoint
 	}
 	// From here on no program knows the admin's credential.
@@ -127,11 +123,20 @@ func (r *pod) cleanUp(t *testing.T) {
 	}
 }
 
-// start treats a new pod as the kubelet does: the volume of the hand-over is empty, dbconnector-init runs to its end,
-// then the sidecar, if it has settings, and the control plane start. It returns when all are ready.
+// start treats a new pod as the kubelet does: its volumes are empty, dbconnector-init runs to its end, then the sidecar, if there are
+// settings, and the control plane start. It returns when all are ready. Both programs have the settings, as in the shipped values.
 func (r *pod) start(ctx context.Context, settings ...string) error {
-	if err := errors.Join(os.RemoveAll(r.Out), os.Mkdir(r.Out, 0o750)); err != nil {
+	private := handover.PrivateDir(r.Out)
+	if err := errors.Join(os.RemoveAll(r.Out), os.Mkdir(r.Out, 0o750), os.RemoveAll(private), os.Mkdir(private, 0o700)); err != nil {
 		return err
+	}
+	r.Settings = []string{fmt.Sprintf("DBCONNECTOR_CONNECTION_LIMIT=%d", (replicas+1)*20+10)} // as docs/install.md has it
+	for _, s := range settings {
+		r.Settings = append(r.Settings, "DBCONNECTOR_"+s)
+	}
+	r.args = nil
+	if slices.Contains(settings, "ADOPT=socket") { // the shipped lifetime is for a rotation once a month
+		r.args = []string{"--datastore-connection-max-lifetime=2s"}
 	}
 	ready, err := r.Provision(ctx)
 	if err != nil {
@@ -154,6 +159,7 @@ func (r *pod) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.dsn = store.DataSource
 	if !slices.Contains(r.dsns, store.DataSource) {
 		r.dsns = append(r.dsns, store.DataSource)
 	}
@@ -181,13 +187,18 @@ func (r *pod) rotate(ctx context.Context, settings ...string) error {
 	})
 }
 
-// restart replaces the pod: first the control plane ends, then the sidecar.
+// restart replaces the pod: the control plane and the sidecar are asked to end together, as the kubelet asks all containers.
 func (r *pod) restart(ctx context.Context, settings ...string) error {
-	if err := r.kine.Halt(ctx); err != nil {
+	ended := make(chan error, 1)
+	go func() {
+		exit, err := r.sidecar.Stop(ctx)
+		if err != nil || exit != 0 {
+			err = fmt.Errorf("dbconnector-rotate was asked to end: exit code %d, %w\n%s", exit, err, r.sidecar.Log())
+		}
+		ended <- err
+	}()
+	if err := errors.Join(r.kine.Halt(ctx), <-ended); err != nil {
 		return err
-	}
-	if exit, err := r.sidecar.Stop(ctx); err != nil || exit != 0 {
-		return fmt.Errorf("dbconnector-rotate was asked to end: exit code %d, %w\n%s", exit, err, r.sidecar.Log())
 	}
 	return r.start(ctx, settings...)
 }
@@ -202,8 +213,44 @@ type statefulSet struct {
 	Spec     struct {
 		Template struct {
 			Metadata struct{ Annotations map[string]string }
+			Spec     struct{ Containers []container }
 		}
 	}
+	Status struct{ ObservedGeneration, UpdatedReplicas, AvailableReplicas int64 }
+}
+
+// container is the one of the template; its variables are the pod's settings.
+type container struct {
+	Name  string     `json:"name"`
+	Image string     `json:"image"`
+	Env   []variable `json:"env,omitempty"`
+}
+
+type variable struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+func containers(settings []string) []container {
+	c := container{Name: "syncer", Image: "example.com/vcluster"}
+	for _, s := range settings {
+		name, value, _ := strings.Cut(s, "=")
+		c.Env = append(c.Env, variable{name, value})
+	}
+	return []container{c}
+}
+
+// settings are those of the template.
+func (s statefulSet) settings() (list []string) {
+	for _, v := range s.Spec.Template.Spec.Containers[0].Env {
+		list = append(list, v.Name+"="+v.Value)
+	}
+	return list
+}
+
+// rolledOut: all pods have the template.
+func (s statefulSet) rolledOut() bool {
+	return s.Status.ObservedGeneration == s.Metadata.Generation && s.Status.UpdatedReplicas == replicas && s.Status.AvailableReplicas == replicas
 }
 
 // requested is the generation on the pod template; 0 for none.
@@ -217,8 +264,8 @@ func (p *plane) statefulSet(ctx context.Context) (s statefulSet, err error) {
 	return s, err
 }
 
-// createWorkload makes the StatefulSet of the control plane.
-func (p *plane) createWorkload(ctx context.Context) error {
+// createWorkload makes the StatefulSet of the control plane, with these settings on its template.
+func (p *plane) createWorkload(ctx context.Context, settings ...string) error {
 	labels := map[string]string{"app": "vcluster", "release": p.name}
 	object := map[string]any{
 		"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": map[string]any{"name": p.name},
@@ -226,7 +273,7 @@ func (p *plane) createWorkload(ctx context.Context) error {
 			"replicas": replicas, "serviceName": p.name, "selector": map[string]any{"matchLabels": labels},
 			"template": map[string]any{
 				"metadata": map[string]any{"labels": labels, "annotations": map[string]string{"example.com/other": "stays"}},
-				"spec":     map[string]any{"containers": []any{map[string]string{"name": "syncer", "image": "example.com/vcluster"}}},
+				"spec":     map[string]any{"containers": containers(settings)},
 			},
 		},
 	}
@@ -249,10 +296,17 @@ func (p *plane) report(ctx context.Context, generation int64, updated, available
 	}}, nil)
 }
 
+// change has the operator change the settings on the template.
+func (p *plane) change(ctx context.Context, settings []string) error {
+	return p.host.API.Do(ctx, http.MethodPatch, p.workload(), map[string]any{"spec": map[string]any{"template": map[string]any{"spec": map[string]any{
+		"containers": containers(settings),
+	}}}}, nil)
+}
+
 // control plays the StatefulSet controller, and the kubelet, until ctx ends: when the object changes, it replaces the pods one
-// after the other, the last one first, and waits for each to be ready. settings are those of the sidecars of a template with
-// a certain annotation. It sends the annotation of every template that has been rolled out.
-func (p *plane) control(ctx context.Context, settings func(requested int64) []string, rolled chan<- int64) error {
+// after the other, the last one first, and waits for each to be ready. A template that changes meanwhile is the one it goes on with.
+// settings is asked before each pod is replaced. control sends the annotation of every template that has been rolled out.
+func (p *plane) control(ctx context.Context, settings func(context.Context, statefulSet) ([]string, error), rolled chan<- int64) error {
 	for observed := int64(1); ; {
 		var now statefulSet
 		err := bed.Wait(ctx, func(ctx context.Context) (err error) {
@@ -267,27 +321,46 @@ func (p *plane) control(ctx context.Context, settings func(requested int64) []st
 		if err != nil {
 			return err
 		}
+		for old := p.outdated(now); len(old) > 0; old = p.outdated(now) {
+			if err := p.replace(ctx, old[len(old)-1], now, replicas-len(old), settings); err != nil {
+				return fmt.Errorf("rolling out generation %d of the StatefulSet: %w", now.Metadata.Generation, err)
+			}
+			if now, err = p.statefulSet(ctx); err != nil {
+				return err
+			}
+		}
 		observed = now.Metadata.Generation
-		// Both begin at 1, so that they agree as long as each rotation changes the template once.
-		if now.requested() != observed {
-			return fmt.Errorf("the StatefulSet is at generation %d, with %d on the template", observed, now.requested())
-		}
-		updated := 0
-		for _, r := range slices.Backward(p.pods) {
-			err := p.report(ctx, observed, updated, replicas-1)
-			if err == nil {
-				err = r.restart(ctx, settings(now.requested())...)
-			}
-			if err != nil {
-				return fmt.Errorf("rolling out generation %d of the StatefulSet: %w", observed, err)
-			}
-			updated++
-		}
 		if err := p.report(ctx, observed, replicas, replicas); err != nil {
 			return err
 		}
 		rolled <- now.requested()
 	}
+}
+
+// outdated are the pods that do not have the template.
+func (p *plane) outdated(now statefulSet) (old []*pod) {
+	for _, r := range p.pods {
+		if r.template != now.Metadata.Generation {
+			old = append(old, r)
+		}
+	}
+	return old
+}
+
+// replace makes one pod new, for a template that so many pods have.
+func (p *plane) replace(ctx context.Context, r *pod, now statefulSet, updated int, settings func(context.Context, statefulSet) ([]string, error)) error {
+	list, err := settings(ctx, now)
+	if err != nil {
+		return err
+	}
+	if err := p.report(ctx, now.Metadata.Generation, updated, replicas-1); err != nil {
+		return err
+	}
+	if err := r.restart(ctx, list...); err != nil {
+		return err
+	}
+	r.template = now.Metadata.Generation
+	return nil
 }
 
 func (p *plane) record(t *testing.T) *tenant.Record {

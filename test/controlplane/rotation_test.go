@@ -47,11 +47,15 @@ func TestRotationWithRollout(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			rolled, controller := make(chan int64, 100), make(chan error, 1)
 			go func() {
-				controller <- p.control(ctx, func(requested int64) []string {
-					if requested > rotations { // generations count from 1
-						return append([]string{"ADOPT=rollout"}, steady...)
+				controller <- p.control(ctx, func(_ context.Context, now statefulSet) ([]string, error) {
+					// Both begin at 1, so that they agree as long as each rotation changes the template once.
+					if now.requested() != now.Metadata.Generation {
+						return nil, fmt.Errorf("%d is on the template", now.requested())
 					}
-					return append([]string{"ADOPT=rollout"}, hasty...)
+					if now.requested() > rotations { // generations count from 1
+						return append([]string{"ADOPT=rollout"}, steady...), nil
+					}
+					return append([]string{"ADOPT=rollout"}, hasty...), nil
 				}, rolled)
 				close(controller)
 			}()

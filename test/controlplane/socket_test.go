@@ -37,7 +37,7 @@ func TestRotationBySocket(t *testing.T) {
 	for _, s := range settings[:3] {
 		t.Run(string(s.engine)+"-"+s.version, func(t *testing.T) {
 			t.Parallel()
-			p := newPlane(t, s, "ROTATION_PERIOD=5s", "GRACE=500ms")
+			p := newPlane(t, s, "ADOPT=socket", "ROTATION_PERIOD=5s", "GRACE=500ms")
 			load := startTraffic(t, p.api)
 			load.progress(t, 20)
 			passwords := map[dbserver.Password]tenant.Login{}
