@@ -25,7 +25,7 @@ var (
 
 // TestSchedules runs one to four replicas of init, sidecar and control plane through schedules that a seed decides: kills at
 // any call, before its effect or after, calls that fail, stall or come too late, outages, restarts, a scaling down, rejected
-// passwords. At every change of a password the world checks that no client that uses it is cut off, at every write of the
+// passwords, replicas in different modes. At every change of a password the world checks that no client that uses it is cut off, at every write of the
 // record that the active credential logs in, that there is one pending change at most, and that what is retired is dead, with
 // all that an attacker has begun in time (S5). When the faults end, rotations have to go on: due, rotated, adopted, retired.
 func TestSchedules(t *testing.T) {
@@ -72,7 +72,8 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1<<32))
 		w := newWorld(t, Policy{Period: time.Minute, Grace: 10 * time.Second})
-		w.rolls = rng.IntN(2) == 0
+		mode := rng.IntN(3)
+		w.rolls, w.mixed = mode == 0, mode == 1
 		w.points, w.silent = points, *seedFlag == 0
 		w.nat = rng.IntN(3) == 0
 		w.faults = odds{kill: rng.IntN(60), fail: rng.IntN(60), stall: rng.IntN(40), late: rng.IntN(300), reject: rng.IntN(200)}
@@ -109,7 +110,7 @@ func schedule(t *testing.T, seed uint64, points map[string]int) {
 					}
 				}
 			case 4:
-				if replicas > 1 && !w.rolls {
+				if replicas > 1 && !w.rolls && !w.mixed {
 					replicas--
 					lives[replicas]()
 				}

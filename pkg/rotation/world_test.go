@@ -43,6 +43,7 @@ type world struct {
 	mu sync.Mutex
 	Policy
 	rolls  bool // the control planes are asked to adopt, by a rollout
+	mixed  bool // each start of a pod may be in another mode: the operator moves the tenant, or takes the move back
 	faults odds
 	points map[string]int // crash points that were hit, by name
 	plan   []int          // the calls that are the last ones of the next sidecars
@@ -485,7 +486,10 @@ type pod struct {
 	handover *tenant.Record
 	restart  chan struct{}
 	ready    bool
-	address  string // in this incarnation
+	// In this incarnation:
+	address string
+	asks    bool          // its sidecar asks for rollouts
+	brief   time.Duration // how long a control plane uses one login, at most; zero for what is usual in its mode
 }
 
 func (w *world) pod(seed uint64, id int) *pod {
@@ -567,7 +571,7 @@ func (p *pod) sidecar(ctx context.Context, configure ...func(*proc, *Rotation)) 
 			return d/2 + moment(by.rng, d)
 		},
 	}
-	if p.rolls {
+	if p.rolls || p.asks {
 		job.Adoption = workload{by}
 	}
 	for _, c := range configure {
@@ -587,7 +591,8 @@ func (p *pod) live(ctx context.Context) {
 		if p.nat {
 			p.address = "nat"
 		}
-		p.note("pod %d: starts", p.id)
+		p.mode()
+		p.note("pod %d: starts, asks for rollouts %t, a login lasts %s", p.id, p.asks, p.brief)
 		p.mu.Unlock()
 		for p.init(ctx) != nil && wait(ctx, p.moment(5*time.Second)) {
 		}
@@ -615,11 +620,28 @@ func (p *pod) live(ctx context.Context) {
 	}
 }
 
+// mode sets the mode of an incarnation. With the socket a control plane moves to the active login by itself, in seconds.
+func (p *pod) mode() {
+	p.asks, p.brief = p.rolls, 0
+	if !p.mixed {
+		return
+	}
+	switch p.rng.IntN(3) {
+	case 0:
+		p.asks = true
+	case 1:
+		p.brief = 5 * time.Second
+	}
+}
+
 // control is one process of the control plane, from its start to its end.
 func (p *pod) control(ctx context.Context, rng *rand.Rand, address string) {
 	lifetime := p.lifetime/2 + moment(rng, p.lifetime)
-	if p.rolls {
+	switch {
+	case p.asks:
 		lifetime = time.Hour + moment(rng, time.Hour) // nothing but a rollout ends it
+	case p.brief > 0:
+		lifetime = moment(rng, p.brief)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lifetime)
 	defer cancel()
