@@ -169,8 +169,10 @@ func (f *fleet) behind(r *tenant.Record) (list []*pod) {
 	return list
 }
 
-// well says whether each kine runs, and its password, where it has one, works.
+// well says whether each kine runs, and its password, where it has one, works. A server that is too busy to answer refuses nothing.
 func (f *fleet) well(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	var errs []error
 	for i, r := range f.pods {
 		select {
@@ -181,7 +183,14 @@ func (f *fleet) well(ctx context.Context) error {
 		if r.mode() == config.AdoptSocket {
 			continue
 		}
-		if err := f.login(ctx, r.dsn); err != nil {
+		err := bed.Wait(ctx, func(ctx context.Context) error {
+			err := f.login(ctx, r.dsn)
+			if err != nil && authentication.MatchString(err.Error()) {
+				err = bed.Permanent(err)
+			}
+			return err
+		})
+		if err != nil {
 			errs = append(errs, fmt.Errorf("replica %d in mode %s: %w", i, r.mode(), err))
 		}
 	}

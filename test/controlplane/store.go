@@ -97,16 +97,24 @@ func Dial(endpoint string) (*kubernetes.Client, error) {
 }
 
 // Put creates an object, for revision 0, or updates the one that has this revision.
-// It returns the new revision.
-func Put(ctx context.Context, client *kubernetes.Client, key, value string, revision int64) (int64, error) {
-	response, err := client.OptimisticPut(ctx, key, []byte(value), revision, kubernetes.PutOptions{GetOnFailure: true})
-	if err != nil {
-		return 0, fmt.Errorf("writing %s: %w", key, err)
-	}
-	if !response.Succeeded {
-		return 0, fmt.Errorf("writing %s: it does not have revision %d", key, revision)
-	}
-	return response.Revision, nil
+// It returns the new revision. Where kine refuses and the object is nevertheless as Put wants it, Put tries again, as a Kubernetes controller
+// does: kine on MySQL and MariaDB refuses for nothing where it has filled what looked like a gap in the ids.
+func Put(ctx context.Context, client *kubernetes.Client, key, value string, revision int64) (put int64, err error) {
+	err = bed.Wait(ctx, func(ctx context.Context) error {
+		response, err := client.OptimisticPut(ctx, key, []byte(value), revision, kubernetes.PutOptions{GetOnFailure: true})
+		if err != nil {
+			return bed.Permanent(fmt.Errorf("writing %s: %w", key, err))
+		}
+		if put = response.Revision; response.Succeeded {
+			return nil
+		}
+		err = fmt.Errorf("writing %s: it does not have revision %d", key, revision)
+		if now := response.KV.GetModRevision(); now != revision {
+			return bed.Permanent(err)
+		}
+		return err
+	})
+	return put, err
 }
 
 // Delete deletes the object that has this revision.

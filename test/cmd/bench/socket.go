@@ -18,7 +18,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/client/v3/kubernetes"
 	"golang.org/x/sync/errgroup"
 
 	"dbconnector/pkg/handover"
@@ -374,14 +373,10 @@ func kineLoad(ctx context.Context, endpoint string, round int) (float64, error) 
 				if err != nil {
 					return err
 				}
-				changed, err := client.OptimisticPut(ctx, key, []byte(value), revision, kubernetes.PutOptions{GetOnFailure: true})
-				if err != nil {
+				if _, err := controlplane.Put(ctx, client, key, value, revision); err != nil {
 					return err
 				}
-				done.Add(1)
-				if changed.Succeeded { // else kine has met a deadlock, says that it is another revision, and Kubernetes tries again
-					done.Add(1)
-				}
+				done.Add(2)
 			}
 			return nil
 		})

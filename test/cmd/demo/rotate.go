@@ -275,7 +275,10 @@ func (l *load) run(ctx context.Context) {
 		case <-ticker.C:
 		}
 		key, value := fmt.Sprintf("%s%d", l.prefix, n), fmt.Sprintf("write %d", n)
-		if l.do(ctx, func(ctx context.Context, c *kubernetes.Client) error { return create(ctx, c, key, value) }) {
+		if l.do(ctx, func(ctx context.Context, c *kubernetes.Client) error {
+			_, err := controlplane.Put(ctx, c, key, value, 0)
+			return err
+		}) {
 			l.written[key] = value
 			l.do(ctx, func(ctx context.Context, c *kubernetes.Client) error { return expect(ctx, c, key, value) })
 		}
@@ -296,22 +299,6 @@ func (l *load) do(ctx context.Context, request func(context.Context, *kubernetes
 		return false
 	}
 	return true
-}
-
-// create creates an object. It tries again where kine says that there is one already and yet has none: on MySQL and MariaDB
-// it takes the gap in its ids that a slow insert of another leaves for a duplicate. A Kubernetes client does the same.
-func create(ctx context.Context, client *kubernetes.Client, key, value string) error {
-	for {
-		response, err := client.OptimisticPut(ctx, key, []byte(value), 0, kubernetes.PutOptions{GetOnFailure: true})
-		switch {
-		case err != nil:
-			return fmt.Errorf("creating %s: %w", key, err)
-		case response.Succeeded:
-			return nil
-		case response.KV != nil:
-			return fmt.Errorf("creating %s: it is there already", key)
-		}
-	}
 }
 
 func expect(ctx context.Context, client *kubernetes.Client, key, value string) error {
