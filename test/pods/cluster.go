@@ -149,8 +149,12 @@ func standIns(ctx context.Context, busybox *bed.Image) ([]*bed.Image, error) {
 			"/kubernetes/kube-apiserver": {Source: apiServer},
 		},
 	}, {
-		Name:       vclusterImage,
-		Files:      map[string]bed.ImageFile{"/vcluster": {Content: vcluster, Mode: 0o755}, "/bin/busybox": busybox.Files["/bin/busybox"], "/bin/sh": {Link: "busybox"}},
+		Name: vclusterImage,
+		Files: map[string]bed.ImageFile{
+			"/vcluster":    {Content: vcluster, Mode: 0o755},
+			"/bin/busybox": busybox.Files["/bin/busybox"],
+			"/bin/sh":      {Link: "busybox"}, // as in vCluster's own
+		},
 		Entrypoint: []string{"/vcluster", "start"},
 	}}, nil
 }
