@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -122,8 +121,24 @@ type server struct {
 	notices []pgproto3.BackendMessage
 }
 
-// noTLS is what pgconn says where the server offers no TLS. There is no error value for it.
-const noTLS = "server refused TLS connection"
+// errNoTLS is the server's answer N to the question whether it offers TLS. pgconn has words for it, and no error value.
+var errNoTLS = fault.NoTLS()
+
+// asked is a connection on which TLS is asked for.
+type asked struct {
+	net.Conn
+	answered bool
+}
+
+func (c *asked) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.answered {
+		if c.answered = true; p[0] == 'N' {
+			return 0, errNoTLS
+		}
+	}
+	return n, err
+}
 
 // mostNotices is how many notices of a login are kept for the client.
 const mostNotices = 16
@@ -144,7 +159,6 @@ func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*serve
 	config.RuntimeParams = h.params
 	// pgconn would give the first address of a name all the time that there is. Dial divides it among all of them.
 	config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
-	config.DialFunc = w.dial
 	s := &server{}
 	config.OnNotice = func(_ *pgconn.PgConn, said *pgconn.Notice) {
 		if notice := pgproto3.NoticeResponse(words((*pgconn.PgError)(said))); len(s.notices) < mostNotices {
@@ -153,6 +167,13 @@ func (w *Wire) attempt(ctx context.Context, h *hello, login proxy.Login) (*serve
 	}
 	if config.TLSConfig, err = login.Server.TLSConfig(); err != nil {
 		return nil, fmt.Errorf("preparing TLS: %w", err)
+	}
+	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := w.dial(ctx, network, address)
+		if err != nil || config.TLSConfig == nil {
+			return conn, err
+		}
+		return &asked{Conn: conn}, nil
 	}
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
@@ -223,10 +244,10 @@ func tell(client net.Conn, err error) error {
 	if errors.Is(err, proxy.ErrNoLogin) {
 		return refuse(client, proxy.Refused, invalidLogin, err)
 	}
-	if network := fault.Network(err); network != nil {
+	if errors.Is(err, errNoTLS) {
+		err = errNoTLS
+	} else if network := fault.Network(err); network != nil {
 		err = network
-	} else if strings.Contains(err.Error(), noTLS) {
-		err = fault.NoTLS()
 	}
 	return refuse(client, proxy.Unreachable, cannotConnect, err)
 }

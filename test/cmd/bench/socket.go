@@ -84,7 +84,6 @@ type socketFigures struct {
 	kineDirect    float64 // in a second
 	memory, own   int64
 	firstSession  []time.Duration
-	mostSessions  int
 }
 
 // socketBench is a tenant whose sidecar serves a socket, and one with the server in its connection string.
@@ -225,6 +224,8 @@ func (x *socketBench) prepareTools(ctx context.Context) error {
 }
 
 func (x *socketBench) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, rig.Patience)
+	defer cancel()
 	return bed.Wait(ctx, func(ctx context.Context) error {
 		status, body, err := x.sidecar.Get(ctx, "/readyz")
 		if err == nil && status/100 != 2 {
@@ -401,29 +402,41 @@ func median(all []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// tool is a command that puts load on a database, and the line in which it says how many transactions in a second it has had.
+// tool is a command that puts load on a database.
 type tool struct {
 	argv    []string
 	environ []string
 }
 
+// rate is where a tool says how many transactions in a second it has had.
 var rate = regexp.MustCompile(`(?m)(?:^tps = |^ +transactions: .*\()(\d+(?:\.\d+)?)`)
 
-func (x *socketBench) run(ctx context.Context, t tool) (tps float64, err error) {
+// run returns what a tool says.
+func (x *socketBench) run(ctx context.Context, t tool) (string, error) {
 	cmd, err := bed.Client(ctx, t.argv[0], t.argv[1:]...)
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	cmd.Dir = x.home
 	cmd.Env = append(append(cmd.Env, "PATH="+os.Getenv("PATH"), "HOME="+x.home, "LC_ALL=C"), t.environ...)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Run(); err != nil {
-		return 0, fmt.Errorf("running %s: %w\n%s", t.argv[0], err, said.String())
+		return "", fmt.Errorf("running %s: %w\n%s", t.argv[0], err, said.String())
 	}
-	m := rate.FindStringSubmatch(said.String())
+	return said.String(), nil
+}
+
+// load runs a load, and returns its transactions in a second.
+func (x *socketBench) load(ctx context.Context, w way, l load, lasts time.Duration) (float64, error) {
+	t := x.command(w, l, lasts)
+	said, err := x.run(ctx, t)
+	if err != nil {
+		return 0, err
+	}
+	m := rate.FindStringSubmatch(said)
 	if m == nil {
-		return 0, nil // it prepared the tables
+		return 0, fmt.Errorf("%s does not say how many transactions it has had:\n%s", t.argv[0], said)
 	}
 	return strconv.ParseFloat(m[1], 64)
 }
@@ -453,7 +466,7 @@ func (x *socketBench) ways() []way {
 		return append(args, "--db-driver=mysql", "--mysql-user="+login.User, "--mysql-db="+x.record.Database)
 	}
 	return []way{
-		// sysbench takes a password as an argument. This one is of a database that nobody else can reach, and is gone with it.
+		// sysbench takes a password as an argument. Only this machine reaches the bench's server, which ends with the bench.
 		{args: to("--mysql-host="+x.s.Host, "--mysql-port="+port, "--mysql-password="+login.Password.Reveal(), "--mysql-ssl=on")},
 		{args: to("--mysql-socket=" + filepath.Join(x.socket.Out, "mysql.sock")), pid: x.sidecar.Pid()},
 	}
@@ -498,7 +511,7 @@ func (x *socketBench) tools(ctx context.Context, f *socketFigures) error {
 				if err != nil {
 					return err
 				}
-				if tps[i], err = x.run(ctx, x.command(ways[i], l, loadTime)); err != nil {
+				if tps[i], err = x.load(ctx, ways[i], l, loadTime); err != nil {
 					return err
 				}
 				after, err := spent(ways[i].pid)
@@ -537,12 +550,13 @@ func (x *socketBench) memory(ctx context.Context, f *socketFigures) error {
 	}
 	l := loadsOf(x.s.Engine)[0]
 	l.clients = busy
+	sessions := 0
 	var loading atomic.Bool
 	loading.Store(true)
 	group, both := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer loading.Store(false)
-		_, err := x.run(both, x.command(x.ways()[1], l, 2*loadTime))
+		_, err := x.load(both, x.ways()[1], l, 2*loadTime)
 		return err
 	})
 	group.Go(func() error {
@@ -558,7 +572,7 @@ func (x *socketBench) memory(ctx context.Context, f *socketFigures) error {
 			}
 			for name, value := range metrics {
 				if strings.HasPrefix(name, "dbconnector_socket_sessions") {
-					f.mostSessions = max(f.mostSessions, int(value))
+					sessions = max(sessions, int(value))
 				}
 			}
 		}
@@ -567,8 +581,8 @@ func (x *socketBench) memory(ctx context.Context, f *socketFigures) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if f.mostSessions < busy {
-		return fmt.Errorf("the sidecar had %d sessions at most", f.mostSessions)
+	if sessions < busy {
+		return fmt.Errorf("the sidecar had %d sessions at most", sessions)
 	}
 	return nil
 }
