@@ -556,7 +556,7 @@ func (x *socketBench) memory(ctx context.Context, f *socketFigures) error {
 	group, both := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer loading.Store(false)
-		_, err := x.load(both, x.ways()[1], l, 2*loadTime)
+		_, err := x.load(both, x.ways()[1], l, 5*loadTime) // 40 logins take a while on a busy machine
 		return err
 	})
 	group.Go(func() error {
